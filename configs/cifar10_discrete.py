@@ -1,0 +1,15 @@
+"""CIFAR-10 as DDPM does it: the 1000-step linear table, and the network told the timestep. Else as cifar10.py.
+
+    noisesched train --config=configs/cifar10_discrete.py --workdir=runs/cifar10_discrete --config.data.data_dir=DIR
+"""
+
+from configs import cifar10
+
+
+def get_config():
+    config = cifar10.get_config()
+    config.schedule = "discrete(linear, num_steps=1000)"
+    config.conditioning.kind = "timestep"
+    config.conditioning.table = config.schedule
+    config.preview.schedule = config.schedule
+    return config

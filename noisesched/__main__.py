@@ -1,0 +1,186 @@
+"""The command line: `noisesched COMMAND --help` explains each. The only file with flags."""
+
+import argparse
+import os
+import sys
+import textwrap
+
+from noisesched import __version__
+
+EXAMPLES = """
+examples:
+  noisesched train --config=configs/digits.py --workdir=runs/digits
+  noisesched train --config=configs/digits.py --workdir=runs/slow --config.optimizer.learning_rate=1e-4
+  noisesched train --workdir=runs/digits                   # go on with a run, with the settings it has
+  noisesched sample --workdir=runs/digits --schedule=cosine --steps=20 --out=samples
+  noisesched sample --workdir=runs/digits --schedule linear karras "shifted(cosine, by=-2)" --steps 5 10 50 --out=samples
+  noisesched plot linear cosine "zero_terminal(scaled_linear)" --out=schedules.png
+  noisesched benchmark --config=configs/digits.py
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Argparse with one-line errors, and an epilog that is made only when it is shown."""
+
+    def __init__(self, *args, more=None, **kwargs):
+        super().__init__(*args, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        self.more = more
+
+    def format_help(self):
+        if self.more:
+            self.epilog = self.more()
+        return super().format_help()
+
+    def error(self, message):
+        fail(f"{message}; see {self.prog} --help")
+
+
+def parser():
+    top = Parser(prog="noisesched", description=textwrap.dedent("""\
+        Train a diffusion network that is told the log-SNR, then sample that one checkpoint under any noise schedule,
+        number of steps and sampler, and see what each schedule does."""), epilog=EXAMPLES)  # fmt: skip
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name, help, description, more=None):
+        sub = commands.add_parser(name, help=help, description=textwrap.dedent(description), more=more)
+        sub.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+        return sub
+
+    train = command("train", "train a network, or go on training one", """\
+        Train the network that a config file describes, in a workdir. The same command again goes on from the last checkpoint,
+        as after a kill. The workdir holds config.json, checkpoints, metrics.jsonl, TensorBoard events and sample grids.""",
+        more=lambda: "Any setting can be overridden: --config.group.name=value. configs/digits.py explains them all.\n" + EXAMPLES)
+    train.add_argument("--workdir", required=True, help="folder of the run")
+    train.add_argument("--config", help="config file; may be left out to go on with the run in the workdir")
+
+    sample = command("sample", "sample a trained network under any schedules", """\
+        Sample the run in a workdir under every combination of the given schedules, steps and methods. It needs nothing but
+        the workdir. Writes samples.npy, grid.png and settings.json; for several combinations, a folder each and overview.png.""",
+        more=known_specs)  # fmt: skip
+    sample.add_argument("--workdir", required=True, help="folder of the run")
+    sample.add_argument("--schedule", nargs="+", default=["cosine"], metavar="SPEC", help="inference schedules (cosine)")
+    sample.add_argument("--steps", nargs="+", type=positive, default=[25], metavar="N", help="numbers of levels (25)")
+    sample.add_argument("--method", nargs="+", default=["ddim"], metavar="SPEC", help='samplers, e.g. ddim "ddim(eta=1)" heun (ddim)')
+    sample.add_argument("--spacing", default="trailing", choices=("trailing", "leading", "linspace"),
+                        help="where the levels lie on the schedule (trailing)")  # fmt: skip
+    sample.add_argument("--num_images", type=positive, default=64, metavar="N", help="images of each combination (64)")
+    sample.add_argument("--seed", type=natural, default=0, help="of the noise; the same for all combinations (0)")
+    sample.add_argument("--parameters", default="ema", choices=("ema", "params"), help="averaged or raw parameters (ema)")
+    sample.add_argument("--checkpoint", type=natural, metavar="STEP", help="step of the checkpoint (the latest)")
+    sample.add_argument("--translation", choices=("nearest", "interpolated"),
+                        help="for a network told timesteps: how a level becomes one (as the run's config says)")  # fmt: skip
+    sample.add_argument("--labels", nargs="+", type=natural, default=[], metavar="K", help="classes, cycled through (all)")
+    sample.add_argument("--out", required=True, help="folder to write to")
+
+    plot = command("plot", "draw schedules side by side", """\
+        Draw alpha-bar, log-SNR, beta and SNR of schedules side by side, with each one's terminal SNR marked and printed.""",
+        more=known_specs)  # fmt: skip
+    plot.add_argument("schedules", nargs="+", metavar="SPEC", help="schedules, e.g. linear cosine 'shifted(cosine, by=-2)'")
+    plot.add_argument("--out", default="schedules.png", help="picture to write, .png, .svg or .pdf (schedules.png)")
+
+    benchmark = command("benchmark", "measure training, sampling, input and compilation speed", """\
+        Measure a config's training step against the bare jitted step of the same network, loss, optimizer and EMA; sampling
+        against bare network calls; the wait for input; compilation, and compilation from the persistent cache.""",
+        more=lambda: "Any setting can be overridden: --config.group.name=value.")  # fmt: skip
+    benchmark.add_argument("--config", required=True, help="config file")
+    benchmark.add_argument("--seconds", type=positive, default=60, help="about how long to measure, compilation apart (60)")
+    benchmark.add_argument("--calls", type=positive, default=50, metavar="N", help="network calls of the sampling run (50)")
+    benchmark.add_argument("--json", metavar="FILE", help="also write the figures to this file")
+    return top
+
+
+def known_specs():
+    from noisesched import samplers, schedules
+
+    def listed(title, rows):
+        width = max(len(name) for name, _ in rows) + 2
+        return f"{title}\n" + "\n".join(f"  {name:{width}}{text}" for name, text in rows)
+
+    first_line = lambda function: function.__doc__.split("\n")[0]  # noqa: E731
+    return "\n\n".join([
+        listed("schedules (a spec is a name, with or without parameters):",
+               [(schedules.EXAMPLES[name], first_line(f)) for name, f in schedules.DEFINITIONS.items()]),
+        listed("methods:", [(name, first_line(method.move)) for name, method in samplers.METHODS.items()]),
+    ]) + "\n"  # fmt: skip
+
+
+def main(arguments=None):
+    given, rest = parser().parse_known_args(arguments)
+    overrides = [word for word in rest if word.startswith(("--config.", "--noconfig."))]
+    unknown = [word for word in rest if word not in overrides]
+    if unknown or (overrides and not getattr(given, "config", None)):
+        fail(f"unknown argument {unknown[0]!r}; see noisesched {given.command} --help" if unknown else
+             f"{overrides[0]!r} changes a setting of a --config, but none is given")  # fmt: skip
+    from noisesched import backend
+
+    chosen = backend.prepare()
+    try:
+        COMMANDS[given.command](given, overrides, chosen)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")
+    except (ValueError, OSError, RuntimeError) as error:
+        if given.debug or type(error) is RuntimeError:
+            raise
+        fail(" ".join(str(error).split()), code=1 if isinstance(error, RuntimeError) else 2)
+
+
+def fail(message, code=2):
+    print(f"noisesched: error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+# -- the commands: each hands its flags to its program
+
+def run_train(given, overrides, chosen):
+    from noisesched import config, train
+    from noisesched.workdir import Workdir
+
+    if given.config:
+        loaded = config.load(given.config, overrides)
+    else:
+        loaded = config.from_dict(Workdir(given.workdir).read_config())
+    train.train(loaded, given.workdir)
+
+
+def run_sample(given, overrides, chosen):
+    from noisesched import sample
+
+    sample.run(given.workdir, sample.Request(
+        schedules=tuple(given.schedule), steps=tuple(given.steps), methods=tuple(given.method), spacing=given.spacing,
+        num_images=given.num_images, seed=given.seed, parameters=given.parameters, checkpoint=given.checkpoint,
+        translation=given.translation, labels=tuple(given.labels), out=given.out,
+    ))  # fmt: skip
+
+
+def run_plot(given, overrides, chosen):
+    from noisesched import plot
+
+    plot.plot(given.schedules, given.out)
+
+
+def run_benchmark(given, overrides, chosen):
+    from noisesched import benchmark, config
+
+    benchmark.benchmark(config.load(given.config, overrides), chosen, given.seconds, given.calls, given.json)
+
+
+COMMANDS = {"train": run_train, "sample": run_sample, "plot": run_plot, "benchmark": run_benchmark}
+
+
+def positive(text):
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def natural(text):
+    if not 0 <= int(text) < 2**32:
+        raise ValueError
+    return int(text)
+
+
+positive.__name__, natural.__name__ = "whole number from 1 up", "whole number from 0 up"  # what argparse says of a bad value
+
+if __name__ == "__main__":
+    main()

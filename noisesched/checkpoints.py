@@ -1,0 +1,320 @@
+"""The checkpoints of one run, on orbax: asynchronous, checked against damage, safe to kill.
+
+A checkpoint is a set of named items ("params", "ema", ...), each a pytree of numeric arrays, so that one can
+be restored without the others. On disk, under checkpoints/<step>/, each item is a flat set of arrays, named
+by their path in the tree ("down/0/kernel"). Beside them is a record of step, shapes, dtypes and checksums,
+because orbax itself restores changed bits in array data without a word, and casts to another dtype without a
+word.
+"""
+
+import json
+import logging
+import os
+import re
+import sys
+import time
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from noisesched.workdir import Workdir
+
+# The item that holds {"content": {"step", "items": {item: {leaf: shape, dtype, crc32}}}, "crc32": its own}
+RECORD = "leaves"
+_log = logging.getLogger("noisesched")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be written, found, trusted or fitted to its target; the message is one line."""
+
+
+class Checkpoints:
+    """The checkpoints in a workdir; a context manager around one orbax CheckpointManager.
+
+    `max_to_keep`: how many of the newest are kept; saving needs room for one more. None opens them for
+    reading only: nothing is made, moved or deleted, so that a run can be sampled while it trains.
+    """
+
+    def __init__(self, workdir: Workdir, max_to_keep: int | None):
+        self.path = workdir.checkpoints
+        self._max_to_keep = max_to_keep
+        self._writing: int | None = None  # the step whose files are being written in the background
+        self._ocp = _orbax()
+        self._manager = self._open()
+
+    def _open(self):
+        if self._max_to_keep is None:
+            options = self._ocp.CheckpointManagerOptions(read_only=True)
+        else:  # without the clean-up, what a killed process had half written would stay for ever
+            options = self._ocp.CheckpointManagerOptions(
+                max_to_keep=self._max_to_keep, cleanup_tmp_directories=True
+            )
+        return self._ocp.CheckpointManager(self.path, options=options)
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def latest_step(self) -> int | None:
+        return max(self.steps(), default=None)
+
+    def save(self, step: int, items: dict[str, Any]) -> None:
+        """Starts writing {item: pytree}. On return the values are copied: donate or change them freely.
+
+        A step that is already complete is left as it is: the state is a function of config and step. If the
+        save before this one failed in the background, that is raised here (or by `wait`), and nothing is
+        saved.
+        Raises CheckpointError: a non-finite value, a PRNG key, a leaf that is not numeric, a step older than
+        one on disk, a failed write.
+        """
+        self.wait()
+        if step in self.steps():
+            return
+        if self.steps() and step < self.latest_step():
+            raise CheckpointError(f"{self.path} holds step {self.latest_step()}, newer than step {step}")
+        try:
+            arrays = {item: _to_host(item, tree) for item, tree in items.items()}
+        except CheckpointError as error:
+            raise CheckpointError(f"no checkpoint of step {step} written: {error}") from None
+        content = {
+            "step": step,
+            "items": {
+                item: {
+                    name: {"shape": list(array.shape), "dtype": str(array.dtype), "crc32": _crc32(array)}
+                    for name, array in leaves.items()
+                }
+                for item, leaves in arrays.items()
+            },
+        }
+        args = {RECORD: self._ocp.args.JsonSave({"content": content, "crc32": _crc32_of_json(content)})}
+        for item, leaves in arrays.items():
+            # Orbax takes neither arrays without elements nor items without arrays: the record alone keeps
+            # those. It deep-copies numpy arrays before it returns, so they are not copied here as well.
+            if stored := {name: array for name, array in leaves.items() if array.size}:
+                args[item] = self._ocp.args.StandardSave(stored)
+        try:
+            self._manager.save(step, args=self._ocp.args.Composite(**args), force=True)
+        except Exception as error:
+            raise self._failed(step, error) from None
+        self._writing = step
+
+    def wait(self) -> None:
+        """Returns when the running save, if any, is complete on disk; CheckpointError if it failed."""
+        step, self._writing = self._writing, None
+        if step is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(step, error) from None
+
+    def _failed(self, step: int, error: Exception) -> CheckpointError:
+        """Clears up after a failed save, so that training may go on; returns what there is to raise."""
+        if jax.process_count() == 1:  # with more, opening waits for the others, where nothing may have failed
+            try:
+                self._manager.close()
+            except Exception:
+                pass  # the same failure once more
+            self._remove_half_written()
+            self._manager = self._open()
+        return CheckpointError(
+            f"the checkpoint of step {step} could not be written to {self.path}: {_reason(error)}; "
+            f"complete checkpoints there: {_listed(self.steps())}"
+        )
+
+    def _remove_half_written(self) -> None:
+        """Removes what a failed save has written: it would keep a full disk full.
+
+        Orbax's own clean-up fails, and then fails the next save, if others of its threads still write there;
+        and it does not wait for them once one has failed. So this tries again until they have ended.
+        """
+        for _ in range(50):
+            left = [path for path in self.path.iterdir() if ".orbax-checkpoint-tmp" in path.name]
+            if not left:
+                break
+            for path in left:
+                try:
+                    path.rmtree()
+                except OSError:
+                    pass  # a new file has come up meanwhile
+            time.sleep(0.1)
+
+    def restore(self, items: dict[str, Any], step: int | None = None) -> tuple[int, dict[str, Any]]:
+        """Reads {item: target pytree} of a step, or the latest -> (step, {item: pytree of numpy arrays}).
+
+        Target leaves (arrays or ShapeDtypeStructs) give shape and dtype. If the latest checkpoint is damaged,
+        a warning names it, and the one before it is used; when open for writing, the damaged one is also
+        moved to <step>.corrupt, where it neither counts as the latest nor blocks a new save of its step.
+        Raises CheckpointError: no such step; other names, shapes or dtypes than the target's; none usable.
+        """
+        self.wait()
+        steps = self.steps()
+        if not steps or step not in (None, *steps):
+            wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
+            raise CheckpointError(f"{self.path} holds no {wanted} (complete: {_listed(steps)})")
+        damaged: dict[int, str] = {}
+        for candidate in [step] if step is not None else reversed(steps):
+            try:
+                restored = self._read(candidate, items)
+            except CheckpointError as error:
+                raise CheckpointError(f"checkpoint {self.path / str(candidate)}: {error}") from None
+            except MemoryError:
+                raise
+            except Exception as error:  # damage comes as almost any exception of orbax, tensorstore or json
+                damaged[candidate] = _reason(error)
+                continue
+            for bad, reason in damaged.items():
+                where = self.path / str(bad)
+                _log.warning("checkpoint %s is damaged (%s); using step %d instead", where, reason, candidate)
+                self._set_aside(bad)
+            return candidate, restored
+        faults = "; ".join(f"step {bad}: {reason}" for bad, reason in damaged.items())
+        raise CheckpointError(f"no usable checkpoint in {self.path}: {faults}")
+
+    def _read(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
+        """One step, checked. CheckpointError: sound, but it does not fit. Any other exception: damaged."""
+        args = self._ocp.args
+        record = self._manager.restore(step, args=args.Composite(**{RECORD: args.JsonRestore()}))[RECORD]
+        content = record["content"]
+        if record["crc32"] != _crc32_of_json(content) or content["step"] != step:
+            raise ValueError("its record of leaves has changed")
+        targets, templates, wanted = {}, {}, {}
+        for item, tree in items.items():
+            leaves, _ = targets[item] = _flatten(item, tree)
+            _check_fit(item, content["items"], leaves)
+            # Numpy templates give numpy arrays, whatever devices the run was on. These take no memory.
+            templates[item] = {
+                name: np.broadcast_to(np.zeros((), dtype), shape)
+                for name, (shape, dtype) in ((name, _shape_dtype(leaf)) for name, leaf in leaves.items())
+            }
+            if stored := {name: template for name, template in templates[item].items() if template.size}:
+                wanted[item] = args.StandardRestore(stored)
+        read = self._manager.restore(step, args=args.Composite(**wanted)) if wanted else {}
+        restored = {}
+        for item, (_, structure) in targets.items():
+            arrays = [read[item][k] if a.size else np.array(a) for k, a in templates[item].items()]
+            for name, array in zip(templates[item], arrays, strict=True):
+                if _crc32(array) != content["items"][item][name]["crc32"]:
+                    raise ValueError(f"the checksum of {item}/{name} differs")
+            restored[item] = jax.tree_util.tree_unflatten(structure, arrays)
+        return restored
+
+    def _set_aside(self, step: int) -> None:
+        if self._max_to_keep is None:
+            return
+        if jax.process_index() == 0:
+            aside = self.path / f"{step}.corrupt"
+            if aside.exists():
+                aside.rmtree()
+            (self.path / str(step)).rename(aside)
+        self._manager.reload()
+
+    def close(self) -> None:
+        """Waits for the running save and ends; CheckpointError if that save failed."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        try:
+            self.close()
+        except CheckpointError as failure:
+            if error is None:
+                raise
+            _log.error("%s", failure)  # the exception on its way out is the one to show
+
+
+def _flatten(item: str, tree: Any) -> tuple[dict[str, Any], Any]:
+    """A pytree as {"down/0/kernel": leaf}, in tree order, and its structure."""
+    paths, structure = jax.tree_util.tree_flatten_with_path(tree)
+    leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+    if len(leaves) < len(paths):
+        raise CheckpointError(f"{item}: two of its leaves have the same path (as with the keys 1 and '1')")
+    return leaves, structure
+
+
+def _to_host(item: str, tree: Any) -> dict[str, np.ndarray]:
+    """The leaves of a pytree as numpy arrays; CheckpointError for one that must not, or cannot, be stored."""
+    leaves, _ = _flatten(item, tree)
+    for name, leaf in leaves.items():
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise CheckpointError(f"{item}/{name} is a PRNG key: derive keys from (seed, step), store none")
+    host = [np.asarray(leaf) for leaf in jax.device_get(list(leaves.values()))]  # all transfers at once
+    for name, array in zip(leaves, host, strict=True):
+        if array.dtype != bool and not jnp.issubdtype(array.dtype, np.number):
+            raise CheckpointError(f"{item}/{name} is not a numeric array (its dtype is {array.dtype})")
+        if jnp.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
+            bad = int(np.sum(~np.isfinite(array)))
+            raise CheckpointError(f"{item}/{name} is not finite ({bad} of {array.size} values)")
+    return dict(zip(leaves, host, strict=True))
+
+
+def _check_fit(item: str, record: dict, leaves: dict[str, Any]) -> None:
+    """CheckpointError unless what was stored has the names, shapes and dtypes of the target's leaves."""
+    if item not in record:
+        raise CheckpointError(f"it holds no {item!r}, only {', '.join(sorted(record))}")
+    stored = {name: (tuple(leaf["shape"]), leaf["dtype"]) for name, leaf in record[item].items()}
+    target = {name: _shape_dtype(leaf) for name, leaf in leaves.items()}
+    faults = []
+    for name in sorted({*stored, *target}):
+        have, want = (f"{of[name][1]} {of[name][0]}" if name in of else "nothing" for of in (stored, target))
+        if have != want:
+            faults.append(f"{item}/{name} holds {have} where {want} is wanted")
+    if faults:
+        more = f" (and {len(faults) - 1} more leaves differ)" if len(faults) > 1 else ""
+        raise CheckpointError(faults[0] + more)
+
+
+def _shape_dtype(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
+    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    return tuple(leaf.shape), leaf.dtype
+
+
+def _crc32(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def _crc32_of_json(content: dict) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def _reason(error: Exception) -> str:
+    """An exception in one line; those of orbax and tensorstore can be pages."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if code := re.search(r"os_error_code='(\d+)'", text):
+        return os.strerror(int(code[1]))  # such as "No space left on device"
+    return text[:200]
+
+
+def _listed(steps: list[int]) -> str:
+    return ", ".join(map(str, steps)) or "none"
+
+
+def _quiet(record: logging.LogRecord) -> bool:
+    """Stops the commentary of orbax, errors too: those reach us as exceptions, to be told in one line."""
+    return record.levelno >= logging.CRITICAL or f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _orbax():
+    """orbax.checkpoint, its chatter silenced; imported here, as not every program needs to wait for it."""
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").addFilter(_quiet)  # has no effect the second time
+    if getattr(sys.unraisablehook, "__name__", "") != "_without_closed_loops":
+        usual = sys.unraisablehook
+
+        def _without_closed_loops(event):
+            # When one array cannot be read, orbax closes the event loop under its other reads, and for each
+            # of those tensorstore prints a traceback: thousands of lines around the one that matters.
+            if event.exc_type is not RuntimeError or str(event.exc_value) != "Event loop is closed":
+                usual(event)
+
+        sys.unraisablehook = _without_closed_loops
+    return ocp

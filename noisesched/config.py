@@ -1,0 +1,269 @@
+"""An experiment's configuration: typed, complete, and checked before any long work starts.
+
+A config file (`configs/*.py`, ml-collections) is where a person writes it; it becomes the frozen dataclasses below, which
+have no defaults: every setting is stated on the page `configs/digits.py`. In a workdir it is JSON, read back through the same
+checks, so nothing of a workdir is ever executed. What every field means, and its choices, is said on that page.
+"""
+
+import dataclasses
+import math
+import sys
+import types
+from pathlib import Path
+
+import jax
+from absl import flags
+from flax import nnx
+from ml_collections import config_flags
+
+from noisesched import conditioning, denoiser, diffusion, objective, samplers, schedules
+from noisesched.unet import UNet
+
+
+class ConfigError(ValueError):
+    """A fault in a configuration, in one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    name: str
+    path: str
+    data_dir: str
+    split: str
+    image_size: int
+    channels: int
+    flip: bool
+    num_workers: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditioning:
+    kind: str
+    table: str
+    translation: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    prediction: str
+    width: int
+    multipliers: tuple[int, ...]
+    blocks: int
+    attention: tuple[int, ...]
+    heads: int
+    dropout: float
+    num_classes: int
+    label_dropout: float
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    learning_rate: float
+    warmup_steps: int
+    decay: str
+    b1: float
+    b2: float
+    weight_decay: float
+    clip_norm: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    num_steps: int
+    batch_size: int
+    accumulate: int
+    steps_per_dispatch: int
+    parallel: str
+    ema_decay: float
+    log_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Preview:
+    every: int
+    num_images: int
+    schedule: str
+    steps: int
+    method: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int
+    data: Data
+    schedule: str
+    weighting: str
+    conditioning: Conditioning
+    model: Model
+    optimizer: Optimizer
+    training: Training
+    preview: Preview
+
+
+CHOICES = {
+    "conditioning.translation": conditioning.TRANSLATIONS,
+    "model.prediction": diffusion.PREDICTIONS,
+    "model.dtype": ("float32", "bfloat16"),
+    "optimizer.decay": ("constant", "linear", "cosine"),
+    "training.parallel": ("pmap", "jit"),
+}
+AT_LEAST = {
+    0: ("seed", "data.num_workers", "model.dropout", "model.num_classes", "model.label_dropout", "optimizer.learning_rate",
+        "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.b1", "optimizer.b2",
+        "training.ema_decay", "preview.every"),
+    1: ("data.image_size", "data.channels", "model.width", "model.blocks", "model.heads", "training.num_steps",
+        "training.batch_size", "training.accumulate", "training.steps_per_dispatch", "training.log_every",
+        "training.checkpoint_every", "training.keep_checkpoints", "preview.num_images", "preview.steps"),
+}  # fmt: skip
+BELOW_ONE = ("model.dropout", "model.label_dropout", "optimizer.b1", "optimizer.b2", "training.ema_decay")
+
+
+def load(path, overrides=()):
+    """The checked Config of a config file and overrides such as "--config.optimizer.learning_rate=1e-3".
+
+    Raises ConfigError for a missing file, an unknown or mistyped field, and everything `check` refuses.
+    """
+    values, arguments = flags.FlagValues(), ["noisesched", f"--config={path}", *overrides]
+    # So that a config may say `from configs import digits`, whatever the working directory.
+    sys.path[:0] = [str(Path(path).resolve().parent.parent), "."]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    try:
+        values(arguments)
+        return from_dict(values.config.to_dict())
+    except ConfigError:
+        raise
+    except FileNotFoundError:
+        raise ConfigError(f"config file {path!r} not found") from None
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise ConfigError(f"config {path}: {' '.join(str(error).split())}") from None
+
+
+def from_dict(values):
+    """The checked Config of nested dictionaries, e.g. a workdir's config.json. Lists stand for tuples."""
+    config = _typed(Config, values, "")
+    check(config)
+    return config
+
+
+def to_dict(config):
+    """Nested dictionaries and lists: what `from_dict` reads, and JSON holds."""
+    return dataclasses.asdict(config)
+
+
+def check(config):
+    """Raises ConfigError, with the fix, for a configuration that cannot work. Touches no data and starts no device."""
+    fields = _flat(to_dict(config))
+    for name, choices in CHOICES.items():
+        _require(fields[name] in choices, f"{name}={fields[name]!r}: choose one of {', '.join(choices)}")
+    for bound, names in AT_LEAST.items():
+        for name in names:
+            _require(fields[name] >= bound, f"{name}={fields[name]!r} must be at least {bound}")
+    for name in BELOW_ONE:
+        _require(fields[name] < 1, f"{name}={fields[name]!r} must be below 1")
+    training, preview = config.training, config.preview
+    schedule = _named("schedule", schedules.make, config.schedule)
+    _named("preview.schedule", schedules.make, preview.schedule)
+    _named("preview.method", samplers.parse, preview.method)
+    _named("weighting", objective.make_weighting, config.weighting)
+    _named("conditioning", make_conditioning, config)
+    _named("model", lambda: jax.eval_shape(lambda: denoiser.split(make_denoiser(config))[1]))
+    _require(
+        not (config.model.prediction == "eps" and math.isinf(float(schedule(1.0)))),
+        f"model.prediction='eps' with schedule {config.schedule!r}, which ends at zero SNR: there z holds nothing of the image, "
+        "and no image follows from the noise; set model.prediction to 'v' (or 'x'), or truncate the schedule",
+    )
+    _require(
+        training.batch_size % training.accumulate == 0,
+        f"training.batch_size={training.batch_size} is not a multiple of training.accumulate={training.accumulate}",
+    )
+    for name in ("num_steps", "log_every", "checkpoint_every"):
+        steps = getattr(training, name)
+        _require(steps % training.steps_per_dispatch == 0,
+                 f"training.{name}={steps} is not a multiple of training.steps_per_dispatch={training.steps_per_dispatch}")  # fmt: skip
+    _require(preview.every % training.steps_per_dispatch == 0,
+             f"preview.every={preview.every} is not a multiple of training.steps_per_dispatch={training.steps_per_dispatch}")  # fmt: skip
+
+
+def check_devices(config, num_devices):
+    """Raises ConfigError unless the batch can be divided among the devices."""
+    batch, accumulate = config.training.batch_size, config.training.accumulate
+    if batch % (num_devices * accumulate):
+        factor = num_devices * accumulate
+        nearest = " or ".join(str(n * factor) for n in (batch // factor, batch // factor + 1) if n)
+        raise ConfigError(f"training.batch_size={batch} cannot be divided among {num_devices} devices x accumulate="
+                          f"{accumulate}; nearest: {nearest}")  # fmt: skip
+
+
+def warnings(config):
+    """What works but is probably not meant, in one line each."""
+    if math.isinf(float(schedules.make(config.schedule)(1.0))) and objective.vanishes_at_zero_snr(config.weighting):
+        yield (f"weighting {config.weighting!r} vanishes at log-SNR -inf, where schedule {config.schedule!r} ends: nothing is "
+               "learned at the level that sampling starts from; 'v' does not vanish there")  # fmt: skip
+
+
+# -- the parts that a config describes
+
+def make_conditioning(config, translation=None):
+    """How the network is told the noise level; `translation` overrides the config's (levels to timesteps)."""
+    given, table = config.conditioning, ()
+    if given.kind == "timestep":
+        steps = schedules.make(given.table).table
+        if steps is None:
+            raise ValueError(f"table={given.table!r} must be a table, such as 'discrete(linear, num_steps=1000)'")
+        table = tuple(steps.log_snr.tolist())
+    return conditioning.Conditioning(given.kind, config.model.width, table, translation or given.translation)
+
+
+def make_denoiser(config, translation=None):
+    """A fresh, untrained denoiser; its parameters are a function of config.seed."""
+    model, data = config.model, config.data
+    unet = UNet(
+        image_size=data.image_size, channels=data.channels, width=model.width, multipliers=model.multipliers,
+        blocks=model.blocks, attention=model.attention, heads=model.heads, dropout=model.dropout, features=model.width,
+        num_classes=model.num_classes, dtype=model.dtype, rngs=nnx.Rngs(config.seed),
+    )  # fmt: skip
+    return denoiser.Denoiser(unet, make_conditioning(config, translation), model.prediction)
+
+
+# -- reading
+
+def _typed(kind, value, where):
+    """`value` as an instance of the annotation `kind`; ConfigError, naming the field `where`, if it is not one."""
+    if dataclasses.is_dataclass(kind):
+        _require(isinstance(value, dict), f"{where or 'a configuration'} must be a group of settings; got {value!r}")
+        known = {field.name: field.type for field in dataclasses.fields(kind)}
+        unknown, missing = [k for k in value if k not in known], [k for k in known if k not in value]
+        group = f"{where}." if where else ""
+        _require(not unknown, f"unknown setting {group}{next(iter(unknown), '')}; known: {', '.join(known)}")
+        _require(not missing, f"missing setting {group}{next(iter(missing), '')}")
+        return kind(**{name: _typed(known[name], value[name], group + name) for name in known})
+    if isinstance(kind, types.GenericAlias):  # tuple[int, ...]
+        _require(isinstance(value, list | tuple), f"{where}={value!r} must be a list")
+        return tuple(_typed(kind.__args__[0], element, where) for element in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    _require(type(value) is kind, f"{where}={value!r} must be of type {kind.__name__}")
+    _require(kind is not float or math.isfinite(value), f"{where}={value!r} must be finite")
+    return value
+
+
+def _flat(values, prefix=""):
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _named(name, function, *arguments):
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
+def _require(condition, message):
+    if not condition:
+        raise ConfigError(message)

@@ -1,0 +1,222 @@
+"""Sampling: one checkpoint under any inference schedule, number of steps, spacing and sampler.
+
+Each combination asked for writes `samples.npy` (uint8 [N, H, W, C]), `grid.png` and `settings.json`; several at once also
+leave `overview.png`, a row for each schedule and sampler and a column for each number of network calls, from the same noise.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import re
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from noisesched import conditioning, data, denoiser, samplers, schedules
+from noisesched import config as configuration
+from noisesched.checkpoints import Checkpoints
+from noisesched.pictures import grid, write_png
+from noisesched.workdir import Workdir
+
+BATCH = 64  # images per dispatch
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to sample: every combination of schedules, numbers of steps and methods."""
+
+    schedules: tuple[str, ...]
+    steps: tuple[int, ...]
+    methods: tuple[str, ...]
+    spacing: str
+    num_images: int
+    seed: int
+    parameters: str  # "ema" | "params"
+    checkpoint: int | None  # a step, or None for the latest
+    translation: str | None  # "nearest" | "interpolated", or None for the run's own
+    labels: tuple[int, ...]  # cycled through; empty: all classes in turn
+    out: str
+
+
+# -- the sampler of a run: used by training's previews too
+
+def make_sampler(config, definition, method):
+    """The compiled `draw(params, log_snrs [N], seed, index [B], labels [B] or None) -> uint8 [B, H, W, C]`.
+
+    Image i is a function of (params, log_snrs, seed, i, its label): not of the batch it is made in. One compilation serves
+    all schedules of a length.
+    """
+    name, options = samplers.parse(method)
+    shape = (config.data.image_size, config.data.image_size, config.data.channels)
+
+    @jax.jit
+    def draw(params, log_snrs, seed, index, labels):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
+        noise_keys, step_keys = jax.vmap(lambda key: jax.random.split(key), out_axes=1)(keys)
+        z = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_keys)
+        network = denoiser.merge(definition, params)
+        return data.unscale(samplers.sample(
+            lambda z, log_snr: network(z, log_snr, labels), step_keys, z, log_snrs, name, **options))  # fmt: skip
+
+    return draw
+
+
+def generate(draw, params, log_snrs, num_images, *, seed, labels=None, progress=None):
+    """uint8 [num_images, H, W, C], in batches of one size, each spread over the local devices."""
+    devices = jax.local_devices()
+    size = math.ceil(min(num_images, BATCH * len(devices)) / len(devices)) * len(devices)
+    mesh = jax.sharding.Mesh(np.array(devices), ("devices",))
+    shares = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    params, log_snrs, seed = jax.device_put((params, log_snrs, jnp.uint32(seed)), whole)
+    images = []
+    for first in range(0, num_images, size):
+        index = np.arange(first, first + size) % num_images  # the last batch is filled up with images already made
+        chosen = None if labels is None else jax.device_put(np.asarray(labels, np.int32)[index], shares)
+        images.append(np.asarray(draw(params, log_snrs, seed, jax.device_put(index, shares), chosen)))
+        if progress:
+            progress(min(size, num_images - first))
+    return np.concatenate(images)[:num_images]
+
+
+def cycled_labels(config, num_images, chosen=()):
+    """Labels [num_images] that go round `chosen` (or all classes), or None for a network without classes."""
+    if not config.model.num_classes:
+        return None
+    return np.resize(np.asarray(chosen or range(config.model.num_classes), np.int32), num_images)
+
+
+# -- the program
+
+def run(directory, request, say=tqdm.write):
+    """Samples the run in `directory` as asked; returns {(schedule, method, steps): uint8 images}.
+
+    Raises ValueError or FileNotFoundError, in one line, before anything is computed, for anything that cannot be had.
+    """
+    # ---- The run, and what it was trained on.
+    workdir = Workdir(directory)
+    config = configuration.from_dict(workdir.read_config())
+    chosen = {text: schedules.make(text) for text in request.schedules}
+    levels = {(text, n): np.asarray(schedules.levels(schedule, n, request.spacing))
+              for (text, schedule), n in itertools.product(chosen.items(), request.steps)}  # fmt: skip
+    methods = {text: samplers.parse(text) for text in request.methods}
+    check(config, request)
+    definition, template = denoiser.split(configuration.make_denoiser(config, request.translation))
+    with Checkpoints(workdir, max_to_keep=None) as checkpoints:
+        step, items = checkpoints.restore({request.parameters: template}, request.checkpoint)
+    params = items[request.parameters]
+    for line in outside(config, step, levels):
+        say(f"note: {line}")
+
+    # ---- One compiled program per (method, number of levels); the schedule is data.
+    out = Path(request.out)
+    labels = cycled_labels(config, request.num_images, request.labels)
+    several = len(levels) * len(methods) > 1
+    images = {}
+    calls = sum(samplers.network_calls(name, n) for name, _ in methods.values() for _, n in levels) * request.num_images
+    bar = tqdm(total=calls, unit="call", unit_scale=True, disable=None)
+    for method, (name, _) in methods.items():
+        draw = make_sampler(config, definition, method)
+        for (text, n), log_snrs in sorted(levels.items(), key=lambda item: item[0][1]):
+            nfe = samplers.network_calls(name, n)
+            begin = time.perf_counter()
+            made = generate(draw, params, log_snrs, request.num_images, seed=request.seed, labels=labels,
+                            progress=lambda count, nfe=nfe: bar.update(count * nfe))  # fmt: skip
+            images[text, method, n] = made
+            settings = {
+                "workdir": str(workdir.path), "checkpoint": step, "parameters": request.parameters,
+                "schedule": str(chosen[text]), "steps": n, "spacing": request.spacing, "method": method,
+                "network_calls": nfe, "log_snrs": [float(level) for level in log_snrs], "num_images": request.num_images,
+                "seed": request.seed, "translation": request.translation or config.conditioning.translation,
+                "labels": None if labels is None else labels.tolist(), "seconds": round(time.perf_counter() - begin, 3),
+            }  # fmt: skip
+            write(out / slug(text, method, n) if several else out, made, settings)
+    bar.close()
+    if several:
+        overview(out / "overview.png", images, methods)
+    say(f"{len(images)} x {request.num_images} images of step {step} in {out}" + (": see overview.png" if several else ""))
+    return images
+
+
+def check(config, request):
+    """Raises ConfigError for a request that this run cannot answer."""
+    classes = config.model.num_classes
+    bad = [label for label in request.labels if not 0 <= label <= classes]
+    if request.labels and not classes:
+        raise configuration.ConfigError(f"labels {list(request.labels)}: this network was trained without classes")
+    if bad:
+        raise configuration.ConfigError(f"label {bad[0]}: choose 0 to {classes - 1}, or {classes} for no label")
+    if request.translation and config.conditioning.kind != "timestep":
+        raise configuration.ConfigError(f"translation {request.translation!r} is for networks told a timestep; this one is "
+                                        f"told {config.conditioning.kind}")  # fmt: skip
+
+
+def trained_range(config, step):
+    """(lowest, highest) log-SNR that training has drawn: the highest that about one of all its images exceeded."""
+    schedule = schedules.make(config.schedule)
+    seen = max(step * config.training.batch_size, 1)
+    return float(schedule(1.0)), float(schedule(1.0 / seen))
+
+
+def outside(config, step, levels):
+    """Lines on levels that the network was never trained on, or cannot be told."""
+    low, high = trained_range(config, step)
+    table = configuration.make_conditioning(config).table
+    for (text, n), log_snrs in levels.items():
+        for beyond, word, edge in ((log_snrs < low, "noisier", low), (log_snrs > high, "cleaner", high)):
+            if beyond.any():
+                by = np.abs(log_snrs[beyond] - edge).max()
+                yield (f"{text}, {n} steps: {beyond.sum()} of {n} levels are {word} than training with {config.schedule} went "
+                       f"(log-SNR {edge:.2f}), by up to {by:.2f}")  # fmt: skip
+        if table and (beyond := conditioning.outside(log_snrs, table)).any():
+            yield (f"{text}, {n} steps: {(beyond != 0).sum()} of {n} levels lie outside the table that the network is told "
+                   f"timesteps of, by up to {np.abs(beyond).max():.2f} in log-SNR: they are told as its first or last step")  # fmt: skip
+
+
+def slug(*parts):
+    """A folder name for a combination of settings."""
+    return "-".join(re.sub(r"[^A-Za-z0-9.=]+", "_", str(part)).strip("_") for part in parts)
+
+
+def write(folder, images, settings):
+    """samples.npy, grid.png and settings.json (strict JSON: an infinite level is the string "-inf")."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "samples.npy", images)
+    write_png(folder / "grid.png", grid(images, columns=math.ceil(math.sqrt(len(images)))))
+    finite = [level if math.isfinite(level) else str(level) for level in settings["log_snrs"]]
+    (folder / "settings.json").write_text(json.dumps(settings | {"log_snrs": finite}, indent=2, allow_nan=False) + "\n")
+
+
+def overview(path, images, methods, columns=6):
+    """One picture: a row per schedule and sampler, a column per number of network calls, the same noise throughout."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    texts, steps = list(dict.fromkeys(k[0] for k in images)), sorted({k[2] for k in images})
+    rows = list(itertools.product(texts, methods))
+    cells = {key: grid(made[:columns], columns) for key, made in images.items()}
+    height, width = next(iter(cells.values())).shape[:2]
+    size = (0.012 * width * len(steps) + 2.4, 0.012 * height * len(rows) + 0.9)
+    figure, axes = plt.subplots(len(rows), len(steps), figsize=size, squeeze=False)
+    for (row, (text, method)), (column, n) in itertools.product(enumerate(rows), enumerate(steps)):
+        axis = axes[row, column]
+        cell = cells[text, method, n]
+        axis.imshow(cell[..., 0] if cell.shape[-1] == 1 else cell, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+        axis.set_frame_on(False)
+        if row == 0:
+            axis.set_title(f"{samplers.network_calls(methods[method][0], n)} network calls", fontsize=10)
+        if column == 0:
+            label = text if len(methods) == 1 else f"{text}\n{method}"
+            axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
+    figure.suptitle("One checkpoint, the same noise: inference schedules (rows) by network calls", fontsize=11)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,207 @@
+"""Samplers: one scan over an array of log-SNRs, noisiest first.
+
+A sampler knows a function `denoise(z, log_snr) -> x_hat` and an array of levels, and nothing else: not what the network
+predicts, not how it is told the level, not which schedule the levels came from. The array is data, so every schedule of
+one length runs through the same compiled program. After the last level the sampler returns x_hat: N levels are N network
+calls for a first-order method, and there is no step "to clean" and no appended zero.
+
+To add a sampler, write its move below and put `@sampler(calls=..)` over it. A move goes from one level to the next:
+
+    move(interval, z, denoise, memory, keys, **options) -> (z at the next level, memory)
+
+All moves are written with alpha and sigma, not their ratios, and are finite from log-SNR = -inf (alpha = 0), where
+ratios such as z / alpha are not. With w = z / sigma and k = alpha / sigma = exp(log_snr / 2), the probability-flow ODE is
+dw/dk = x_hat(w, k) (the data-prediction form of Lu et al. 2022): regular at k = 0, and Euler's step in it is DDIM's.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from noisesched import spec
+from noisesched.diffusion import alpha, eps_from, like, more_noise, sigma
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A sampler's move, its network calls per interval, and what it remembers before the first: memory(z, levels)."""
+
+    move: Callable
+    calls: int
+    memory: Callable
+
+
+METHODS = {}  # name -> Method
+
+
+def sampler(calls, memory=lambda z, levels: ()):
+    """Enrols a sampler under its function's name, with its network calls per interval between levels."""
+
+    def enrol(move):
+        METHODS[move.__name__] = Method(move, calls, memory)
+        return move
+
+    return enrol
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """From one level to the next, less noisy one: scalars, with `now < next` in log-SNR; `count` intervals in all."""
+
+    now: Any
+    next: Any
+    count: int
+
+    @property
+    def removed(self):
+        """1 - SNR_now / SNR_next in [0, 1]: the share of the noise that the reverse step draws anew; 1 from SNR = 0."""
+        return -jnp.expm1(self.now - self.next)
+
+
+def parse(text):
+    """(method, options) of a spec such as "heun(churn=40)": what `sample` takes. ValueError, in one line, if unknown."""
+    call = spec.parse(text)
+    if call.args:
+        raise ValueError(f"sampling method {text!r}: name its options, as in 'ddim(eta=1)'")
+    check(call.name, **dict(call.kwargs))
+    return call.name, dict(call.kwargs)
+
+
+def check(method, **options):
+    """Raises ValueError, in one line, unless `method` is a known sampler that takes these options."""
+    definitions = {name: known.move for name, known in METHODS.items()}
+    spec.bind(spec.Call(method, (), tuple(options.items())), definitions, "sampling method", skip=5)
+
+
+def network_calls(method, num_levels):
+    """Network calls (NFE) of a run over `num_levels` levels."""
+    check(method)
+    return METHODS[method].calls * (num_levels - 1) + 1
+
+
+def sample(denoise, key, z, log_snrs, method="ddim", **options):
+    """Carries `z` from the first level to a clean image.
+
+    denoise   (z [B, ...], log_snr [B]) -> x_hat [B, ...]
+    key       one PRNG key, from which one per example is derived, or [B] keys, so that an example does not depend on
+              its batch
+    z         [B, ...] of any shape, at level log_snrs[0] (from -inf, standard normal noise); its dtype is kept
+    log_snrs  [N], increasing (noisiest first), e.g. `schedules.levels(schedule, N)`; the first may be -inf
+    method    one of METHODS: "ddim" (eta), "ancestral" (variance), "heun" (churn, ..), "dpmpp_2m"
+
+    Returns x of z's shape and dtype. Raises ValueError for an unknown method or option.
+    """
+    check(method, **options)
+    method, z = METHODS[method], jnp.asarray(z)
+    levels = jnp.asarray(log_snrs, jnp.promote_types(z.dtype, jnp.float32))  # [N]
+    if levels.ndim != 1 or not len(levels):
+        raise ValueError(f"log_snrs is an array [N] of one or more levels; got shape {levels.shape}")
+    keys = _example_keys(key, len(z))
+
+    def call(state, log_snr):
+        return denoise(state.astype(z.dtype), jnp.broadcast_to(log_snr, (len(z),))).astype(z.dtype)
+
+    def advance(carry, inputs):
+        state, memory = carry
+        index, now, following = inputs
+        interval = Interval(now, following, len(levels) - 1)
+        noise_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+        state, memory = method.move(interval, state, call, memory, noise_keys, **options)
+        return (state.astype(z.dtype), memory), None
+
+    steps = (jnp.arange(len(levels) - 1), levels[:-1], levels[1:])
+    (state, _), _ = jax.lax.scan(advance, (z, method.memory(z, levels)), steps)
+    return call(state, levels[-1])
+
+
+# -- the methods: each moves z from interval.now to interval.next
+
+@sampler(calls=1)
+def ddim(interval, z, denoise, memory, keys, eta=0.0):
+    """Song, Meng & Ermon 2021, eq. 12 and 16. eta = 0: deterministic, Euler's step of the ODE; eta = 1: DDPM's posterior."""
+    x = denoise(z, interval.now)
+    eps = eps_from(x, z, interval.now)
+    if not _is_off(eta):
+        fresh = eta * jnp.sqrt(interval.removed)
+        eps = jnp.sqrt(jnp.maximum(1 - fresh**2, 0)) * eps + fresh * _normal(keys, z)
+    return alpha(interval.next) * x + sigma(interval.next) * eps, memory
+
+
+@sampler(calls=1)
+def ancestral(interval, z, denoise, memory, keys, variance=0.0):
+    """DDPM's reverse step (Ho et al. 2020, eq. 7; in log-SNR, Kingma et al. 2021, eq. 33).
+
+    variance = 0: the posterior's, beta_tilde; 1: the forward step's, beta; between: interpolated in the logarithm
+    (Nichol & Dhariwal 2021, eq. 15). At 0 it equals ddim with eta = 1.
+    """
+    x = denoise(z, interval.now)
+    removed, sigma_now, sigma_next = interval.removed, sigma(interval.now), sigma(interval.next)
+    kept = jnp.sqrt(1 - removed) * sigma_next / sigma_now  # = (alpha_now / alpha_next) (sigma_next / sigma_now)^2
+    std = jnp.sqrt(removed) * sigma_next ** (1 - variance) * sigma_now**variance
+    return alpha(interval.next) * removed * x + kept * z + std * _normal(keys, z), memory
+
+
+@sampler(calls=2)
+def heun(interval, z, denoise, memory, keys, churn=0.0, churn_noise=1.0, churn_from=-math.inf, churn_to=math.inf):
+    """EDM's sampler: Heun's second-order step, and with churn > 0 its stochastic one (Karras et al. 2022, alg. 1 and 2).
+
+    In sigma_ve = sigma / alpha the ODE is dy/dsigma_ve = eps_hat, y = z / alpha. `churn` is S_churn and `churn_noise`
+    S_noise; noise is added while log-SNR is in [churn_from, churn_to] (S_max and S_min, as log-SNRs). 2N - 1 network calls.
+    """
+    # Churn: add noise, back up to level `start`.
+    start = interval.now
+    if not _is_off(churn):
+        active = (interval.now >= churn_from) & (interval.now <= churn_to)
+        gain = jnp.where(active, jnp.minimum(churn / interval.count, math.sqrt(2) - 1), 0.0)
+        start = interval.now - 2 * jnp.log1p(gain)
+        z = more_noise(z, churn_noise * _normal(keys, z), interval.now, start)
+
+    # Euler step.
+    x = denoise(z, start)
+    eps = eps_from(x, z, start)
+    euler = alpha(interval.next) * x + sigma(interval.next) * eps
+
+    # Trapezoidal correction: z/alpha moves along the mean of the two slopes, over the step in sigma_ve; from SNR = 0,
+    # z/sigma along the mean of the two x_hat, over the step in alpha/sigma, which is finite there.
+    x_next = denoise(euler, interval.next)
+    change = eps_from(x_next, euler, interval.next) - eps
+    width = jnp.exp(-interval.next / 2) - jnp.exp(-start / 2)
+    correction = jnp.where(jnp.isfinite(width), jnp.where(jnp.isfinite(width), width, 0.0) * change, x_next - x)
+    return euler + alpha(interval.next) * correction / 2, memory
+
+
+@sampler(calls=1, memory=lambda z, levels: (jnp.zeros_like(z), jnp.zeros_like(levels[0])))
+def dpmpp_2m(interval, z, denoise, memory, keys):
+    """DPM-Solver++(2M) (Lu et al. 2022, alg. 2): second order by remembering the last x_hat; one call a step.
+
+    The step after one from SNR = 0, whose length in half log-SNR is infinite, is of first order, as the first one is.
+    """
+    x = denoise(z, interval.now)
+    x_before, step_before = memory
+    step = (interval.next - interval.now) / 2
+    slope = jnp.where((step_before > 0) & jnp.isfinite(step), step / (2 * jnp.where(step_before > 0, step_before, 1)), 0.0)
+    x_ahead = x + slope * (x - x_before)
+    # exp(-step) = (alpha_now sigma_next) / (alpha_next sigma_now): 0 from SNR = 0
+    z = sigma(interval.next) / sigma(interval.now) * z - alpha(interval.next) * jnp.expm1(-step) * x_ahead
+    return z, (x, step)
+
+
+# -- the parts
+
+def _example_keys(key, count):
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+
+
+def _is_off(strength):
+    """Whether noise of that strength need not be drawn: known only of a plain number, not of a traced one."""
+    return isinstance(strength, int | float) and strength == 0
+
+
+def _normal(keys, z):
+    return jax.vmap(lambda key: jax.random.normal(key, z.shape[1:], z.dtype))(keys)

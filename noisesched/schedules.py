@@ -1,0 +1,438 @@
+"""Noise schedules: decreasing functions from u in [0, 1] (0 clean, 1 noise) to log-SNR.
+
+    schedule = make("shifted(cosine, image_size=256)")       # prints as the spec that makes it
+    schedule(u)                                              # log-SNR, for an array u of any shape
+    levels(schedule, 25)                                     # the 25 log-SNRs of an inference run, noisiest first
+
+To add a schedule, write its function below and put `@definition` over it: that alone enrols it in the parser, the help
+texts, the plots and every test. A definition maps u (float array in [0, 1]) and its parameters to log-SNR, is built of
+jax operations (so it can be jitted, vmapped and differentiated), and is written so that no digits are lost at either
+end: with I(u) the integral of beta, alpha_bar = exp(-I) and log_snr = -log(expm1(I)), in a form that cannot overflow.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import ndtri
+
+from noisesched import diffusion, spec, tables
+from noisesched.tables import SPACINGS, select_steps  # noqa: F401  (part of this module's interface)
+
+DEFINITIONS = {}  # name -> function(u, **parameters)
+EXAMPLES = {}  # name -> a spec that uses it: what help texts show and tests run over
+
+
+def definition(example):
+    """Enrols a schedule under its function's name; `example` is a spec that uses it."""
+
+    def enrol(function):
+        DEFINITIONS[function.__name__] = function
+        EXAMPLES[function.__name__] = example
+        return function
+
+    return enrol
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A callable u -> log-SNR. Hashable (so it may be a static argument of jit), and prints as its spec."""
+
+    call: spec.Call
+
+    def __call__(self, u):
+        """`u`: any array (or number) in [0, 1] -> log-SNR of the same shape, float32 (float64 if u is)."""
+        u = jnp.asarray(u)
+        u = u.astype(jnp.promote_types(u.dtype, jnp.float32))
+        return DEFINITIONS[self.call.name](u, *map(_nested, self.call.args), **self.options)
+
+    @property
+    def options(self):
+        return {key: _nested(value) for key, value in self.call.kwargs}
+
+    @property
+    def table(self):
+        """The `Table` of which this schedule is the staircase, or None: only `discrete(..)` has one."""
+        if self.call.name != "discrete":
+            return None
+        given = dict(zip(("schedule", "num_steps"), map(_nested, self.call.args), strict=False)) | self.options
+        return _table(given.pop("schedule"), given.pop("num_steps", 1000), tuple(given.items()))
+
+    def __str__(self):
+        return str(self.call)
+
+    __repr__ = __str__
+
+
+def make(text):
+    """The schedule of a spec, e.g. "cosine", "linear(beta_max=15)", "zero_terminal(scaled_linear)".
+
+    Raises ValueError, in one line, if the spec cannot be read, names an unknown schedule (the known ones are listed) or
+    parameter, or describes something that does not decrease in log-SNR. A `Schedule` is returned as it is.
+    """
+    if isinstance(text, Schedule):
+        return text
+    return _checked(_loaded(spec.parse(text)))
+
+
+def invert(schedule, log_snr):
+    """The position u in [0, 1] at which the schedule reaches `log_snr` (any array); 0 or 1 for levels beyond its ends.
+
+    By bisection, to the resolution of u's dtype: 64 halvings reach levels that lie extremely close to u = 0.
+    """
+    log_snr = jnp.asarray(log_snr)
+    log_snr = log_snr.astype(jnp.promote_types(log_snr.dtype, jnp.float32))
+
+    def halve(_, interval):
+        low, high = interval
+        middle = 0.5 * (low + high)
+        cleaner = schedule(middle) > log_snr
+        return jnp.where(cleaner, middle, low), jnp.where(cleaner, high, middle)
+
+    low, high = jax.lax.fori_loop(0, 64, halve, (jnp.zeros_like(log_snr), jnp.ones_like(log_snr)))
+    u = jnp.where(schedule(jnp.ones_like(log_snr)) >= log_snr, 1.0, high)
+    u = jnp.where(schedule(jnp.zeros_like(log_snr)) <= log_snr, 0.0, u)
+    return jnp.where(jnp.isnan(log_snr), jnp.nan, u)
+
+
+def levels(schedule, n, spacing="trailing"):
+    """An inference schedule: the log-SNRs of n levels, [n], increasing (noisiest first). n levels are n network calls.
+
+    trailing  u = 1, (n-1)/n, .., 1/n: starts at the schedule's end, and has no call to waste on an image already clean
+    leading   u = k/n + 1/T for k = n-1 .. 0: never visits u = 1, the flaw of Lin et al. 2023
+    linspace  n positions from u = 1 to 1/T, both visited
+
+    where T = 1000 (or n, if more) stands for DDPM's table. A `discrete` schedule takes exactly `select_steps`' steps.
+    """
+    if isinstance(n, bool) or int(n) != n or n < 1:
+        raise ValueError(f"the number of levels is a whole number from 1 up; got {n!r}")
+    if spacing not in SPACINGS:
+        raise ValueError(f"unknown spacing {spacing!r}; known: {', '.join(SPACINGS)}")
+    n, steps = int(n), np.arange(n, 0, -1)
+    if schedule.table:
+        u = select_steps(schedule.table.num_steps, n, spacing) / schedule.table.num_steps
+    elif spacing == "trailing":
+        u = steps / n
+    elif spacing == "leading":
+        u = (steps - 1) / n + 1 / max(n, 1000)
+    else:
+        u = np.linspace(1.0, 1 / max(n, 1000), n)
+    return schedule(u)
+
+
+def rate(schedule, u):
+    """-d log_snr / du, of u's shape: one over the density of the levels that a uniform u draws. By forward differentiation.
+
+    For a `discrete` schedule, T times the drop in log-SNR from the step before (at the first step: to the second).
+    """
+    u = jnp.asarray(u)
+    if table := schedule.table:
+        drops = -np.diff(table.log_snr) * table.num_steps
+        drops = np.concatenate([drops[:1], drops]) if len(drops) else np.ones(1)
+        return jnp.asarray(drops, u.dtype)[_step_index(u, table.num_steps)]
+    return -jax.jvp(schedule, (u,), (jnp.ones_like(u),))[1]
+
+
+def table(name, num_steps=1000, zero_terminal=False, **parameters):
+    """The discrete schedule of `num_steps` steps, exactly DDPM's: see `tables.Table` for its arrays.
+
+    `name`: a published one ("linear", "scaled_linear", "quadratic", "constant", "cosine"), with its published parameters
+    (beta_min, beta_max; beta; s): betas as published, alpha_bar their cumulative product. Any other spec (also a published
+    name with arguments inside the spec) samples that continuous schedule at u = t / T. `zero_terminal` rescales the table
+    so that its last SNR is exactly 0 (Lin et al. 2023).
+    """
+    if isinstance(num_steps, bool) or int(num_steps) != num_steps or num_steps < 1:
+        raise ValueError(f"num_steps is a whole number from 1 up; got {num_steps!r}")
+    call = make(name).call
+    if call.name in tables.PUBLISHED and not call.args and not call.kwargs:
+        given = spec.Call(call.name, (), tuple(parameters.items()))
+        result = tables.from_betas(spec.bind(given, tables.PUBLISHED, "table")(num_steps, **parameters))
+    elif parameters:
+        raise ValueError(f"table {str(call)!r}: parameters belong inside the spec; got {', '.join(parameters)}")
+    else:
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+            log_snr = np.asarray(make(name)(np.arange(1, num_steps + 1) / num_steps), np.float64)
+        result = tables.from_alpha_bar(1.0 / (1.0 + np.exp(-log_snr)))
+    return tables.rescaled_to_zero_terminal(result) if zero_terminal else result
+
+
+# -- schedules given by their betas
+
+@definition("linear")
+def linear(u, beta_min=0.1, beta_max=20.0):
+    """beta linear in u: the continuous limit of DDPM's (Ho et al. 2020; Song et al. 2021). Terminal SNR 4.3e-5."""
+    return _from_integral(u * (beta_min + (beta_max - beta_min) * u / 2))
+
+
+@definition("scaled_linear")
+def scaled_linear(u, beta_min=0.85, beta_max=12.0):
+    """sqrt(beta) linear in u: Stable Diffusion (Rombach et al. 2022). Terminal SNR 0.0047: it leaks."""
+    root = math.sqrt(beta_min)
+    slope = math.sqrt(beta_max) - root
+    return _from_integral(u * (root * root + u * slope * (root + u * slope / 3)))
+
+
+@definition("quadratic")
+def quadratic(u, beta_min=0.1, beta_max=20.0):
+    """beta = beta_min + u^2 (beta_max - beta_min). Not the sqrt-linear one, which some code calls "quad"."""
+    return _from_integral(u * (beta_min + (beta_max - beta_min) * u * u / 3))
+
+
+@definition("constant")
+def constant(u, beta=10.0):
+    """beta constant: the flawed baseline, which destroys most of the image early and still ends at SNR e^-10."""
+    return _from_integral(u * beta)
+
+
+# -- schedules given by alpha_bar or log-SNR
+
+@definition("cosine")
+def cosine(u, s=0.008):
+    """alpha_bar = cos^2((u + s)/(1 + s) pi/2), normalised to 1 at u = 0 (Nichol & Dhariwal 2021). Ends at exactly 0.
+
+    Its log-SNR is near -2 log tan(pi u / 2): steep at both ends, by no means uniform, whatever is often said.
+    """
+    quarter = jnp.pi / 2 / (1 + s)
+    # cos^2 a - cos^2 b = sin(b - a) sin(b + a) keeps 1 - alpha_bar exact near u = 0, and cos = sin(pi/2 - ..) alpha_bar near 1
+    return (
+        2 * jnp.log(jnp.sin((1 - u) * quarter))
+        - jnp.log(jnp.sin(u * quarter))
+        - jnp.log(jnp.sin((u + 2 * s) * quarter))
+    )
+
+
+@definition("sigmoid")
+def sigmoid(u, start=-3.0, end=3.0, tau=1.0):
+    """alpha_bar = (S(end/tau) - S(w/tau)) / (S(end/tau) - S(start/tau)), w = start + u (end - start), S the logistic.
+
+    Jabri et al. 2022; Chen 2023. Normalised, so it runs from 1 to exactly 0 and its log-SNR is *not* linear. Two other
+    things go by the name: S(a - 2 a u) without the normalisation is exactly linear log-SNR and, with a = 3, leaks badly
+    (terminal SNR e^-3); S(-a + 2 a u) rises with u, which is a sign error.
+    """
+    span = (end - start) / tau
+    # S(a) - S(b) = sinh((a - b)/2) / (2 cosh(a/2) cosh(b/2)); the factor cosh(w/2) cancels between signal and noise
+    return (
+        _log_sinh((1 - u) * span / 2) - _log_cosh(jnp.asarray(end / tau / 2, u.dtype))
+        - _log_sinh(u * span / 2) + _log_cosh(jnp.asarray(start / tau / 2, u.dtype))
+    )  # fmt: skip
+
+
+@definition("uniform_log_snr")
+def uniform_log_snr(u, log_snr_max=13.3, log_snr_min=-5.0):
+    """log-SNR linear in u; the defaults are the ends of Kingma et al. 2021 (whose terminal SNR, e^-5, leaks)."""
+    return log_snr_max * (1 - u) + log_snr_min * u
+
+
+@definition("karras")
+def karras(u, sigma_min=0.002, sigma_max=80.0, rho=7.0):
+    """sigma_ve^(1/rho) linear in u, log_snr = -2 log sigma_ve: EDM's sampling grid (Karras et al. 2022, eq. 5)."""
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return -2 * rho * jnp.log(low * (1 - u) + high * u)
+
+
+@definition("flow")
+def flow(u, shift=1.0):
+    """log_snr = 2 log((1 - u)/u) - 2 log(shift): rectified flow (Lipman et al. 2023), shifted as in Esser et al. 2024.
+
+    The path (1 - u) x + u eps, divided by sqrt((1 - u)^2 + u^2) so that it preserves variance.
+    """
+    return 2 * (jnp.log1p(-u) - jnp.log(u)) - 2 * math.log(shift)
+
+
+@definition("piecewise([12, 4, 0, -4, -12])")
+def piecewise(u, log_snrs):
+    """Monotone cubic (PCHIP) interpolation of log-SNRs at equally spaced u, the first at u = 0: custom or learned schedules.
+
+    `log_snrs`: a decreasing list of finite numbers, or the path of a file that holds one (.npy, or text); the list is
+    read once, so that the schedule prints, and is stored, without the file.
+    """
+    coefficients = _pchip(log_snrs)  # [4, n - 1]
+    intervals = coefficients.shape[1]
+    index = jnp.clip(jnp.floor(u * intervals).astype(jnp.int32), 0, intervals - 1)
+    offset = u * intervals - index
+    c3, c2, c1, c0 = (jnp.asarray(c, u.dtype)[index] for c in coefficients)
+    return ((c3 * offset + c2) * offset + c1) * offset + c0
+
+
+# -- training densities: u is the cumulative distribution of the noise level, so that uniform u draws log-SNR from it
+
+@definition("log_normal")
+def log_normal(u, mean=2.4, std=2.4):
+    """log-SNR normal with that mean and std. The defaults are EDM's: log sigma_ve ~ N(-1.2, 1.2^2) (Karras et al. 2022)."""
+    return mean - std * ndtri(u)
+
+
+@definition("logit_normal")
+def logit_normal(u, mean=0.0, std=1.0):
+    """The time of a rectified flow has a logit normal with that mean and std (Esser et al. 2024); log_snr = -2 logit."""
+    return -2 * (mean + std * ndtri(u))
+
+
+@definition("laplace")
+def laplace(u, mean=0.0, scale=0.5):
+    """log-SNR Laplace-distributed (Hang et al. 2024)."""
+    near, sign = _nearer_end(u)
+    return mean - scale * sign * jnp.log(2 * near)
+
+
+@definition("cauchy")
+def cauchy(u, location=0.0, scale=1.0):
+    """log-SNR Cauchy-distributed (Hang et al. 2024): heavy tails at both ends."""
+    near, sign = _nearer_end(u)
+    return location + scale * sign / jnp.tan(jnp.pi * near)
+
+
+# -- wrappers
+
+@definition("zero_terminal(scaled_linear)")
+def zero_terminal(u, schedule):
+    """sqrt(alpha_bar) mapped linearly so that it is exactly 0 at u = 1 and unchanged at u = 0 (Lin et al. 2023, alg. 1).
+
+    log-SNR at u = 1 is then exactly -inf.
+    """
+    log_snr, first, last = schedule(u), schedule(jnp.zeros((), u.dtype)), schedule(jnp.ones((), u.dtype))
+    alpha, alpha_first, alpha_last = map(diffusion.alpha, (log_snr, first, last))
+    # 1 - alpha without cancellation, so that log-SNR keeps its digits at the clean end too
+    rest, rest_first = (diffusion.sigma(level) ** 2 / (1 + diffusion.alpha(level)) for level in (log_snr, first))
+    span = alpha_first - alpha_last
+    new_alpha = alpha_first * jnp.maximum(alpha - alpha_last, 0) / span
+    new_rest = jnp.maximum(alpha_first * rest - alpha_last * rest_first, 0) / span
+    rescaled = 2 * jnp.log(new_alpha) - jnp.log(new_rest) - jnp.log(2 - new_rest)
+    return jnp.where(u >= 1, -jnp.inf, rescaled)
+
+
+@definition("shifted(cosine, image_size=256)")
+def shifted(u, schedule, by=None, image_size=None, base=64):
+    """log-SNR moved by a constant: `by`, or 2 log(base / image_size), which gives an image of `image_size` pixels a side
+    the noise, seen at base x base, of a `base` one (Hoogeboom et al. 2023, eq. 5). Give exactly one of the two."""
+    if (by is None) == (image_size is None):
+        raise ValueError("shifted takes either by= (added to log-SNR) or image_size=, not both")
+    return schedule(u) + (by if by is not None else 2 * math.log(base / image_size))
+
+
+@definition("truncated(cosine, log_snr_min=-10, log_snr_max=10)")
+def truncated(u, schedule, log_snr_min, log_snr_max):
+    """The part of a schedule between two log-SNRs, stretched over u in [0, 1]; as a training density, the truncated one.
+
+    Strictly decreasing (nothing is clipped flat); a bound beyond the schedule's own end leaves that end as it is.
+    """
+    if not log_snr_min < log_snr_max:
+        raise ValueError(f"log_snr_min {log_snr_min} must be below log_snr_max {log_snr_max}")
+    start, stop = _position(schedule, float(log_snr_max)), _position(schedule, float(log_snr_min))
+    inside = schedule(start + u * (stop - start))
+    ends = jnp.where(u <= 0, log_snr_max, jnp.where(u >= 1, log_snr_min, inside))
+    beyond = jnp.where(u <= 0, start == 0.0, (u >= 1) & (stop == 1.0))
+    return jnp.clip(jnp.where(beyond, inside, ends), log_snr_min, log_snr_max)
+
+
+@definition("discrete(linear, num_steps=1000)")
+def discrete(u, schedule, num_steps=1000, **table_options):
+    """The staircase over a T-step table: u in ((t-1)/T, t/T] is timestep t. See `table`, which takes the same options.
+
+    Uniform u thus draws the T timesteps alike: training on a table, as DDPM does, is training on this schedule.
+    """
+    log_snr = _table(schedule, num_steps, tuple(table_options.items())).log_snr
+    return jnp.asarray(log_snr, u.dtype)[_step_index(u, num_steps)]
+
+
+# -- the parts
+
+def _nested(value):
+    return Schedule(value) if isinstance(value, spec.Call) else value
+
+
+def _loaded(call):
+    """The call with file names of `piecewise` replaced by what the files hold."""
+    args = tuple(_loaded(a) if isinstance(a, spec.Call) else a for a in call.args)
+    kwargs = tuple((k, _loaded(v) if isinstance(v, spec.Call) else v) for k, v in call.kwargs)
+    if call.name == "piecewise":
+        args = tuple(_read(a) if isinstance(a, str) else a for a in args)
+        kwargs = tuple((k, _read(v) if isinstance(v, str) else v) for k, v in kwargs)
+    return spec.Call(call.name, args, kwargs)
+
+
+def _read(path):
+    try:
+        if path.endswith(".npy"):
+            values = np.load(path, allow_pickle=False)
+        else:
+            with open(path) as file:
+                values = np.array([float(word) for word in file.read().replace(",", " ").split()])
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read log-SNRs from {path!r}: {error}") from None
+    return tuple(float(value) for value in values.ravel())
+
+
+@functools.lru_cache(maxsize=256)
+def _checked(call):
+    for value in (*call.args, *dict(call.kwargs).values()):
+        if isinstance(value, spec.Call):
+            _checked(value)
+    function = spec.bind(call, DEFINITIONS, "schedule")
+    parameters = list(function.__code__.co_varnames[1 : function.__code__.co_argcount])
+    given = dict(zip(parameters, call.args, strict=False)) | dict(call.kwargs)
+    for name, value in given.items():
+        if (name == "schedule") != isinstance(value, spec.Call):
+            fault = "must be a schedule" if name == "schedule" else "cannot be a schedule"
+            raise ValueError(f"schedule {str(call)!r}: {name} {fault}; got {spec.show(value)}")
+    schedule = Schedule(call)
+    u = np.linspace(0.0, 1.0, 257)
+    try:
+        with jax.ensure_compile_time_eval():
+            log_snr = np.asarray(jax.jit(schedule)(u), np.float64)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise ValueError(f"schedule {str(call)!r}: {error}") from None
+    with np.errstate(invalid="ignore"):  # inf - inf where a level repeats is no rise
+        rise = np.diff(log_snr) > 1e-5 * np.abs(log_snr[1:]) + 1e-5
+    bad = np.isnan(log_snr) | np.concatenate([[False], rise])
+    if bad.any() or not log_snr[0] > log_snr[-1]:
+        at = u[np.argmax(bad)] if bad.any() else 1.0
+        raise ValueError(f"schedule {str(call)!r} does not decrease in log-SNR over u in [0, 1]: see u = {at:g}")
+    return schedule
+
+
+def _from_integral(integral):
+    """log-SNR = -log(expm1(I)), in a form that neither overflows nor cancels."""
+    return -integral - jnp.log(-jnp.expm1(-integral))
+
+
+def _nearer_end(u):
+    """Distance to the nearer of 0 and 1, and +1 or -1 for which: symmetric densities keep their digits in both tails."""
+    return jnp.where(u < 0.5, u, 1 - u), jnp.where(u < 0.5, 1.0, -1.0).astype(u.dtype)
+
+
+def _log_sinh(y):
+    return y + jnp.log(-jnp.expm1(-2 * y)) - math.log(2)
+
+
+def _log_cosh(y):
+    return jnp.abs(y) + jnp.log1p(jnp.exp(-2 * jnp.abs(y))) - math.log(2)
+
+
+@functools.lru_cache(maxsize=64)
+def _pchip(log_snrs):
+    from scipy.interpolate import PchipInterpolator
+
+    values = np.array(log_snrs, np.float64) if isinstance(log_snrs, tuple) else np.zeros(0)
+    if len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError("piecewise takes a list of two or more finite log-SNRs, the cleanest first")
+    return PchipInterpolator(np.arange(len(values)), values).c
+
+
+@functools.lru_cache(maxsize=256)
+def _position(schedule, log_snr):
+    with jax.ensure_compile_time_eval():
+        return float(jax.jit(invert, static_argnums=0)(schedule, log_snr))
+
+
+@functools.lru_cache(maxsize=64)
+def _table(schedule, num_steps, options):
+    return table(str(schedule), num_steps, **dict(options))
+
+
+def _step_index(u, num_steps):
+    # a hair below u, because t/T rounded to float32 may lie just above the step that it names
+    return jnp.clip(jnp.ceil(u * num_steps * (1 - 1e-6)).astype(jnp.int32) - 1, 0, num_steps - 1)

@@ -1,0 +1,100 @@
+"""The one notation for schedules, weightings and samplers: `name` or `name(1.5, key=value, other_name(...))`.
+
+A spec is data, read with Python's own parser and never evaluated: a name, numbers, strings, lists, and nested specs. The
+object made from it prints as the spec again, so whatever appears in a config, a file or a plot can be pasted back.
+"""
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import math
+
+CONSTANTS = {"inf": math.inf, "nan": math.nan}
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A parsed spec: `name(*args, **dict(kwargs))`; arguments are numbers, strings, tuples, None or further Calls."""
+
+    name: str
+    args: tuple = ()
+    kwargs: tuple = ()  # of (keyword, value) pairs, so that a Call is hashable
+
+    def __str__(self):
+        arguments = [show(a) for a in self.args] + [f"{key}={show(value)}" for key, value in self.kwargs]
+        return f"{self.name}({', '.join(arguments)})" if arguments else self.name
+
+
+def show(value):
+    """A value as it is written in a spec."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(show(v) for v in value)}]"
+    return repr(value) if isinstance(value, str | float | int | None) else str(value)
+
+
+def parse(text):
+    """Reads a spec into a `Call`. Raises ValueError, in one line, for anything that is not one."""
+    if not isinstance(text, str):
+        raise ValueError(f"a spec is a string such as 'cosine(s=0.008)'; got {text!r}")
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+        call = _call(tree)
+    except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else error
+        raise ValueError(f"cannot read the spec {_short(text)}: {reason}") from None
+    return call
+
+
+def bind(call, definitions, kind, skip=1):
+    """Checks a Call against the signature of the function it names and returns that function.
+
+    `definitions` maps names to functions, whose first `skip` parameters are not the spec's to give. Raises ValueError
+    that lists the known names, or the parameters the function takes.
+    """
+    if call.name not in definitions:
+        close = difflib.get_close_matches(call.name, definitions, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"unknown {kind} {call.name!r}{hint}; known: {', '.join(sorted(definitions))}")
+    function = definitions[call.name]
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())[skip:]
+    try:
+        signature.replace(parameters=parameters).bind(*call.args, **dict(call.kwargs))
+    except TypeError as error:
+        takes = ", ".join(str(p) for p in parameters) or "no parameters"
+        raise ValueError(f"{kind} {_short(str(call))}: {error}; {call.name} takes ({takes})") from None
+    return function
+
+
+def _call(node):
+    if isinstance(node, ast.Name):
+        return Call(node.id)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if any(keyword.arg is None for keyword in node.keywords):
+            raise ValueError("** is not part of the notation")
+        kwargs = tuple((keyword.arg, _value(keyword.value)) for keyword in node.keywords)
+        if len(dict(kwargs)) < len(kwargs):
+            raise ValueError("a keyword is given twice")
+        return Call(node.func.id, tuple(_value(a) for a in node.args), kwargs)
+    raise ValueError("expected name or name(value, key=value, ...)")
+
+
+def _value(node):
+    if isinstance(node, ast.Constant) and isinstance(node.value, str | float | int | None):
+        return node.value
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+        value = _value(node.operand)
+        if isinstance(value, float | int) and not isinstance(value, bool):
+            return -value if isinstance(node.op, ast.USub) else value
+    if isinstance(node, ast.List | ast.Tuple):
+        return tuple(_value(element) for element in node.elts)
+    if isinstance(node, ast.Name) and node.id in CONSTANTS:
+        return CONSTANTS[node.id]
+    if isinstance(node, ast.Name | ast.Call):
+        return _call(node)
+    raise ValueError(f"{ast.unparse(node)!r} is not a number, string, list or spec")
+
+
+def _short(text, limit=80):
+    return repr(text if len(text) <= limit else text[: limit - 3] + "...")

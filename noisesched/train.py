@@ -1,0 +1,312 @@
+"""Training: one network, told the noise level, on levels drawn by a schedule.
+
+Everything random in step s is a function of (seed, s, position in the global batch), and the batch of step s is a function of
+(seed, s). So a run may be killed at any moment and resumed from its last checkpoint, to bit-identical parameters, and its
+losses do not depend on the number of devices.
+"""
+
+import collections
+import contextlib
+import signal
+import sys
+import time
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from noisesched import config as configuration
+from noisesched import data, denoiser, objective, parallel, sample, schedules
+from noisesched.checkpoints import Checkpoints
+from noisesched.pictures import grid, write_png
+from noisesched.workdir import Metrics, Workdir, differences
+
+RUN_AHEAD = 4  # dispatches in flight: enough to keep a device busy, few enough that a fault is seen at once
+
+
+class State(typing.NamedTuple):
+    """All that training changes. `ema` is the exponential moving average of `params`, which samples are made with."""
+
+    step: typing.Any  # int32, steps done
+    params: typing.Any
+    ema: typing.Any
+    opt_state: typing.Any
+
+
+class TrainingStopped(RuntimeError):
+    """Training cannot go on; the message is one line."""
+
+
+# -- the step
+
+def learning_rate(config):
+    """Step -> learning rate: linear warm-up to the peak, then constant, linear or cosine decay to 0 at the last step."""
+    peak, warmup, steps = config.optimizer.learning_rate, config.optimizer.warmup_steps, config.training.num_steps
+    left = max(steps - warmup, 1)
+    decay = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "linear": lambda: optax.linear_schedule(peak, 0.0, left),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, left),
+    }[config.optimizer.decay]()
+    if not warmup:
+        return decay
+    return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, warmup - 1), decay], [warmup])
+
+
+def make_optimizer(config):
+    """AdamW after clipping of the gradient's global norm (clip_norm = 0: no clipping)."""
+    given = config.optimizer
+    clip = optax.clip_by_global_norm(given.clip_norm) if given.clip_norm else optax.identity()
+    adam = optax.adamw(learning_rate(config), b1=given.b1, b2=given.b2, weight_decay=given.weight_decay)
+    return optax.chain(clip, adam)
+
+
+def init(config):
+    """(definition of the network, initial State), a function of config.seed."""
+    definition, params = denoiser.split(configuration.make_denoiser(config))
+    copy = jax.tree.map(jnp.copy, params)  # the state is donated: no two leaves may share memory
+    return definition, State(jnp.zeros((), jnp.int32), params, copy, make_optimizer(config).init(params))
+
+
+def make_loss(config, definition):
+    """(params, batch, key of the step) -> mean loss, (losses [B], log_snr [B]). batch: image uint8, label, index, each [B, ..]."""
+    schedule, log_weight = schedules.make(config.schedule), objective.make_weighting(config.weighting)
+    model = config.model
+
+    def loss(params, batch, key):
+        images = data.scale(batch["image"])
+        random = objective.draw(key, batch["index"], config.training.batch_size, images.shape[1:])
+        labels = None
+        if model.num_classes:
+            labels = jnp.where(random.label_draw < model.label_dropout, model.num_classes, batch["label"])
+        network = denoiser.merge(definition, params)
+        losses, log_snr = objective.errors(network, images, labels, random, schedule, log_weight)
+        return losses.mean(), (losses, log_snr)
+
+    return loss
+
+
+def make_step(config, definition):
+    """The training step, a pure function (state, batch, axis) -> (state, metrics): see `parallel.data_parallel`."""
+    gradient = jax.value_and_grad(make_loss(config, definition), has_aux=True)
+    optimizer, decay, parts = make_optimizer(config), config.training.ema_decay, config.training.accumulate
+
+    def accumulated(params, batch, key):
+        if parts == 1:
+            return gradient(params, batch, key)
+
+        def add(total, part):
+            (loss, aux), grads = gradient(params, part, key)
+            return jax.tree.map(lambda a, b: a + b / parts, total, (loss, grads)), aux
+
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
+        (loss, grads), aux = parallel.scan(add, zero, split)
+        return (loss, aux), grads
+
+    def step(state, batch, axis):
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        (loss, (losses, log_snr)), grads = accumulated(state.params, batch, key)
+        loss, grads = parallel.mean((loss, grads), axis)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # Early averages forget faster, or they would long remember the initial parameters.
+        keep = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
+        ema = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.ema, params)
+        bad = ~jnp.isfinite(losses)
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.global_norm(grads),
+            "bad_log_snr_min": parallel.smallest(jnp.where(bad, log_snr, jnp.inf).min(), axis),
+            "bad_log_snr_max": -parallel.smallest(-jnp.where(bad, log_snr, -jnp.inf).max(), axis),
+        }
+        return State(state.step + 1, params, ema, opt_state), metrics
+
+    return step
+
+
+# -- the program
+
+def train(config, directory, say=tqdm.write):
+    """Trains the run in `directory` to config.training.num_steps, from its last checkpoint if it has one.
+
+    Raises ConfigError, DataError or CheckpointError (one line each) before any long work, and TrainingStopped for a
+    non-finite loss.
+    """
+    training, preview = config.training, config.preview
+    chunk = training.steps_per_dispatch
+
+    # ---- What could go wrong at once, does so here.
+    configuration.check_devices(config, jax.local_device_count())
+    split = open_data(config)
+    workdir = Workdir(directory)
+    adopt(workdir, config)
+    for warning in configuration.warnings(config):
+        say(f"warning: {warning}")
+
+    with contextlib.ExitStack() as stack:
+        # ---- State: fresh, or the last complete checkpoint.
+        definition, state = init(config)
+        checkpoints = stack.enter_context(Checkpoints(workdir, training.keep_checkpoints))
+        start = 0
+        if checkpoints.latest_step() is not None:
+            start, items = checkpoints.restore(state._asdict())
+            state = State(**items)
+        say(f"{workdir.path}: {denoiser.num_parameters(state.params):,} parameters, {len(split):,} images, "
+            f"{jax.local_device_count()} x {jax.devices()[0].device_kind}; "
+            + (f"resuming at step {start}" if start else f"{training.num_steps} steps"))  # fmt: skip
+        run = parallel.data_parallel(make_step(config, definition), training.parallel)
+        stream = stack.enter_context(data.batches(
+            split, batch_size=training.batch_size, seed=config.seed, flip=config.data.flip, start_step=start,
+            num_workers=config.data.num_workers))  # fmt: skip
+        draw_preview = make_preview(config, definition)
+        metrics = stack.enter_context(Metrics(workdir, start or None))
+        record = Recorder(config, metrics, start, say)
+        stop = stack.enter_context(Signals())
+
+        # ---- The loop.
+        for step in range(start, training.num_steps, chunk):
+            batch = record.waiting(lambda: stacked([next(stream) for _ in range(chunk)]))
+            state, results = run(state, batch)
+            record.dispatched(step, results)
+            done = step + chunk
+            last = done >= training.num_steps or stop.requested
+            if last or done % training.checkpoint_every == 0:
+                record.drain()  # nothing is saved before its losses are known to be finite
+                checkpoints.save(done, state._asdict())
+                metrics.flush()
+            if preview.every and (done % preview.every == 0 or done >= training.num_steps):
+                record.drain()
+                picture = draw_preview(state.ema)
+                metrics.image(done, "samples", picture)
+                workdir.samples.mkdir(parents=True, exist_ok=True)
+                write_png(workdir.samples / f"step_{done:07d}.png", picture)
+            if stop.requested:
+                checkpoints.wait()
+                raise TrainingStopped(f"stopped by a signal at step {done}, which is saved; the same command goes on from it")
+        record.close()
+    return state
+
+
+def open_data(config):
+    """The training split a config names, found to agree with it."""
+    given = config.data
+    split = data.open_split(given.name, split=given.split, image_size=given.image_size, channels=given.channels,
+                            path=given.path, data_dir=given.data_dir)  # fmt: skip
+    if config.model.num_classes not in (0, split.num_classes):
+        raise configuration.ConfigError(f"model.num_classes={config.model.num_classes}, but {given.name} has "
+                                        f"{split.num_classes} classes; 0 trains without labels")  # fmt: skip
+    return split
+
+
+def adopt(workdir, config):
+    """Writes the config of a new run; refuses a workdir that holds a run of another one."""
+    mine = configuration.to_dict(config)
+    if not workdir.config.exists():
+        return workdir.write_config(mine)
+    changed = differences(configuration.to_dict(configuration.from_dict(workdir.read_config())), mine)
+    if changed:
+        raise configuration.ConfigError(f"{workdir.path} holds a run of another configuration ({'; '.join(changed)}): take "
+                                        "another --workdir, or leave out --config to go on with that run")  # fmt: skip
+
+
+def stacked(batches):
+    """Batches of consecutive steps as one: arrays [steps, B, ...]."""
+    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def make_preview(config, definition):
+    """EMA parameters -> a grid of samples, the same noise every time."""
+    preview = config.preview
+    levels = schedules.levels(schedules.make(preview.schedule), preview.steps)
+    draw = sample.make_sampler(config, definition, preview.method)
+
+    def picture(params):
+        labels = sample.cycled_labels(config, preview.num_images)
+        images = sample.generate(draw, params, levels, preview.num_images, seed=config.seed, labels=labels)
+        return grid(images, columns=int(np.ceil(np.sqrt(preview.num_images))))
+
+    return picture
+
+
+class Recorder:
+    """What is known of the steps, a few steps later: checks every loss, logs, shows progress. It never waits for the device."""
+
+    def __init__(self, config, metrics, start, say):
+        self.training, self.metrics, self.say = config.training, metrics, say
+        self.rate = learning_rate(config)
+        self.pending, self.window, self.waited = collections.deque(), [], 0.0
+        self.start, self.since = start, time.perf_counter()
+        self.bar = tqdm(total=self.training.num_steps, initial=start, unit="step", disable=None, smoothing=0.05)
+
+    def waiting(self, produce):
+        """The input, and how long the loop stood still for it."""
+        begin = time.perf_counter()
+        produced = produce()
+        self.waited += time.perf_counter() - begin
+        return produced
+
+    def dispatched(self, step, results):
+        self.pending.append((step, results))
+        if len(self.pending) > RUN_AHEAD:
+            self._look(*self.pending.popleft())
+
+    def drain(self):
+        while self.pending:
+            self._look(*self.pending.popleft())
+
+    def close(self):
+        self.drain()
+        self.bar.close()
+
+    def _look(self, first, results):
+        results = jax.device_get(results)  # of a dispatch that has had time to finish
+        for offset, (loss, norm) in enumerate(zip(results["loss"], results["grad_norm"], strict=True)):
+            step = first + offset + 1
+            if not (np.isfinite(loss) and np.isfinite(norm)):
+                low, high = results["bad_log_snr_min"][offset], results["bad_log_snr_max"][offset]
+                where = f"in examples of log-SNR {low:.4g} to {high:.4g}" if low <= high else "in the gradient alone"
+                self.bar.close()
+                raise TrainingStopped(f"not finite at step {step}: loss {loss}, gradient norm {norm}, {where}; the last good "
+                                      "checkpoint is kept (a lower learning rate or clip_norm may help)")  # fmt: skip
+            self.window.append((loss, norm))
+            if step % self.training.log_every == 0 or step == self.training.num_steps:
+                self._log(step)
+        self.bar.update(len(results["loss"]))
+
+    def _log(self, step):
+        now = time.perf_counter()
+        seconds, (loss, norm) = now - self.since, np.mean(self.window, axis=0)
+        self.metrics.write(step, {
+            "loss": loss, "grad_norm": norm, "learning_rate": float(self.rate(step - 1)),
+            "images_per_second": len(self.window) * self.training.batch_size / seconds,
+            "input_wait": self.waited / seconds,
+        })  # fmt: skip
+        self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        if self.bar.disable:
+            left = (self.training.num_steps - step) * seconds / len(self.window)
+            self.say(f"step {step}/{self.training.num_steps}  loss {loss:.4f}  {len(self.window) / seconds:.1f} steps/s  "
+                     f"{left // 60:.0f}m{left % 60:02.0f}s left")  # fmt: skip
+        self.window, self.waited, self.since = [], 0.0, now
+
+
+class Signals(contextlib.AbstractContextManager):
+    """Turns SIGINT and SIGTERM into a request to save and stop after the running step; a second one acts as usual."""
+
+    requested = False
+
+    def __enter__(self):
+        self.usual = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _request(self, number, frame):
+        self.requested = True
+        signal.signal(number, self.usual[number])
+        print("saving, then stopping (once more to stop at once)", file=sys.stderr)
+
+    def __exit__(self, *exception):
+        for number, handler in self.usual.items():
+            signal.signal(number, handler)

@@ -1,0 +1,216 @@
+"""The UNet: (noisy image, noise-level features) -> raw output. It knows no schedule and no noise level.
+
+The standard network of DDPM (Ho et al. 2020) as improved by ADM (Dhariwal & Nichol 2021): residual blocks whose second
+GroupNorm is scaled and shifted by the conditioning, self-attention at chosen image sizes, stride-2 convolutions down,
+nearest x2 and a convolution up. Parameter for parameter the same as diffusers' `UNet2DModel` with `resnet_time_scale_shift=
+"scale_shift"`, attention at the same sizes, `attn_norm_num_groups` set and a noise-level feature vector of the same width.
+
+Modules hold nothing but float32 `nnx.Param`s, so a `UNet` is a pytree of its weights: pass it to `jax.jit`, `jax.grad`, optax.
+Dropout takes one PRNG key per example at call time, so a result does not depend on how a batch is split over devices.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+_zeros = nnx.initializers.zeros_init()
+
+
+def num_groups(channels: int) -> int:
+    """The largest divisor of `channels` not above 32: 32 for the usual widths, 24 for width 24, 1 for a prime above 32."""
+    return max(g for g in range(1, min(32, channels) + 1) if channels % g == 0)
+
+
+class GroupNorm(nnx.Module):
+    """GroupNorm over `num_groups(channels)` groups, optionally scaled and shifted by a conditioning, in one pass.
+
+    Statistics are float32 whatever the compute dtype. Normalisation, its own scale and bias and the conditioning are folded
+    into one multiplication and one addition for each example and channel.
+    """
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+
+    def __call__(self, x, scale=None, shift=None):
+        """x [B, H, W, C]; scale, shift [B, C] -> normalised x * (1 + scale) + shift, in x's dtype."""
+        b, _, _, c = x.shape
+        x32 = x.astype(jnp.float32)
+        # Per-channel moments first, grouped after: the sums over pixels keep the layout of x.
+        mean, square = x32.mean((1, 2)), (x32 * x32).mean((1, 2))  # [B, C]
+        grouped = lambda a: jnp.repeat(a.reshape(b, num_groups(c), -1).mean(-1), c // num_groups(c), axis=1)
+        mean, square = grouped(mean), grouped(square)
+        gain = self.scale[None] * jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + 1e-5)
+        offset = self.bias[None] - mean * gain
+        if scale is not None:
+            gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
+        return (x32 * gain[:, None, None] + offset[:, None, None]).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Residual multi-head self-attention over the pixels of one image. The output projection starts at zero."""
+
+    def __init__(self, channels: int, heads: int, *, dtype, rngs: nnx.Rngs):
+        if channels % heads:
+            raise ValueError(f"attention width {channels} is not divisible by heads={heads}")
+        self.heads = heads
+        self.norm = GroupNorm(channels, rngs=rngs)
+        self.qkv = nnx.Linear(channels, 3 * channels, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(channels, channels, dtype=dtype, kernel_init=_zeros, rngs=rngs)
+
+    def __call__(self, x):
+        b, h, w, c = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(b, h * w, 3, self.heads, c // self.heads)
+        y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])  # [B, H W, heads, C / heads]
+        return x + self.out(y.reshape(b, h, w, c))
+
+
+class Block(nnx.Module):
+    """Residual block (GroupNorm-SiLU-conv, scale and shift from the embedding, GroupNorm-SiLU-dropout-conv), then attention.
+
+    `index` is the block's own number: it tells its dropout from the other blocks'.
+    """
+
+    def __init__(self, index: int, inputs: int, outputs: int, embedding: int, *, heads: int, dropout: float, dtype,
+                 rngs: nnx.Rngs):  # heads: 0 for no attention
+        conv = partial(nnx.Conv, padding=1, dtype=dtype, rngs=rngs)
+        self.index = index
+        self.dropout = dropout
+        self.norm1 = GroupNorm(inputs, rngs=rngs)
+        self.conv1 = conv(inputs, outputs, (3, 3))
+        self.condition = nnx.Linear(embedding, 2 * outputs, dtype=dtype, rngs=rngs)
+        self.norm2 = GroupNorm(outputs, rngs=rngs)
+        self.conv2 = conv(outputs, outputs, (3, 3), kernel_init=_zeros)
+        self.skip = nnx.Linear(inputs, outputs, dtype=dtype, rngs=rngs) if inputs != outputs else None
+        self.attention = Attention(outputs, heads, dtype=dtype, rngs=rngs) if heads else None
+
+    def __call__(self, x, embedding, dropout_keys):
+        scale, shift = jnp.split(self.condition(embedding).astype(jnp.float32), 2, axis=-1)
+        h = self.conv1(jax.nn.silu(self.norm1(x)))
+        h = jax.nn.silu(self.norm2(h, scale, shift))
+        if self.dropout and dropout_keys is not None:
+            keep = jax.vmap(lambda key: jax.random.bernoulli(
+                jax.random.fold_in(key, self.index), 1 - self.dropout, h.shape[1:]))(dropout_keys)
+            h = jnp.where(keep, h / (1 - self.dropout), 0)
+        h = (x if self.skip is None else self.skip(x)) + self.conv2(h)
+        return h if self.attention is None else self.attention(h)
+
+
+class Downsample(nnx.Module):
+    """Stride-2 convolution: [B, H, W, C] -> [B, H/2, W/2, C]."""
+
+    def __init__(self, channels: int, *, dtype, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(channels, channels, (3, 3), strides=2, padding=1, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, embedding, dropout_keys):
+        return self.conv(x)
+
+
+class Upsample(nnx.Module):
+    """Nearest x2, then a convolution: [B, H, W, C] -> [B, 2H, 2W, C]."""
+
+    def __init__(self, channels: int, *, dtype, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(channels, channels, (3, 3), padding=1, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+        b, h, w, c = x.shape
+        x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+        return self.conv(x)
+
+
+def check_size(image_size: int, levels: int) -> None:
+    """Raise ValueError unless `levels` levels, each half the size of the one before, divide `image_size`."""
+    factor = 2 ** (levels - 1)
+    if image_size < 1 or image_size % factor:
+        below, above = image_size // factor * factor, (image_size // factor + 1) * factor
+        nearest = f"{below} or {above}" if below > 0 else f"{above}"
+        raise ValueError(f"image_size={image_size} is not a multiple of {factor}, as {levels} levels need; nearest valid: {nearest}")
+
+
+class UNet(nnx.Module):
+    """UNet for square images of a size divisible by 2**(len(multipliers) - 1). Its output is zero at initialisation.
+
+    Args:
+      image_size, channels: H = W and C of the images.
+      width, multipliers: level i works at size image_size / 2**i with width * multipliers[i] channels.
+      blocks: residual blocks per level on the way down (one more on the way up).
+      attention: image sizes at which every block, the middle one too, is followed by self-attention; each must be a level's.
+      heads: attention heads; must divide the widths of the levels that have attention.
+      dropout: probability in [0, 1) of dropping an activation, applied when dropout keys are given.
+      features: width of the feature vector that tells the noise level.
+      num_classes: 0 for no labels; K for labels 0..K-1, and K for the null class ("no label").
+      dtype: of the computation, float32 or bfloat16; parameters, statistics and the output stay float32.
+
+    Raises:
+      ValueError: on sizes, widths or attention sizes that do not fit, naming those that would.
+    """
+
+    def __init__(self, *, image_size: int, channels: int, width: int, multipliers: tuple[int, ...], blocks: int,
+                 attention: tuple[int, ...], heads: int, dropout: float, features: int, num_classes: int, dtype,
+                 rngs: nnx.Rngs):
+        check_size(image_size, len(multipliers))
+        sizes = [image_size >> level for level in range(len(multipliers))]
+        if unknown := set(attention) - set(sizes):
+            raise ValueError(f"attention at size {min(unknown)}, but the levels have sizes {', '.join(map(str, sizes))}")
+        widths = [width * m for m in multipliers]
+        self.image_size, self.num_classes, self.dtype = image_size, num_classes, dtype
+        indices = iter(range(10**6))
+
+        def block(inputs, outputs, size):
+            return Block(next(indices), inputs, outputs, 4 * width, heads=heads if size in attention else 0,
+                         dropout=dropout, dtype=dtype, rngs=rngs)
+
+        self.embed_in = nnx.Linear(features, 4 * width, dtype=dtype, rngs=rngs)
+        self.embed_out = nnx.Linear(4 * width, 4 * width, dtype=dtype, rngs=rngs)
+        self.label = nnx.Embed(num_classes + 1, 4 * width, dtype=dtype, rngs=rngs) if num_classes else None
+
+        self.conv_in = nnx.Conv(channels, widths[0], (3, 3), padding=1, dtype=dtype, rngs=rngs)
+        self.down, self.middle, self.up = nnx.List(), nnx.List(), nnx.List()
+        now, skips = widths[0], [widths[0]]
+        for size, out in zip(sizes, widths, strict=True):
+            for _ in range(blocks):
+                self.down.append(block(now, out, size))
+                now = out
+                skips.append(now)
+            if size != sizes[-1]:
+                self.down.append(Downsample(now, dtype=dtype, rngs=rngs))
+                skips.append(now)
+        self.middle.append(block(now, now, sizes[-1]))
+        self.middle.append(block(now, now, None))
+        for size, out in zip(reversed(sizes), reversed(widths), strict=True):
+            for _ in range(blocks + 1):
+                self.up.append(block(now + skips.pop(), out, size))
+                now = out
+            if size != image_size:
+                self.up.append(Upsample(now, dtype=dtype, rngs=rngs))
+        self.norm_out = GroupNorm(now, rngs=rngs)
+        self.conv_out = nnx.Conv(now, channels, (3, 3), padding=1, dtype=jnp.float32, kernel_init=_zeros, rngs=rngs)
+
+    def __call__(self, z, features, labels=None, dropout_keys=None):
+        """z [B, H, W, C], features [B, features], labels int [B] iff num_classes, dropout_keys [B] PRNG keys or None (no
+        dropout) -> float32 [B, H, W, C]."""
+        if z.shape[1:3] != (self.image_size, self.image_size):
+            raise ValueError(f"image size {z.shape[1]}x{z.shape[2]}, but this UNet is for {self.image_size}x{self.image_size}")
+        if (labels is None) == bool(self.num_classes):
+            raise ValueError("this UNet takes no labels (num_classes=0)" if labels is not None else
+                             f"this UNet needs labels: 0..{self.num_classes - 1}, or {self.num_classes} for the null class")
+        embedding = self.embed_out(jax.nn.silu(self.embed_in(features)))
+        if labels is not None:
+            embedding += self.label(labels)
+        embedding = jax.nn.silu(embedding)  # [B, 4 width]; every block starts from it
+
+        h = self.conv_in(z)
+        skips = [h]
+        for layer in self.down:
+            h = layer(h, embedding, dropout_keys)
+            skips.append(h)
+        for layer in self.middle:
+            h = layer(h, embedding, dropout_keys)
+        for layer in self.up:
+            if isinstance(layer, Upsample):
+                h = layer(h)
+            else:
+                h = layer(jnp.concatenate([h, skips.pop()], axis=-1), embedding, dropout_keys)
+        return self.conv_out(jax.nn.silu(self.norm_out(h.astype(jnp.float32))))

@@ -1,0 +1,250 @@
+"""All that is on disk of one run: config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/.
+
+Every later command needs only this directory. Nothing in it is ever executed: it holds JSON, raw arrays,
+event records and pictures, and no pickle. A process killed at any moment (kill -9 too) leaves a workdir that
+the next start can use. The checkpoints are read and written by `noisesched.checkpoints`, the rest here.
+
+A workdir is a local path, or a bucket such as gs://bucket/run where the packages for that are installed.
+
+JSON is strict here. Floats that JSON cannot say are written as the strings "inf", "-inf" and "nan", and read
+back as floats; so those three are refused as string settings.
+"""
+
+import dataclasses
+import json
+import math
+import numbers
+import os
+import time
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+_NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """One run's directory. Making this object touches no disk."""
+
+    path: epath.Path  # from a str or any path; made absolute, since orbax fails late on relative ones
+
+    def __post_init__(self):
+        path = epath.Path(self.path)
+        if _is_local(path):
+            path = epath.Path(os.path.abspath(path.expanduser()))
+        object.__setattr__(self, "path", path)
+
+    @property
+    def config(self) -> epath.Path:
+        return self.path / "config.json"
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> epath.Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> epath.Path:
+        return self.path / "tensorboard"
+
+    @property
+    def samples(self) -> epath.Path:
+        return self.path / "samples"
+
+    def write_config(self, config: dict) -> None:
+        """Writes config.json atomically, in a workdir made if need be; ValueError for what is not JSON."""
+        text = json.dumps(_to_json(config), indent=2, allow_nan=False) + "\n"
+        self.path.mkdir(parents=True, exist_ok=True)
+        _write_atomically(self.config, text)
+
+    def read_config(self) -> dict:
+        """The config as written, tuples as lists. FileNotFoundError if missing, ValueError if damaged."""
+        try:
+            content = self.config.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise FileNotFoundError(
+                f"{self.path} holds no run (no config.json); give the --workdir of a run made by `train`"
+            ) from None
+        try:
+            return _from_json(_parse(content))
+        except ValueError as error:
+            raise ValueError(f"{self.config} is not valid: {error}") from None
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """Settings that differ between two configs, as lines such as "optimizer.learning_rate: 0.001 -> 0.002".
+
+    Lists and tuples are the same thing here, as they are in config.json; so are 1 and 1.0.
+    """
+
+    def settings(value: Any, name: str = "") -> dict[str, Any]:
+        if not isinstance(value, dict) or not value:
+            return {name: value}
+        prefix = f"{name}." if name else ""
+        return {k: v for key, entry in value.items() for k, v in settings(entry, prefix + key).items()}
+
+    def show(of: dict, name: str) -> str:
+        return json.dumps(of[name]) if name in of else "absent"
+
+    before, after = settings(_to_json(old)), settings(_to_json(new))  # as JSON, where nan equals nan
+    return [
+        f"{name}: {show(before, name)} -> {show(after, name)}"
+        for name in sorted({*before, *after})
+        if name not in before or name not in after or before[name] != after[name]
+    ]
+
+
+class Metrics:
+    """Scalars to metrics.jsonl and TensorBoard, pictures to TensorBoard; a context manager.
+
+    `resume_step`: the step from which the run goes on; what was written of later steps is dropped, since
+    those steps are done again. None starts a new history. For one process only: the others make no Metrics.
+    """
+
+    def __init__(self, workdir: Workdir, resume_step: int | None):
+        from tensorboardX import SummaryWriter
+
+        self._path = workdir.metrics
+        old = read_metrics(self._path) if resume_step is not None and self._path.exists() else []
+        self._lines = [_metrics_line(record) for record in old if record["step"] <= resume_step]
+        workdir.path.mkdir(parents=True, exist_ok=True)
+        _write_atomically(self._path, "".join(self._lines))
+        self._file = open(self._path, "a", encoding="utf-8") if _is_local(self._path) else None
+        self._tensorboard = SummaryWriter(
+            str(workdir.tensorboard),
+            purge_step=0 if resume_step is None else resume_step + 1,
+            filename_suffix=f".{time.time_ns()}",  # or a restart within the same second overwrites the file
+        )
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Adds a line to metrics.jsonl, which no kill of this process undoes, and a point to each scalar."""
+        scalars = {name: float(value) for name, value in scalars.items()}
+        line = _metrics_line({"step": int(step)} | scalars)
+        if self._file is None:
+            self._lines.append(line)  # buckets cannot append: `flush` writes the whole file
+        else:
+            self._file.write(line)
+            self._file.flush()
+        for name, value in scalars.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, grid: np.ndarray) -> None:
+        """A picture, uint8 [H, W, C] with C 1 or 3."""
+        self._tensorboard.add_image(name, grid, step, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Puts everything on disk; to be called at every checkpoint."""
+        if self._file is None:
+            _write_atomically(self._path, "".join(self._lines))
+        else:
+            os.fsync(self._file.fileno())
+        self._tensorboard.flush()
+
+    def close(self) -> None:
+        self.flush()
+        if self._file is not None:
+            self._file.close()
+        self._tensorboard.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict]:
+    """The lines of a metrics.jsonl, [{"step": 100, "loss": 0.31, ...}, ...]; a torn last line is left out.
+
+    Raises FileNotFoundError, and ValueError that names the line for anything else that is no line of metrics.
+    """
+    *lines, last = epath.Path(path).read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = _from_json(_parse(line))
+            if type(record.get("step")) is not int:
+                raise ValueError("it has no whole-number step")
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+        records.append(record)
+    return records  # `last` is what follows the last newline: nothing, or what a killed process had begun
+
+
+def _metrics_line(record: dict) -> str:
+    return json.dumps(_to_json(record), allow_nan=False) + "\n"
+
+
+def _is_local(path: epath.Path) -> bool:
+    return "://" not in str(path)
+
+
+def _write_atomically(path: epath.Path, text: str) -> None:
+    """Replaces a file so that a kill or a power cut leaves the old content or the new, never a part."""
+    if not _is_local(path):
+        path.write_text(text)  # a bucket shows an object only once it is complete
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # makes the rename itself durable
+    finally:
+        os.close(directory)
+
+
+def _to_json(value: Any, name: str = "") -> Any:
+    """Nested dicts, sequences and scalars as JSON can hold them; ValueError names the setting it cannot."""
+    match value:
+        case None | bool():
+            return value
+        case str():
+            if value in _NON_FINITE:
+                raise ValueError(f"{name}: the string {value!r} stands for a float; give float({value!r})")
+            return value
+        case numbers.Integral():
+            return int(value)
+        case numbers.Real():
+            return float(value) if math.isfinite(value) else str(float(value))
+        case np.bool_():
+            return bool(value)
+        case list() | tuple():
+            return [_to_json(entry, f"{name}[{index}]") for index, entry in enumerate(value)]
+        case dict():
+            for key in value:
+                if not isinstance(key, str):
+                    raise ValueError(f"{name or 'config'}: the key {key!r} is not a string")
+            return {key: _to_json(entry, f"{name}.{key}" if name else key) for key, entry in value.items()}
+    raise ValueError(f"{name or 'config'}: a {type(value).__name__} cannot be written as JSON")
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _from_json(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_from_json(entry) for entry in value]
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def _parse(text: bytes) -> dict:
+    """A JSON object, read strictly; ValueError (one line) for anything else."""
+
+    def refuse(token: str) -> float:
+        raise ValueError(f"{token} is not JSON")
+
+    try:
+        value = json.loads(text, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON object was expected, not {type(value).__name__}")
+    return value

@@ -1,0 +1,504 @@
+"""Data: what is stored is what was given, and a batch is a function of (seed, step)."""
+
+import dataclasses
+import os
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from noisesched import builders, data
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def digits(cache):
+    return data.open_split("digits", split="train", image_size=8, channels=1, data_dir=cache)
+
+
+@dataclasses.dataclass
+class Numbered:
+    """Records whose image spells their number; asymmetric, so that a mirrored one is told apart."""
+
+    n: int
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        return {"image": np.array([i % 256, i // 256, 255, 0], np.uint8).reshape(1, 4, 1), "label": i % 10}
+
+    def __getitems__(self, numbers):
+        return [self[i] for i in numbers]
+
+
+def numbered(n):
+    return data.Split(data._Images(Numbered(n), "numbered", (1, 4, 1), True), 10, "numbered")
+
+
+def take(split, count, **options):
+    options = {"batch_size": 8, "seed": 0, "flip": False} | options
+    with data.batches(split, **options) as batches:
+        return [next(batches) for _ in range(count)]
+
+
+def numbers_of(batches):
+    images = np.concatenate([batch["image"] for batch in batches])[:, 0, :, 0].astype(int)
+    return images[:, 0] + 256 * images[:, 1]
+
+
+def assert_same(a, b):
+    assert len(a) == len(b)
+    for one, other in zip(a, b, strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert one[key].dtype == other[key].dtype
+            np.testing.assert_array_equal(one[key], other[key])
+
+
+# ---------------------------------------------------------------------------------------------------- digits
+
+
+def test_digits_are_scikit_learns(cache):
+    published = load_digits()
+    for split, rows in {"train": slice(1500), "test": slice(1500, None)}.items():
+        opened = data.open_split("digits", split=split, image_size=8, channels=1, data_dir=cache)
+        got = data.examples(opened)
+        expected = [[round(v * 255 / 16) for v in image.ravel()] for image in published.images[rows]]
+        np.testing.assert_array_equal(got["image"].reshape(-1, 64), expected)
+        np.testing.assert_array_equal(got["label"], published.target[rows])
+        assert got["image"].dtype == np.uint8 and got["label"].dtype == np.int32
+        assert (got["image"].min(), got["image"].max()) == (0, 255)
+        assert opened.num_classes == 10
+
+
+def test_split_is_random_access(digits):
+    assert len(digits) == 1500
+    assert digits[3]["image"].shape == (8, 8, 1) and digits[3]["label"] == load_digits().target[3]
+    np.testing.assert_array_equal(digits[-1]["image"], digits[1499]["image"])
+    with pytest.raises(IndexError):
+        digits[1500]
+
+
+@pytest.mark.parametrize(
+    "split, rows",
+    [("train[:90%]", range(1350)), ("train[10:20]", range(10, 20)), ("train+test", range(1797))],
+)
+def test_split_syntax(cache, split, rows):
+    opened = data.open_split("digits", split=split, image_size=8, channels=1, data_dir=cache)
+    np.testing.assert_array_equal(data.examples(opened)["label"], load_digits().target[rows])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"split": "valid"}, "no split 'valid' in data set 'digits': it has test, train"),
+        ({"split": "train[:9x]"}, "'train[:9x]'"),
+        ({"split": "train[:2000]"}, "1500 examples"),
+        ({"split": "train[:0]"}, "is empty"),
+        ({"channels": 3}, "channels=1, not 3"),
+        ({"image_size": 0}, "image_size=0"),
+        ({"data_dir": "gs://bucket/data"}, "local folder"),
+        ({"name": "no_such_set"}, "'no_such_set' is not prepared: no dataset_info.json in "),
+        ({"name": "image_folder"}, "needs a path"),
+        ({"name": "image_folder", "path": "/no/such/folder"}, "no such image folder: /no/such/folder"),
+    ],
+)
+def test_faults_are_told_in_one_line(cache, change, message):
+    arguments = dict(name="digits", split="train", image_size=8, channels=1, data_dir=cache) | change
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        data.open_split(arguments.pop("name"), **arguments)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_missing_data_set_says_how_to_prepare_it(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        data.open_split("cifar10", split="train", image_size=32, channels=3, data_dir=str(tmp_path))
+    for part in (str(tmp_path / "cifar10"), "download_and_prepare", "array_record", "image_folder"):
+        assert part in str(error.value)
+
+
+def test_resize(cache):
+    images = {}
+    for size in (4, 8, 16):
+        split = data.open_split("digits", split="train[:50]", image_size=size, channels=1, data_dir=cache)
+        images[size] = data.examples(split)["image"].astype(float)
+        assert images[size].shape == (50, size, size, 1)
+    for size in (4, 8):  # averages of 2x2 pixels, nearly
+        averages = images[2 * size].reshape(50, size, 2, size, 2).mean((2, 4))
+        assert np.corrcoef(averages.ravel(), images[size].ravel())[0, 1] > 0.97
+        assert abs(averages.mean() - images[size].mean()) < 3
+
+
+# --------------------------------------------------------------------------------------------- preparing once
+
+
+def test_simultaneous_preparation(tmp_path):
+    builders_made = []
+
+    def make(data_dir):
+        builders_made.append(data_dir)
+        return builders._Digits(data_dir=data_dir)
+
+    (tmp_path / "digits" / "incomplete-killed").mkdir(parents=True)  # what a killed process leaves
+    arguments = (tmp_path, "digits", make)
+    threads = [threading.Thread(target=builders._prepared_once, args=arguments) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(builders_made) == 1
+    assert sorted(os.listdir(tmp_path / "digits")) == [".lock", "1.0.0"]
+
+
+def test_the_rename_is_enough_without_a_lock(tmp_path):
+    final = tmp_path / "digits" / "1.0.0"
+    final.parent.mkdir()
+    builders._prepare(final, builders._Digits)
+    before = final.stat().st_ino
+    builders._prepare(final, builders._Digits)  # a process that began before the first one was done
+    assert final.stat().st_ino == before
+    assert os.listdir(final.parent) == ["1.0.0"]
+
+
+def test_default_cache_is_the_users(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert len(data.open_split("digits", split="test", image_size=8, channels=1)) == 297
+    assert (tmp_path / "noisesched" / "digits" / "1.0.0").is_dir()
+
+
+# ---------------------------------------------------------------------------------------------- image folder
+
+
+def save(array, path, mode=None, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = array if isinstance(array, Image.Image) else Image.fromarray(array, mode)
+    image.save(path, **options)
+
+
+def open_folder(root, tmp_path, split="train", image_size=8, channels=3):
+    return data.open_split(
+        "image_folder", split=split, image_size=image_size, channels=channels, path=str(root),
+        data_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+
+
+def test_image_folder_reads_every_kind_of_file(tmp_path):
+    root = tmp_path / "images"
+    colour = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    gray = colour[..., 0]
+    palette = Image.fromarray(colour // 128 * 255).convert("P", palette=Image.Palette.ADAPTIVE)
+    save(colour, root / "train" / "a_rgb" / "1.png")
+    save(gray, root / "train" / "b_gray" / "1.PNG")
+    save(np.dstack([colour, gray]), root / "train" / "c_rgba" / "1.png")
+    save(palette, root / "train" / "d_palette" / "1.png")
+    save((gray.astype(np.uint16) << 8) + 7, root / "train" / "e_16_bits" / "1.png")
+    save(np.full((8, 8, 3), 60, np.uint8), root / "train" / "f_jpeg" / "1.jpg")
+    (root / "train" / "f_jpeg" / "notes.txt").write_text("not an image")
+    repeated = np.dstack([gray] * 3)
+    expected = [colour, repeated, colour, colour // 128 * 255, repeated, np.full((8, 8, 3), 60)]
+
+    split = open_folder(root, tmp_path)
+    got = {int(label): image for image, label in zip(*data.examples(split).values(), strict=True)}
+    assert split.num_classes == len(split) == 6
+    for label, image in enumerate(expected):
+        np.testing.assert_array_equal(got[label], image, err_msg=sorted(os.listdir(root / "train"))[label])
+
+    one_channel = data.examples(open_folder(root, tmp_path, channels=1))
+    at = list(one_channel["label"])
+    np.testing.assert_array_equal(one_channel["image"][at.index(1), ..., 0], gray)
+    luma = colour @ [0.299, 0.587, 0.114]
+    np.testing.assert_allclose(one_channel["image"][at.index(0), ..., 0], luma, atol=1)
+
+
+def test_image_folder_crops_and_antialiases(tmp_path):
+    root = tmp_path / "images"
+    wide = np.zeros((32, 96, 3), np.uint8)
+    wide[:, 32:64] = 200  # only the centre square is bright
+    checkers = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
+    save(wide, root / "train" / "a" / "1.png")
+    save(checkers, root / "train" / "b" / "1.png")
+    got = data.examples(open_folder(root, tmp_path))
+    a, b = (got["image"][list(got["label"]).index(label)] for label in (0, 1))
+    np.testing.assert_array_equal(a, 200)
+    np.testing.assert_allclose(b, 127.5, atol=4)  # picking pixels would give 0 or 255
+
+
+def test_photographs_are_turned_upright(tmp_path):
+    root = tmp_path / "images"
+    lying = np.zeros((32, 32), np.uint8)
+    lying[:, :16] = 250  # bright on the left as stored, at the top when turned clockwise
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(lying, root / "train" / "a" / "1.jpg", exif=exif)
+    image = open_folder(root, tmp_path, channels=1)[0]["image"]
+    assert image[:3].min() > 200 and image[-3:].max() < 50
+
+
+def test_corrupt_image_is_named_and_leaves_nothing_behind(tmp_path):
+    root = tmp_path / "images"
+    good = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    save(good, root / "train" / "cat" / "good.png")
+    save(good, root / "train" / "cat" / "torn.jpg")
+    whole = (root / "train" / "cat" / "torn.jpg").read_bytes()
+    for torn in (whole[: len(whole) // 2], b"not an image", b""):
+        (root / "train" / "cat" / "torn.jpg").write_bytes(torn)
+        with pytest.raises(ValueError, match=r"^cannot read the image .*/train/cat/torn\.jpg: [^\n]+$"):
+            open_folder(root, tmp_path)
+        for folder in (tmp_path / "cache").iterdir():
+            assert os.listdir(folder) == [".lock"]
+    (root / "train" / "cat" / "torn.jpg").write_bytes(whole)
+    assert len(open_folder(root, tmp_path)) == 2
+
+
+def test_image_folder_splits(tmp_path):
+    root = tmp_path / "images"
+    for split, count in (("train", 40), ("held-out", 4)):
+        for i in range(count):
+            save(np.full((8, 8, 3), i, np.uint8), root / split / "ab"[i * 2 // count] / f"{i:02}.png")
+    (root / "train" / ".hidden").mkdir()
+    assert len(open_folder(root, tmp_path, "held-out")) == 4
+    with pytest.raises(ValueError, match="no split 'test' in image folder .*: it has held-out, train"):
+        open_folder(root, tmp_path, "test")
+    most, rest = (open_folder(root, tmp_path, split) for split in ("train[:80%]", "train[80%:]"))
+    most, rest = data.examples(most), data.examples(rest)
+    assert sorted([*most["image"][:, 0, 0, 0], *rest["image"][:, 0, 0, 0]]) == list(range(40))
+    assert set(rest["label"]) == {0, 1}  # the order is not the folder's: both classes are in both parts
+
+
+@pytest.mark.parametrize("file", [None, "train/1.png", "1.png"])
+def test_folder_without_classes(tmp_path, file):
+    root = tmp_path / "images"
+    root.mkdir()
+    if file:
+        save(np.zeros((8, 8), np.uint8), root / file)
+    with pytest.raises(ValueError, match=r"no images in .*: expected <split>/<class>/"):
+        open_folder(root, tmp_path)
+
+
+def test_folder_is_converted_once_and_anew_when_it_changes(tmp_path, monkeypatch):
+    root = tmp_path / "images"
+    save(np.zeros((8, 8, 3), np.uint8), root / "train" / "a" / "1.png")
+    prepared = []
+    prepare = builders._prepare
+    monkeypatch.setattr(builders, "_prepare", lambda *arguments: (prepared.append(1), prepare(*arguments)))
+    for _ in range(2):
+        open_folder(root, tmp_path)
+    assert len(prepared) == 1
+    open_folder(root, tmp_path, image_size=4)
+    open_folder(root, tmp_path, channels=1)
+    assert len(prepared) == 3
+    save(np.full((8, 8, 3), 9, np.uint8), root / "train" / "a" / "1.png")
+    os.utime(root / "train" / "a" / "1.png", ns=(1, 1))
+    assert open_folder(root, tmp_path)[0]["image"].max() == 9
+    save(np.zeros((8, 8, 3), np.uint8), root / "train" / "a" / "2.png")
+    assert len(open_folder(root, tmp_path)) == 2
+    assert len(prepared) == 5
+
+
+# ------------------------------------------------------------------------------- data sets prepared elsewhere
+
+
+class Photos(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Stands for a public TFDS data set: encoded images of several sizes, a label, and more."""
+
+    VERSION = tfds.core.Version("2.0.0")
+    SUPPORTED_VERSIONS = [tfds.core.Version("10.0.0")]
+
+    def _info(self):
+        features = {"image": tfds.features.Image(shape=(None, None, 3)), "id": tfds.features.Text()}
+        if self.version > "2.0.0":
+            features["label"] = tfds.features.ClassLabel(names=["cat", "dog"])
+        features = tfds.features.FeaturesDict(features)
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i, size in enumerate([(8, 8), (12, 8), (16, 16)]):
+            example = {"image": Image.new("RGB", size, (10, 20, 30 + i)), "id": str(i)}
+            yield i, example | ({"label": i % 2} if self.version > "2.0.0" else {})
+
+
+def test_prepared_data_set(tmp_path, caplog):
+    for version in ("2.0.0", "10.0.0"):
+        Photos(version=version, data_dir=tmp_path).download_and_prepare(file_format="array_record")
+    newest = data.open_split("photos", split="train", image_size=8, channels=3, data_dir=str(tmp_path))
+    got = data.examples(newest)
+    assert newest.num_classes == 2
+    np.testing.assert_array_equal(got["label"], [0, 1, 0])
+    for i in range(3):
+        np.testing.assert_array_equal(got["image"][i], np.broadcast_to([10, 20, 30 + i], (8, 8, 3)))
+    old = data.open_split("photos:2.0.0", split="train[1:]", image_size=8, channels=3, data_dir=str(tmp_path))
+    assert old.num_classes == 0 and len(old) == 2
+    np.testing.assert_array_equal(data.examples(old)["label"], 0)
+    assert "OpenCV" not in caplog.text
+    with pytest.raises(ValueError, match="channels=3, not 1"):
+        data.open_split("photos", split="train", image_size=8, channels=1, data_dir=str(tmp_path))
+
+
+def test_damaged_records_are_told(cache, tmp_path):
+    builders.digits(str(tmp_path))
+    (file,) = (tmp_path / "digits" / "1.0.0").glob("digits-test*")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+    split = data.open_split("digits", split="test", image_size=8, channels=1, data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="data set 'digits', test: cannot read example [0-9]+: "):
+        data.examples(split)
+
+
+# --------------------------------------------------------------------------------------------------- batches
+
+
+def test_batch_contents(digits):
+    (batch,) = take(digits, 1, batch_size=16)
+    assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
+        "image": ((16, 8, 8, 1), np.uint8),
+        "label": ((16,), np.int32),
+        "index": ((16,), np.int32),
+    }
+    everything = data.examples(digits)
+    for image, label in zip(batch["image"], batch["label"], strict=True):
+        (at,) = np.nonzero((everything["image"] == image).all((1, 2, 3)))
+        assert label in everything["label"][at]  # labels travel with their images
+    np.testing.assert_array_equal(batch["index"], np.arange(16))
+
+
+@pytest.mark.parametrize("n, batch_size", [(300, 8), (300, 100), (5, 8), (1, 4)])
+def test_each_epoch_is_a_fresh_permutation(n, batch_size):
+    epochs = 4
+    numbers = numbers_of(take(numbered(n), -(-epochs * n // batch_size), batch_size=batch_size))
+    epochs = numbers[: epochs * n].reshape(epochs, n)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(n), (len(epochs), 1)))
+    if n > 5:
+        assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+
+
+def test_seeds_and_their_epochs_are_unrelated():
+    orders = [tuple(numbers_of(take(numbered(300), 9, batch_size=100, seed=seed))) for seed in range(5)]
+    epochs = {order[i : i + 300] for order in orders for i in (0, 300, 600)}
+    assert len(epochs) == 15  # none shared, not even between neighbouring seeds
+
+
+def test_order_is_uniform():
+    positions = np.zeros((6, 6))
+    for seed in range(600):
+        positions[np.arange(6), data._numbers(6, seed, 6, 12)] += 1
+    # Each of 36 counts has mean 100, standard deviation 9.1.
+    assert np.abs(positions - 100).max() < 40
+
+
+def test_restart_at_a_step(digits):
+    whole = take(digits, 60, batch_size=64, flip=True, seed=3)  # more than two epochs
+    for step in (1, 23, 24, 57):
+        late = take(digits, 3, batch_size=64, flip=True, seed=3, start_step=step)
+        assert_same(late, whole[step : step + 3])
+    (late,) = take(digits, 1, batch_size=64, start_step=10**9)
+    assert late["image"].shape == (64, 8, 8, 1)
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_processes_share_the_global_batch(digits, process_count):
+    options = dict(batch_size=16, seed=1, flip=True)
+    whole = take(digits, 5, **options)
+    parts = [
+        take(digits, 5, **options, process_index=p, process_count=process_count)
+        for p in range(process_count)
+    ]
+    joined = [
+        {key: np.concatenate([part[key] for part in step]) for key in step[0]}
+        for step in zip(*parts, strict=True)
+    ]
+    assert_same(joined, whole)
+
+
+def test_worker_processes_and_threads_change_nothing(digits):
+    options = dict(batch_size=16, seed=1, flip=True, start_step=7)
+    whole = take(digits, 9, **options)
+    assert_same(take(digits, 9, **options, num_threads=4, prefetch=3), whole)
+    assert_same(take(digits, 9, **options, num_workers=2), whole)
+
+
+def test_memory_changes_nothing(digits, cache, monkeypatch):
+    monkeypatch.setattr(data, "_CACHE_BYTES", 0)
+    bare = data.open_split("digits", split="train", image_size=8, channels=1, data_dir=cache)
+    assert bare.source._cache is None and digits.source._cache is not None
+    assert_same(take(bare, 5, flip=True), take(digits, 5, flip=True))
+    twice = take(digits, 1, start_step=4) + take(digits, 1, start_step=4)  # read anew, then from memory
+    assert_same(twice[:1], twice[1:])
+    twice[0]["image"][:] = 0  # a batch is the caller's own
+    assert_same(take(digits, 1, start_step=4), twice[1:])
+
+
+def test_flips(digits):
+    straight, flipped = (take(digits, 40, batch_size=64, flip=flip) for flip in (False, True))
+    again = take(digits, 40, batch_size=64, flip=True, seed=0)
+    assert_same(flipped, again)
+    before, after = (np.concatenate([batch["image"] for batch in b]) for b in (straight, flipped))
+    kept = (after == before).all((1, 2, 3))
+    mirrored = (after == before[:, :, ::-1]).all((1, 2, 3))
+    assert (kept | mirrored).all()
+    assert not (kept & mirrored).mean() > 0.01
+    assert abs(mirrored.mean() - 0.5) < 0.05  # 5 standard deviations
+    # Two epochs of the same image do not always get the same coin.
+    assert kept.reshape(40, 64).any(0).all() and mirrored.reshape(40, 64).any(0).all()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 6, "process_count": 4}, "batch_size=6 .* process_count=4"),
+        ({"process_index": 1}, "process_index=1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"start_step": -1}, "start_step=-1"),
+        ({"num_threads": 0}, "num_threads=0"),
+    ],
+)
+def test_refused_options(digits, change, message):
+    with pytest.raises(ValueError, match=message):
+        data.batches(digits, **({"batch_size": 8, "seed": 0, "flip": False} | change))
+
+
+def test_close_stops_the_threads(digits):
+    batches = data.batches(digits, batch_size=8, seed=0, flip=False)
+    next(iter(batches))
+    assert any("grain" in thread.name for thread in threading.enumerate())
+    batches.close()
+    for thread in threading.enumerate():
+        if "grain" in thread.name:
+            thread.join(5)
+            assert not thread.is_alive()
+
+
+# --------------------------------------------------------------------------------------------------- scaling
+
+
+def test_scale_and_unscale():
+    levels = np.arange(256, dtype=np.uint8)
+    x = jax.jit(data.scale)(levels)
+    assert x.dtype == jnp.float32 and (x[0], x[255]) == (-1, 1)
+    np.testing.assert_allclose(x, levels.astype(float) * 2 / 255 - 1, atol=1e-6)
+    np.testing.assert_array_equal(x, -x[::-1])
+    back = jax.jit(data.unscale)(x)
+    assert back.dtype == jnp.uint8
+    np.testing.assert_array_equal(back, levels)
+    np.testing.assert_array_equal(data.unscale(np.array([-9.0, 9.0, 0.001])), [0, 255, 128])
+
+
+def test_examples(digits):
+    some = data.examples(digits, 7)
+    np.testing.assert_array_equal(some["label"], load_digits().target[:7])
+    with pytest.raises(ValueError, match="n=1501"):
+        data.examples(digits, 1501)
