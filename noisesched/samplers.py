@@ -156,7 +156,7 @@ def heun(interval, z, denoise, memory, keys, churn=0.0, churn_noise=1.0, churn_f
     start = interval.now
     if not _is_off(churn):
         active = (interval.now >= churn_from) & (interval.now <= churn_to)
-        gain = jnp.where(active, jnp.minimum(churn / interval.count, math.sqrt(2) - 1), 0.0)
+        gain = jnp.where(active, jnp.minimum(churn / max(interval.count, 1), math.sqrt(2) - 1), 0.0)
         start = interval.now - 2 * jnp.log1p(gain)
         z = more_noise(z, churn_noise * _normal(keys, z), interval.now, start)
 

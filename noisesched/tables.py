@@ -74,8 +74,8 @@ class Table:
 def from_betas(betas):
     """Table of given betas, each in (0, 1]; only the last may be 1."""
     betas = np.asarray(betas, np.float64)
-    if betas.ndim != 1 or not len(betas) or not ((betas > 0) & (betas <= 1)).all() or (betas[:-1] == 1).any():
-        raise ValueError(f"betas lie in (0, 1), the last may be 1; got {np.array2string(betas, threshold=6)}")
+    if not ((betas > 0) & (betas <= 1)).all() or (betas[:-1] == 1).any():
+        raise ValueError(f"betas lie in (0, 1), the last may be 1; got betas from {betas.min():.4g} to {betas.max():.4g}")
     return Table(betas, np.cumprod(1.0 - betas))
 
 

@@ -38,11 +38,17 @@ class GroupNorm(nnx.Module):
         """x [B, H, W, C]; scale, shift [B, C] -> normalised x * (1 + scale) + shift, in x's dtype."""
         b, _, _, c = x.shape
         x32 = x.astype(jnp.float32)
-        # Per-channel moments first, grouped after: the sums over pixels keep the layout of x.
-        mean, square = x32.mean((1, 2)), (x32 * x32).mean((1, 2))  # [B, C]
+        # One pass over x gives both moments. Taken about a pixel of the image itself they do not cancel however far the
+        # mean is from zero; the pixel drops out of the result, hence of its gradient. Channels are grouped afterwards.
+        pivot = jax.lax.stop_gradient(x32[:, :1, :1])
+        centred = x32 - pivot
         grouped = lambda a: jnp.repeat(a.reshape(b, num_groups(c), -1).mean(-1), c // num_groups(c), axis=1)
-        mean, square = grouped(mean), grouped(square)
-        gain = self.scale[None] * jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + 1e-5)
+        first, second = centred.mean((1, 2)), (centred * centred).mean((1, 2))  # [B, C]
+        channel_mean = first + pivot[:, 0, 0]
+        mean = grouped(channel_mean)
+        # Variance of the group: within its channels, and between them.
+        variance = grouped(second - first * first + (channel_mean - mean) ** 2)
+        gain = self.scale[None] * jax.lax.rsqrt(jnp.maximum(variance, 0.0) + 1e-5)
         offset = self.bias[None] - mean * gain
         if scale is not None:
             gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
@@ -63,7 +69,12 @@ class Attention(nnx.Module):
     def __call__(self, x):
         b, h, w, c = x.shape
         qkv = self.qkv(self.norm(x)).reshape(b, h * w, 3, self.heads, c // self.heads)
-        y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])  # [B, H W, heads, C / heads]
+        query, key, value = qkv[:, :, 0] * (c // self.heads) ** -0.5, qkv[:, :, 1], qkv[:, :, 2]
+        score = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+        weight = jnp.exp(score - jax.lax.stop_gradient(score.max(-1, keepdims=True)))
+        # Softmax, with the division left until the values are summed: one pass less over the largest array.
+        y = jnp.einsum("bhqk,bkhd->bqhd", weight.astype(x.dtype), value, preferred_element_type=jnp.float32)
+        y = (y / weight.sum(-1).swapaxes(1, 2)[..., None]).astype(x.dtype)
         return x + self.out(y.reshape(b, h, w, c))
 
 
@@ -126,7 +137,8 @@ def check_size(image_size: int, levels: int) -> None:
     if image_size < 1 or image_size % factor:
         below, above = image_size // factor * factor, (image_size // factor + 1) * factor
         nearest = f"{below} or {above}" if below > 0 else f"{above}"
-        raise ValueError(f"image_size={image_size} is not a multiple of {factor}, as {levels} levels need; nearest valid: {nearest}")
+        raise ValueError(
+            f"image_size={image_size} is not a multiple of {factor}, as {levels} levels need; nearest valid: {nearest}")
 
 
 class UNet(nnx.Module):
@@ -154,6 +166,8 @@ class UNet(nnx.Module):
         sizes = [image_size >> level for level in range(len(multipliers))]
         if unknown := set(attention) - set(sizes):
             raise ValueError(f"attention at size {min(unknown)}, but the levels have sizes {', '.join(map(str, sizes))}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout} is not in [0, 1)")
         widths = [width * m for m in multipliers]
         self.image_size, self.num_classes, self.dtype = image_size, num_classes, dtype
         indices = iter(range(10**6))

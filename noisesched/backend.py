@@ -1,0 +1,112 @@
+"""What the programs settle once, before JAX starts: CPU settings that are worth having, and the compilation cache.
+
+On a CPU two settings decide the speed of training (`launch/versus_pytorch` measures it):
+
+- XLA's CPU compiler hands single convolutions to a library (YNNPACK) that is slower than its own (Eigen) at these sizes.
+- glibc gives each large buffer back to the kernel when it is freed and takes it anew, page by page, in every step: some 50,000
+  page faults a step for a small network. Kept in one arena that is never trimmed, there are none. Memory once used then stays
+  with the process until it ends.
+
+Both are left alone unless the CPU is the only backend there can be, so that nothing a GPU or TPU runs is changed, and both
+yield to what the user has set. `NOISESCHED_CPU_SETTINGS=off` switches them off. Neither changes what is computed, beyond the
+rounding of the last bit.
+"""
+
+import ctypes
+import dataclasses
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import platform
+import sys
+
+SWITCH = "NOISESCHED_CPU_SETTINGS"
+XLA_SETTING = "xla_cpu_experimental_ynn_fusion_type"
+XLA_FLAG = f"--{XLA_SETTING}=-individual_convolution"
+# XLA aborts the process on a flag it does not know, and the plain build cannot be asked: only jaxlibs it was tried on.
+XLA_FLAG_JAXLIBS = ("0.10.2", "0.12.0.1")
+# mallopt's parameters (malloc.h) and values: never trim the heap, take it in large pieces, no separate mappings, one arena.
+MALLOC = {-1: 2**31 - 1, -2: 64 << 20, -4: 0, -8: 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """What `prepare` settled. Prints as one line."""
+
+    cpu_only: bool  # whether the CPU is the only backend there can be
+    xla_flag: str | None  # the flag added to XLA_FLAGS
+    allocator: bool  # whether glibc was told to keep its memory
+    cache_dir: str | None  # of compiled programs; None: no cache
+
+    def __str__(self):
+        return (f"XLA flag {self.xla_flag or 'none'}; allocator {'keeps its memory' if self.allocator else 'as it is'}; "
+                f"compilation cache {self.cache_dir or 'none'}")
+
+
+def prepare() -> Chosen:
+    """Settle the process's JAX settings. Call it first: before JAX's first computation, and best before JAX is imported."""
+    cpu_only = is_cpu_only()
+    tune = cpu_only and os.environ.get(SWITCH, "").lower() not in ("off", "0", "no", "false")
+    allocator = tune and _keep_memory()  # first of all: it has to precede the threads that JAX and numpy start
+    xla_flag = _add_xla_flag() if tune else None
+    return Chosen(cpu_only, xla_flag, allocator, _cache_compilations())
+
+
+def is_cpu_only() -> bool:
+    """Whether JAX can have no backend but the CPU, decided without starting one.
+
+    Either JAX is told so (JAX_PLATFORMS or its config), or it is told nothing and no accelerator's plugin is installed.
+    """
+    jax = sys.modules.get("jax")
+    asked = jax.config.jax_platforms if jax else os.environ.get("JAX_PLATFORMS")
+    if asked:
+        return asked == "cpu"
+    return not (importlib.metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("jax_plugins")
+                or importlib.util.find_spec("libtpu") or os.environ.get("PJRT_NAMES_AND_LIBRARY_PATHS"))
+
+
+def _add_xla_flag():
+    """Append XLA_FLAG to XLA_FLAGS; return it, or None where this jaxlib may not know it or the user has set it."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if flags.endswith(XLA_FLAG):
+        return XLA_FLAG  # prepared before, here or in a parent process
+    if XLA_SETTING in flags or importlib.metadata.version("jaxlib") not in XLA_FLAG_JAXLIBS:
+        return None
+    os.environ["XLA_FLAGS"] = f"{flags} {XLA_FLAG}".strip()
+    return XLA_FLAG
+
+
+def _keep_memory():
+    """Tell glibc's malloc to keep and reuse what it has; False where there is no glibc or the user has tuned it."""
+    tuned = "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ)
+    if platform.libc_ver()[0] != "glibc" or tuned:
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return all([mallopt(parameter, value) for parameter, value in MALLOC.items()])
+
+
+def cache_dir() -> pathlib.Path:
+    """Where compiled programs are kept: JAX_COMPILATION_CACHE_DIR, or noisesched/xla in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or f"{base}/noisesched/xla").expanduser()
+
+
+def _cache_compilations():
+    """Have JAX keep every compiled program on disk; the folder, or None where the user has said no or it cannot be written."""
+    import jax  # only now: the settings above have to come before it
+
+    if not jax.config.jax_enable_compilation_cache:
+        return None
+    folder = jax.config.jax_compilation_cache_dir or str(cache_dir())
+    if "://" not in folder:  # a bucket is JAX's to open
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError:
+            return None
+        if not os.access(folder, os.W_OK):
+            return None
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return folder

@@ -1,0 +1,248 @@
+"""Every sampler on data whose exact denoiser is known: where it ends, how fast it gets there, and that nothing is ever infinite."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from noisesched import diffusion, samplers, schedules
+from noisesched.samplers import METHODS, network_calls, parse, sample
+from noisesched.schedules import levels, make
+
+MEAN, VARIANCE = 0.3, 0.25
+DETERMINISTIC = ["ddim", "heun", "dpmpp_2m"]
+STOCHASTIC = ["ddim(eta=1)", "ddim(eta=0.5)", "ancestral", "ancestral(variance=1)", "heun(churn=20)"]
+every_method = pytest.mark.parametrize("text", DETERMINISTIC + STOCHASTIC)
+
+
+def gaussian(z, log_snr):
+    """The exact denoiser of x ~ N(MEAN, VARIANCE), finite at both ends."""
+    alpha, sigma = (diffusion.like(f(log_snr), z) for f in (diffusion.alpha, diffusion.sigma))
+    return MEAN + alpha * VARIANCE / (alpha**2 * VARIANCE + sigma**2) * (z - alpha * MEAN)
+
+
+def mixture(z, log_snr):
+    """The exact denoiser of equal parts of N(-1, 0.1^2) and N(1, 0.1^2)."""
+    alpha, sigma = (diffusion.like(f(log_snr), z) for f in (diffusion.alpha, diffusion.sigma))
+    total = alpha**2 * 0.01 + sigma**2
+    share = jax.nn.sigmoid(2 * alpha * z / total)  # of the mode at 1
+    means = [mode + alpha * 0.01 / total * (z - alpha * mode) for mode in (-1, 1)]
+    return (1 - share) * means[0] + share * means[1]
+
+
+def run(text, denoise, z, log_snrs, seed=1):
+    method, options = parse(text)
+    return jax.jit(lambda z, log_snrs: sample(denoise, jax.random.key(seed), z, log_snrs, method, **options))(z, log_snrs)
+
+
+def test_the_lists_above_name_every_method():
+    assert {parse(text)[0] for text in DETERMINISTIC + STOCHASTIC} == set(METHODS)
+
+
+# -- where they end
+
+@every_method
+@pytest.mark.parametrize("schedule", ["cosine", "zero_terminal(scaled_linear)", "flow", "karras"])
+def test_gaussian_mean_and_variance(text, schedule):
+    z = jax.random.normal(jax.random.key(0), (40_000,))
+    x = run(text, gaussian, z, levels(make(schedule), 200))
+    tolerance = 0.04 if "variance=1" in text or "eta" in text or text == "ancestral" else 0.02
+    assert x.mean() == pytest.approx(MEAN, abs=0.01) and x.std() / VARIANCE**0.5 == pytest.approx(1, abs=tolerance)
+
+
+@every_method
+def test_mixture_weights_and_modes(text):
+    z = jax.random.normal(jax.random.key(0), (20_000, 1))
+    x = run(text, mixture, z, levels(make("cosine"), 300))
+    right = x > 0
+    assert right.mean() == pytest.approx(0.5, abs=0.015)
+    assert x[right].mean() == pytest.approx(1, abs=0.01) and x[right].std() == pytest.approx(0.1, abs=0.025)
+
+
+# -- how fast: order of convergence to the closed form of the ODE, in float64
+
+def ode_error(method, n, ends):
+    """Largest error at the last level, where the ODE's exact solution for a Gaussian is linear in z."""
+    with jax.enable_x64(True):
+        z = jnp.linspace(-2, 2, 9)
+        log_snrs = make(ends)(np.linspace(1, 0, n))
+        alpha, sigma = diffusion.alpha(log_snrs), diffusion.sigma(log_snrs)
+        scale = jnp.sqrt(alpha**2 * VARIANCE + sigma**2)
+        exact = alpha[-1] * MEAN + scale[-1] / scale[0] * (z - alpha[0] * MEAN)
+        # the sampler returns x_hat at the last level, from which the exact denoiser lets one read z
+        x = sample(gaussian, jax.random.key(0), z, log_snrs, method)
+        return float(jnp.abs(x - gaussian(exact, log_snrs[-1:])).max())
+
+
+@pytest.mark.parametrize("method, order", [("ddim", 1), ("heun", 2), ("dpmpp_2m", 2)])
+@pytest.mark.parametrize("ends", ["truncated(cosine, -6, 6)", "truncated(flow, -4, 4)", "truncated(cosine, -1e9, 6)"])
+def test_order_of_convergence(method, order, ends):
+    """Also from log-SNR -inf, where the first step is of lower order but of a length that shrinks with the others'."""
+    coarse, fine = ode_error(method, 100, ends), ode_error(method, 200, ends)
+    assert np.log2(coarse / fine) == pytest.approx(order, abs=0.3), (coarse, fine)
+
+
+def test_ddim_with_eta_1_is_ancestral():
+    z = jax.random.normal(jax.random.key(0), (50,))
+    for schedule in ("cosine", "linear"):
+        log_snrs = levels(make(schedule), 9)
+        np.testing.assert_allclose(run("ddim(eta=1)", mixture, z, log_snrs), run("ancestral", mixture, z, log_snrs), atol=2e-4)
+
+
+@pytest.mark.parametrize("variance, name", [(0.0, "posterior_variance"), (1.0, "betas")])
+def test_ancestral_is_ddpms_reverse_step(variance, name):
+    """Ho et al. 2020, eq. 7 and 11, with the arrays of the published table: mean and variance of one step 500 -> 499."""
+    table, many, x, z = schedules.table("linear"), 100_000, 0.4, 0.9
+    beta, alpha_bar, before = table.betas[499], table.alpha_bar[499], table.alpha_bar_prev[499]
+    mean = before**0.5 * beta / (1 - alpha_bar) * x + (1 - beta) ** 0.5 * (1 - before) / (1 - alpha_bar) * z
+
+    def denoise(state, log_snr):  # x at the first call; then the state itself, which the sampler thereby returns
+        return jnp.where(log_snr < table.log_snr[498] - 1e-3, x, state)
+
+    with jax.enable_x64(True):
+        levels_ = table.log_snr[[499, 498]]
+        step = np.asarray(sample(denoise, jax.random.key(0), jnp.full(many, z), levels_, "ancestral", variance=variance))
+    std = getattr(table, name)[499] ** 0.5
+    assert step.mean() == pytest.approx(mean, abs=4 * std / many**0.5) and step.std() == pytest.approx(std, rel=0.01)
+
+
+def test_heun_is_edms_algorithm_1():
+    """The scan in VP terms against EDM's loop in sigma_ve written plainly in float64."""
+    sigmas = np.exp(-np.asarray(levels(make("karras"), 8), np.float64) / 2)
+
+    def denoise_ve(y, sigma):
+        return np.asarray(mixture(jnp.asarray(y / np.sqrt(1 + sigma**2)), jnp.full(len(y), -2 * np.log(sigma))))
+
+    with jax.enable_x64(True):
+        y = np.random.default_rng(0).normal(size=20) * np.sqrt(1 + sigmas[0] ** 2)
+        z = jnp.asarray(y / np.sqrt(1 + sigmas[0] ** 2))
+        for now, following in itertools.pairwise(sigmas):
+            slope = (y - denoise_ve(y, now)) / now
+            euler = y + (following - now) * slope
+            slope_next = (euler - denoise_ve(euler, following)) / following
+            y = y + (following - now) * (slope + slope_next) / 2
+        expected = denoise_ve(y, sigmas[-1])  # EDM's last step, to sigma = 0, is Euler's: it returns the denoised image
+        np.testing.assert_allclose(sample(mixture, jax.random.key(0), z, -2 * np.log(sigmas), "heun"), expected, atol=1e-9)
+
+
+def test_dpmpp_2m_is_the_papers_algorithm_2():
+    with jax.enable_x64(True):
+        log_snrs = np.asarray(levels(make("linear"), 7), np.float64)
+        half, z = log_snrs / 2, np.linspace(-2, 2, 5)
+        alpha, sigma = np.asarray(diffusion.alpha(log_snrs)), np.asarray(diffusion.sigma(log_snrs))
+        state, before = z, None
+        for i in range(6):
+            x = np.asarray(mixture(jnp.asarray(state), jnp.full(5, log_snrs[i])))
+            h = half[i + 1] - half[i]
+            if before is None:
+                ahead = x
+            else:
+                r = (half[i] - half[i - 1]) / h
+                ahead = (1 + 1 / (2 * r)) * x - 1 / (2 * r) * before
+            state, before = sigma[i + 1] / sigma[i] * state - alpha[i + 1] * (np.exp(-h) - 1) * ahead, x
+        expected = mixture(jnp.asarray(state), jnp.full(5, log_snrs[-1]))
+        np.testing.assert_allclose(sample(mixture, jax.random.key(0), z, log_snrs, "dpmpp_2m"), expected, atol=1e-9)
+
+
+# -- that nothing is ever infinite
+
+@every_method
+@pytest.mark.parametrize("prediction", ["x", "v"])
+@pytest.mark.parametrize("log_snrs", [[-np.inf], [-np.inf, 30.0], [-np.inf, -80.0, -20.0, 0.0, 30.0], [-20.0, -19.0, 30.0]])
+def test_finite_from_zero_snr(text, prediction, log_snrs):
+    def denoise(z, log_snr):  # a network that is wrong by a bounded amount everywhere
+        return diffusion.x_from(prediction, jnp.tanh(3 * z + 0.5), z, log_snr)
+
+    z = jax.random.normal(jax.random.key(0), (4, 2, 2, 1))
+    x = run(text, denoise, z, jnp.array(log_snrs))
+    assert jnp.isfinite(x).all()
+    if "heun" not in text:  # whose trapezoid takes a wrong network's slopes at their word, over however long a step
+        assert jnp.abs(x).max() < 20
+
+
+@every_method
+def test_finite_to_a_level_without_noise(text):
+    z = jax.random.normal(jax.random.key(0), (4,))
+    assert jnp.isfinite(run(text, gaussian, z, jnp.array([-jnp.inf, 0.0, 20.0, jnp.inf]))).all()
+
+
+# -- the interface
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
+@every_method
+def test_shape_and_dtype_are_kept(text, dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        for shape in ((3,), (2, 4), (2, 4, 4, 3)):
+            z = jnp.ones(shape, dtype)
+            x = run(text, gaussian, z, jnp.array([-jnp.inf, 0.0, 5.0]))
+            assert x.shape == shape and x.dtype == dtype
+
+
+def test_one_level_is_one_call():
+    z = jnp.linspace(-1, 1, 5)
+    np.testing.assert_allclose(sample(gaussian, jax.random.key(0), z, jnp.array([1.0])), gaussian(z, jnp.ones(5)), rtol=1e-6)
+
+
+@every_method
+def test_network_calls_are_counted_truly(text):
+    method, options = parse(text)
+    count = []
+
+    def denoise(z, log_snr):
+        jax.debug.callback(lambda: count.append(1))
+        return gaussian(z, log_snr)
+
+    sample(denoise, jax.random.key(0), jnp.ones(2), levels(make("cosine"), 7), method, **options).block_until_ready()
+    jax.effects_barrier()
+    assert len(count) == network_calls(method, 7)
+
+
+@every_method
+def test_an_image_does_not_depend_on_its_batch(text):
+    method, options = parse(text)
+    z, keys = jax.random.normal(jax.random.key(0), (6, 3)), jax.random.split(jax.random.key(1), 6)
+    whole = sample(mixture, keys, z, levels(make("cosine"), 5), method, **options)
+    part = sample(mixture, keys[2:4], z[2:4], levels(make("cosine"), 5), method, **options)
+    np.testing.assert_allclose(part, whole[2:4], rtol=1e-5, atol=1e-6)
+
+
+def test_old_style_keys_and_seeds():
+    z, log_snrs = jnp.ones(3), levels(make("cosine"), 4)
+    old = sample(gaussian, jax.random.PRNGKey(3), z, log_snrs, "ancestral")
+    assert (old == sample(gaussian, jax.random.key(3), z, log_snrs, "ancestral")).all()
+    assert (old != sample(gaussian, jax.random.key(4), z, log_snrs, "ancestral")).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_schedules_of_a_length_share_one_compilation(method):
+    traces = []
+
+    @jax.jit
+    def draw(z, log_snrs):
+        traces.append(1)
+        return sample(gaussian, jax.random.key(0), z, log_snrs, method)
+
+    for text in schedules.EXAMPLES.values():
+        draw(jnp.ones(2), levels(make(text), 5))
+    assert len(traces) == 1
+
+
+def test_churn_interval_is_in_log_snr():
+    z, log_snrs = jnp.ones(3), levels(make("cosine"), 6)
+    quiet = run("heun", mixture, z, log_snrs)
+    np.testing.assert_allclose(run("heun(churn=20, churn_from=50)", mixture, z, log_snrs), quiet, atol=1e-5)
+    assert jnp.abs(run("heun(churn=20, churn_from=-1, churn_to=1)", mixture, z, log_snrs) - quiet).max() > 1e-3
+
+
+@pytest.mark.parametrize("text, says", [
+    ("euler_a", "known: ancestral, ddim, dpmpp_2m, heun"), ("ddim(noise=1)", "ddim takes (eta=0.0)"),
+    ("dpmpp_2m(eta=1)", "no parameters"), ("ddim(1)", "name its options"),
+])  # fmt: skip
+def test_bad_methods(text, says):
+    with pytest.raises(ValueError) as error:
+        parse(text)
+    assert says in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(ValueError):
+        sample(gaussian, jax.random.key(0), jnp.ones(2), jnp.zeros((2, 2)))

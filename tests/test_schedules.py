@@ -1,0 +1,269 @@
+"""Every schedule of the registry through every property; published figures; float64; and what popular texts get wrong."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from noisesched import diffusion, schedules, tables
+from noisesched.schedules import EXAMPLES, invert, levels, make, rate
+
+U = np.concatenate([10.0 ** np.arange(-6, -1), np.linspace(0.05, 0.95, 19), 1 - 10.0 ** np.arange(-5.0, -1)]).astype(np.float32)
+SMOOTH = [name for name in EXAMPLES if name != "discrete"]
+every_schedule = pytest.mark.parametrize("text", EXAMPLES.values(), ids=EXAMPLES)
+
+
+def in_float64(schedule, u):
+    with jax.enable_x64(True):
+        return np.asarray(schedule(np.asarray(u, np.float64)))
+
+
+# -- properties of all
+
+@every_schedule
+def test_decreasing_and_never_nan(text):
+    log_snr = np.asarray(make(text)(np.linspace(0, 1, 2001)), np.float64)
+    assert not np.isnan(log_snr).any() and log_snr[0] > log_snr[-1] and log_snr[-1] < np.inf
+    with np.errstate(invalid="ignore"):
+        assert (np.nan_to_num(np.diff(log_snr)) < 1e-5 * (1 + np.abs(np.nan_to_num(log_snr[1:])))).all()
+
+
+@every_schedule
+def test_float32_agrees_with_float64(text):
+    schedule = make(text)
+    expected = in_float64(schedule, U)
+    tolerance = 2e-3 if text.startswith("zero_terminal") else 2e-6  # alpha - alpha_end cancels within 1e-5 of the end
+    np.testing.assert_allclose(schedule(U), expected, rtol=tolerance, atol=2e-6)
+
+
+@every_schedule
+def test_prints_as_the_spec_that_makes_it(text):
+    assert str(make(text)) == repr(make(text)) == text and make(str(make(text))) == make(text)
+    assert make(make(text)) is make(text) and hash(make(text)) == hash(make(text))
+
+
+@every_schedule
+def test_inverse(text):
+    schedule = make(text)
+    log_snr = schedule(U)
+    if schedule.table:  # a staircase: the position at which it steps down to the level
+        np.testing.assert_allclose(invert(schedule, log_snr), U, atol=1.01 / schedule.table.num_steps)
+    else:
+        np.testing.assert_allclose(schedule(invert(schedule, log_snr)), log_snr, rtol=1e-3, atol=2e-3)
+        np.testing.assert_allclose(invert(schedule, log_snr), U, rtol=2e-4, atol=1e-6)
+    assert invert(schedule, schedule(1.0)) <= 1 and invert(schedule, jnp.inf) == 0 and invert(schedule, -jnp.inf) == 1
+    assert invert(schedule, schedule(jnp.ones(()))) == pytest.approx(1, abs=2e-3) and jnp.isnan(invert(schedule, jnp.nan))
+
+
+@every_schedule
+def test_any_array_and_every_transformation(text):
+    schedule = make(text)
+    u = jnp.linspace(0.1, 0.9, 6)
+    expected = schedule(u)
+    np.testing.assert_allclose(jax.jit(schedule)(u), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(jax.vmap(schedule)(u), expected, rtol=1e-5, atol=1e-5)
+    assert schedule(u.reshape(2, 3)).shape == (2, 3) and schedule(0.5).shape == () and schedule(1).dtype == jnp.float32
+    assert in_float64(schedule, 0.5).dtype == np.float64
+    jax.jit(lambda s, u: s(u), static_argnums=0)(schedule, u)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_rate_is_the_slope(name):
+    schedule, u = make(EXAMPLES[name]), np.linspace(0.051, 0.949, 13)
+    slope = -(in_float64(schedule, u + 1e-6) - in_float64(schedule, u - 1e-6)) / 2e-6
+    np.testing.assert_allclose(rate(schedule, jnp.asarray(u, jnp.float32)), slope, rtol=2e-3)
+
+
+@every_schedule
+@pytest.mark.parametrize("spacing", tables.SPACINGS)
+@pytest.mark.parametrize("n", [1, 2, 7, 50, 1000])
+def test_levels(text, spacing, n):
+    schedule = make(text)
+    log_snrs = np.asarray(levels(schedule, n, spacing))
+    assert log_snrs.shape == (n,) and (np.diff(log_snrs) > 0).all() and log_snrs[-1] < np.inf
+    if spacing == "trailing" and not schedule.table:
+        np.testing.assert_allclose(log_snrs, schedule(np.arange(n, 0, -1) / n), rtol=1e-6)
+    if spacing != "leading":
+        np.testing.assert_allclose(log_snrs[0], schedule(1.0), rtol=1e-6)
+    elif n < 1000:
+        assert log_snrs[0] > schedule(1.0)
+
+
+def test_levels_of_more_than_a_thousand():
+    for spacing in tables.SPACINGS:
+        assert (np.diff(levels(make("cosine"), 2500, spacing)) > 0).all()
+
+
+# -- closed forms, independent of the code's own forms: numerical integrals of beta, and published definitions
+
+BETAS = {
+    "linear": lambda u: 0.1 + 19.9 * u,
+    "scaled_linear": lambda u: (0.85**0.5 + u * (12**0.5 - 0.85**0.5)) ** 2,
+    "quadratic": lambda u: 0.1 + 19.9 * u**2,
+    "constant": lambda u: 10.0 + 0 * u,
+}
+
+
+@pytest.mark.parametrize("name", BETAS)
+def test_schedules_given_by_beta(name):
+    for u in (0.001, 0.3, 0.9, 1.0):
+        integral = integrate.quad(BETAS[name], 0, u, epsabs=0, epsrel=1e-12)[0]
+        assert in_float64(make(name), u) == pytest.approx(-np.log(np.expm1(integral)), rel=1e-9, abs=1e-9)
+
+
+def logistic(y):
+    return 1 / (1 + np.exp(-y))
+
+
+ALPHA_BARS = {
+    "cosine": lambda u: (np.cos((u + 0.008) / 1.008 * np.pi / 2) / np.cos(0.008 / 1.008 * np.pi / 2)) ** 2,
+    "sigmoid": lambda u: (logistic(3) - logistic(6 * u - 3)) / (logistic(3) - logistic(-3)),
+    "sigmoid(start=0, end=3, tau=0.3)": lambda u: (logistic(10) - logistic(10 * u)) / (logistic(10) - 0.5),
+}
+
+
+@pytest.mark.parametrize("text", ALPHA_BARS)
+def test_schedules_given_by_alpha_bar(text):
+    u = np.linspace(0.01, 0.99, 50)
+    alpha_bar = ALPHA_BARS[text](u)
+    np.testing.assert_allclose(in_float64(make(text), u), np.log(alpha_bar / (1 - alpha_bar)), rtol=1e-8, atol=1e-8)
+
+
+def test_schedules_given_by_log_snr():
+    u = np.linspace(0.05, 0.95, 7)
+    cases = {
+        "uniform_log_snr(log_snr_max=8, log_snr_min=-6)": 8 - 14 * u,
+        "karras": -2 * np.log((0.002 ** (1 / 7) + u * (80 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7),
+        "flow(shift=3)": 2 * np.log((1 - u) / u) - 2 * np.log(3),
+        "log_normal(mean=1, std=2)": stats.norm.isf(u, 1, 2),
+        "log_normal": -2 * stats.norm.ppf(u, -1.2, 1.2),  # EDM's training density over log sigma
+        "logit_normal(mean=0.5, std=0.8)": -2 * stats.norm.ppf(u, 0.5, 0.8),
+        "laplace(mean=1, scale=2)": stats.laplace.isf(u, 1, 2),
+        "cauchy(location=-1, scale=2)": stats.cauchy.isf(u, -1, 2),
+    }
+    for text, expected in cases.items():
+        np.testing.assert_allclose(in_float64(make(text), u), expected, rtol=1e-9, atol=1e-9, err_msg=text)
+
+
+def test_karras_at_even_positions_is_edms_grid():
+    """Karras et al. 2022, eq. 5, for 5 levels of sigma from 80 to 0.002."""
+    expected = [80.0, 17.5278, 2.5152, 0.16975, 0.002]
+    sigma_ve = np.exp(-in_float64(make("karras"), np.linspace(1, 0, 5)) / 2)
+    np.testing.assert_allclose(sigma_ve, expected, rtol=1e-4)
+
+
+def test_training_densities_draw_what_they_say():
+    u = (np.arange(100_000) + 0.5) / 100_000
+    assert stats.kstest(in_float64(make("laplace(mean=1, scale=2)"), u), stats.laplace(1, 2).cdf).statistic < 1e-4
+    assert stats.kstest(in_float64(make("log_normal(mean=-1, std=3)"), u), stats.norm(-1, 3).cdf).statistic < 1e-4
+
+
+# -- wrappers
+
+@pytest.mark.parametrize("inside", ["linear", "scaled_linear", "constant", "karras", "uniform_log_snr", "quadratic"])
+def test_zero_terminal(inside):
+    schedule, wrapped = make(inside), make(f"zero_terminal({inside})")
+    assert wrapped(1.0) == -jnp.inf and jax.jit(wrapped)(jnp.ones(3))[0] == -jnp.inf
+    assert wrapped(0.0) == pytest.approx(float(schedule(0.0)), abs=1e-4) or wrapped(0.0) == schedule(0.0)
+    u = np.linspace(0.05, 0.999, 20)
+    root = np.sqrt(logistic(in_float64(schedule, np.concatenate([[0.0], u, [1.0]]))))
+    expected = root[0] * (root[1:-1] - root[-1]) / (root[0] - root[-1])
+    np.testing.assert_allclose(np.sqrt(logistic(in_float64(wrapped, u))), expected, rtol=1e-7)
+
+
+def test_zero_terminal_leaves_a_schedule_that_ends_at_zero():
+    u = np.linspace(0.01, 0.99, 9)
+    np.testing.assert_allclose(in_float64(make("zero_terminal(cosine)"), u), in_float64(make("cosine"), u), atol=1e-9)
+
+
+def test_shifted():
+    u = jnp.linspace(0.1, 0.9, 5)
+    np.testing.assert_allclose(make("shifted(cosine, by=-2)")(u), make("cosine")(u) - 2, rtol=1e-6)
+    # Hoogeboom et al. 2023: 256 x 256 seen at 64 x 64 has 4^2 pixels averaged: noise variance 16 times smaller
+    np.testing.assert_allclose(make("shifted(cosine, image_size=256)")(u), make("cosine")(u) - np.log(16), atol=1e-5)
+    np.testing.assert_allclose(make("shifted(cosine, image_size=64, base=32)")(u), make("cosine")(u) - np.log(4), atol=1e-5)
+
+
+def test_truncated_is_the_truncated_density():
+    schedule, wrapped = make("log_normal(mean=0, std=2)"), make("truncated(log_normal(mean=0, std=2), -3, 1)")
+    assert wrapped(0.0) == 1 and wrapped(1.0) == -3
+    u = (np.arange(20_000) + 0.5) / 20_000
+    expected = stats.truncnorm(-3 / 2, 1 / 2, 0, 2)
+    assert stats.kstest(np.asarray(wrapped(u)), expected.cdf).statistic < 1e-3
+    assert np.unique(np.asarray(wrapped(np.linspace(0, 1, 1001)))).size == 1001  # strictly decreasing: not clipped
+    beyond = make("truncated(karras, -100, 5)")  # a bound beyond the end leaves the end
+    assert beyond(1.0) == pytest.approx(float(make("karras")(1.0)), abs=1e-4) and beyond(0.0) == 5
+    assert schedule(0.5) == pytest.approx(0, abs=1e-6)
+
+
+def test_piecewise_from_list_and_file(tmp_path):
+    knots = [9.0, 4.0, 1.5, -2.0, -7.0]
+    schedule = make(f"piecewise({knots})")
+    np.testing.assert_allclose(schedule(np.linspace(0, 1, 5)), knots, atol=1e-5)
+    (tmp_path / "levels.txt").write_text("9, 4\n1.5 -2\n-7\n")
+    np.save(tmp_path / "levels.npy", np.array(knots))
+    for name in ("levels.txt", "levels.npy"):
+        assert str(make(f"piecewise({str(tmp_path / name)!r})")) == str(schedule)  # prints without the file
+
+
+# -- bad specs: one line each, naming the choices
+
+@pytest.mark.parametrize("text, says", [
+    ("cosin", "did you mean 'cosine'"), ("foo", "known: cauchy, constant, cosine"), ("cosine(t=3)", "cosine takes (s=0.008)"),
+    ("linear(beta_min=-5)", "does not decrease"), ("karras(sigma_min=90)", "does not decrease"),
+    ("piecewise([1, 2])", "does not decrease"), ("piecewise([1])", "two or more"), ("piecewise([1, -inf])", "finite"),
+    ("piecewise('/nowhere')", "cannot read log-SNRs"), ("piecewise(3)", "two or more"), ("shifted(cosine)", "either by="),
+    ("shifted(cosine, by=1, image_size=2)", "either by="), ("zero_terminal", "missing a required argument: 'schedule'"),
+    ("zero_terminal(3)", "must be a schedule"), ("cosine(cosine)", "cannot be a schedule"), ("flow(shift=0)", "flow(shift=0)"),
+    ("truncated(cosine, 3, 1)", "must be below"), ("discrete(linear, num_steps=0)", "whole number"),
+    ("discrete(linear, foo=1)", "linear takes"), ("linear('a')", "linear('a')"), ("linear(beta_max=nan)", "does not decrease"),
+    ("zero_terminal(nope)", "unknown schedule 'nope'"), ("uniform_log_snr(5, 5)", "does not decrease"),
+    ("discrete(cosine(s=0.01), s=3)", "belong inside the spec"), ("quadratic(True, cosine)", "cannot be a schedule"),
+])  # fmt: skip
+def test_bad_specs(text, says):
+    with pytest.raises(ValueError) as error:
+        make(text)
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("n", [0, -1, 2.5, True])
+def test_bad_numbers_of_levels(n):
+    with pytest.raises(ValueError, match="whole number from 1 up"):
+        levels(make("cosine"), n)
+    with pytest.raises(ValueError, match="known: trailing, leading, linspace"):
+        levels(make("cosine"), 5, "tailing")
+
+
+# -- what popular texts get wrong
+
+def test_popular_sigmoids_are_wrong():
+    """S(-a + 2 a u), normalised by its start, rises to 20 and has negative betas; S(a - 2 a u) is linear log-SNR and leaks."""
+    u = np.linspace(0, 1, 101)
+    popular = logistic(-3 + 6 * u) / logistic(-3)
+    assert popular[-1] == pytest.approx(20.09, abs=0.01) and (1 - popular[1:] / popular[:-1] < 0).all()
+    leaking = logistic(3 - 6 * u)
+    np.testing.assert_allclose(np.log(leaking / (1 - leaking)), make("uniform_log_snr(3, -3)")(u), atol=1e-5)
+    assert leaking[-1] / (1 - leaking[-1]) == pytest.approx(math.exp(-3))
+    ours = make("sigmoid")
+    assert ours(1.0) == -jnp.inf and ours(0.0) == jnp.inf
+    bends = np.diff(np.asarray(ours(np.linspace(0.02, 0.98, 50))), 2)
+    assert np.abs(bends).max() > 0.1  # not linear in log-SNR
+
+
+def test_cosine_is_not_near_uniform_in_log_snr():
+    u = np.linspace(0.05, 0.95, 7)
+    np.testing.assert_allclose(in_float64(make("cosine(s=0)"), u), -2 * np.log(np.tan(np.pi * u / 2)), rtol=1e-9, atol=1e-9)
+    middle, end = rate(make("cosine"), jnp.array([0.5, 0.99]))
+    assert end > 30 * middle
+
+
+def test_terminal_snrs_of_the_continuous_schedules():
+    """What leaks: exp(-I) / (1 - exp(-I)) with I = 10.05, (0.85 + sqrt(0.85 12) + 12) / 3, 6.733, 10."""
+    integrals = {"linear": 10.05, "scaled_linear": (0.85 + 10.2**0.5 + 12) / 3, "quadratic": 0.1 + 19.9 / 3, "constant": 10.0}
+    for name, integral in integrals.items():
+        assert float(diffusion.snr(make(name)(1.0))) == pytest.approx(1 / math.expm1(integral), rel=1e-5)
+    for name in ("cosine", "sigmoid", "flow", "zero_terminal(linear)", "shifted(cosine, by=3)"):
+        assert make(name)(1.0) == -jnp.inf
