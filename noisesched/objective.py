@@ -80,7 +80,7 @@ def make_weighting(text):
     call = spec.parse(text)
     function = spec.bind(call, WEIGHTINGS, "weighting", skip=2)
     try:
-        function(jnp.zeros(()), jnp.ones(()), *call.args, **dict(call.kwargs))
+        jax.eval_shape(lambda level: function(level, level, *call.args, **dict(call.kwargs)), jnp.zeros(()))
     except (TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"weighting {text!r}: {error}") from None
     return lambda log_snr, rate: function(log_snr, rate, *call.args, **dict(call.kwargs))

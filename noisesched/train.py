@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from tqdm import tqdm
 
 from noisesched import config as configuration
@@ -66,9 +67,14 @@ def make_optimizer(config):
 
 def init(config):
     """(definition of the network, initial State), a function of config.seed."""
-    definition, params = denoiser.split(configuration.make_denoiser(config))
-    copy = jax.tree.map(jnp.copy, params)  # the state is donated: no two leaves may share memory
-    return definition, State(jnp.zeros((), jnp.int32), params, copy, make_optimizer(config).init(params))
+    definition, _ = denoiser.split(nnx.eval_shape(lambda: configuration.make_denoiser(config)))
+
+    @jax.jit  # one program, rather than one for every shape
+    def state():
+        _, params = denoiser.split(configuration.make_denoiser(config))
+        return State(jnp.zeros((), jnp.int32), params, params, make_optimizer(config).init(params))
+
+    return definition, state()
 
 
 def make_loss(config, definition):
@@ -235,12 +241,13 @@ def make_preview(config, definition):
 class Recorder:
     """What is known of the steps, a few steps later: checks every loss, logs, shows progress. It never waits for the device."""
 
-    def __init__(self, config, metrics, start, say):
+    def __init__(self, config, metrics, start, say, show=True):
         self.training, self.metrics, self.say = config.training, metrics, say
         self.rate = learning_rate(config)
         self.pending, self.window, self.waited = collections.deque(), [], 0.0
         self.start, self.since = start, time.perf_counter()
-        self.bar = tqdm(total=self.training.num_steps, initial=start, unit="step", disable=None, smoothing=0.05)
+        self.bar = tqdm(total=self.training.num_steps, initial=start, unit="step", disable=None if show else True,
+                        smoothing=0.05)  # fmt: skip
 
     def waiting(self, produce):
         """The input, and how long the loop stood still for it."""
