@@ -29,7 +29,8 @@ def get_config():
     # "discrete(linear, num_steps=1000)". `noisesched plot --help` lists them.
     config.schedule = "cosine"
 
-    # The weight of a level's loss: eps | x | v | vlb | min_snr(gamma=5) | p2(k=1, gamma=1) | edm(sigma_data=0.5) | sigmoid(bias=2)
+    # The weight of a level's loss: eps | x | v | vlb | min_snr(gamma=5) | p2(k=1, gamma=1) | edm(sigma_data=0.5) |
+    # sigmoid(bias=2). The network's own squared error, unweighted, is the one named as what it predicts.
     config.weighting = "v"
 
     # What the network is told of the noise level.

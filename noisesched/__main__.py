@@ -50,7 +50,7 @@ def parser():
     train = command("train", "train a network, or go on training one", """\
         Train the network that a config file describes, in a workdir. The same command again goes on from the last checkpoint,
         as after a kill. The workdir holds config.json, checkpoints, metrics.jsonl, TensorBoard events and sample grids.""",
-        more=lambda: "Any setting can be overridden: --config.group.name=value. configs/digits.py explains them all.\n" + EXAMPLES)
+        more=lambda: f"Any setting can be overridden, --config.group.name=value; configs/digits.py explains them.\n{EXAMPLES}")
     train.add_argument("--workdir", required=True, help="folder of the run")
     train.add_argument("--config", help="config file; may be left out to go on with the run in the workdir")
 
@@ -61,7 +61,8 @@ def parser():
     sample.add_argument("--workdir", required=True, help="folder of the run")
     sample.add_argument("--schedule", nargs="+", default=["cosine"], metavar="SPEC", help="inference schedules (cosine)")
     sample.add_argument("--steps", nargs="+", type=positive, default=[25], metavar="N", help="numbers of levels (25)")
-    sample.add_argument("--method", nargs="+", default=["ddim"], metavar="SPEC", help='samplers, e.g. ddim "ddim(eta=1)" heun (ddim)')
+    sample.add_argument("--method", nargs="+", default=["ddim"], metavar="SPEC",
+                        help='samplers, e.g. ddim "ddim(eta=1)" heun (ddim)')  # fmt: skip
     sample.add_argument("--spacing", default="trailing", choices=("trailing", "leading", "linspace"),
                         help="where the levels lie on the schedule (trailing)")  # fmt: skip
     sample.add_argument("--num_images", type=positive, default=64, metavar="N", help="images of each combination (64)")

@@ -95,7 +95,7 @@ class Compilations(contextlib.AbstractContextManager):
 
 
 def compiling(config, definition, state, stream, compilations):
-    """Seconds to the first step done: anew, and with JAX's memory cleared and the persistent cache filled, as at a second start."""
+    """Seconds to the first step done: anew; and with JAX's memory cleared and its cache on disk filled, as at a second start."""
     copy = jax.tree.map(jnp.copy, state)
 
     def first_step():
@@ -225,16 +225,18 @@ def report(figures, config):
     yield f"  bare step  {ms('bare_step_seconds')}"
     yield bar("training_overhead", f"  overhead   {figures['training_overhead']:+.2%} (pairs {ratio('training_ratio')})")
     yield bar("input_wait", f"  input wait {figures['input_wait']:.2%}")
-    yield (f"  arithmetic {figures['flops_per_second'] / 1e9:,.1f} GFLOP/s, {figures['flops_per_second'] / figures['matmul_flops_per_second']:.0%} "
-           f"of a {config.model.dtype} matrix product's {figures['matmul_flops_per_second'] / 1e9:,.1f}")  # fmt: skip
+    speed, peak = figures["flops_per_second"], figures["matmul_flops_per_second"]
+    yield (f"  arithmetic {speed / 1e9:,.1f} GFLOP/s, {speed / peak:.0%} of a {config.model.dtype} matrix product's "
+           f"{peak / 1e9:,.1f}")  # fmt: skip
     yield f"sampling     a network call on {figures['images_per_call']} images {ms('call_seconds')}"
     yield f"  bare call  {ms('bare_call_seconds')}"
     yield bar("sampling_overhead", f"  overhead   {figures['sampling_overhead']:+.2%} over {figures['network_calls']} bare calls "
               f"(pairs {ratio('sampling_ratio')})")  # fmt: skip
     yield bar("compiled_for_new_schedules", f"  compiled   {figures['compiled_for_new_schedules']} programs for "
               f"{figures['new_schedules']} new schedules")  # fmt: skip
-    yield bar("compiled_at_second_start", f"compiling    first step done in {figures['first_step_seconds']:.1f} s; at a second start "
-              f"in {figures['first_step_seconds_cached']:.1f} s, {figures['compiled_at_second_start']} programs compiled")  # fmt: skip
+    cold, warm = figures["first_step_seconds"], figures["first_step_seconds_cached"]
+    yield bar("compiled_at_second_start", f"compiling    first step done in {cold:.1f} s; at a second start in {warm:.1f} s, "
+              f"{figures['compiled_at_second_start']} programs compiled")  # fmt: skip
     device = f", device {figures['peak_device_bytes'] / 2**20:,.0f} MiB" if "peak_device_bytes" in figures else ""
     yield (f"memory       peak: process {figures['peak_process_bytes'] / 2**20:,.0f} MiB{device}; "
            f"temporaries of a step {figures['step_temporary_bytes'] / 2**20:,.0f} MiB")  # fmt: skip
@@ -266,8 +268,10 @@ def in_turn(runs, seconds, what, least=7):
         repetitions[name] = max(1, round(seconds / len(runs) / 12 / once))
     times, begin = {name: [] for name in runs}, time.perf_counter()
     bar = tqdm(total=round(seconds), desc=what, unit="s", disable=None, leave=False)
-    while len(times[name]) < least or time.perf_counter() - begin < seconds:
-        for name in list(runs) if len(times[name]) % 2 else reversed(list(runs)):  # neither is always the second
+    order = list(runs)
+    while len(times[order[0]]) < least or time.perf_counter() - begin < seconds:
+        order.reverse()  # neither is always the second
+        for name in order:
             start = time.perf_counter()
             runs[name](repetitions[name])
             times[name].append((time.perf_counter() - start, repetitions[name]))

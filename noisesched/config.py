@@ -179,12 +179,9 @@ def check(config):
         training.batch_size % training.accumulate == 0,
         f"training.batch_size={training.batch_size} is not a multiple of training.accumulate={training.accumulate}",
     )
-    for name in ("num_steps", "log_every", "checkpoint_every"):
-        steps = getattr(training, name)
-        _require(steps % training.steps_per_dispatch == 0,
-                 f"training.{name}={steps} is not a multiple of training.steps_per_dispatch={training.steps_per_dispatch}")  # fmt: skip
-    _require(preview.every % training.steps_per_dispatch == 0,
-             f"preview.every={preview.every} is not a multiple of training.steps_per_dispatch={training.steps_per_dispatch}")  # fmt: skip
+    chunk = training.steps_per_dispatch
+    for name in ("training.num_steps", "training.log_every", "training.checkpoint_every", "preview.every"):
+        _require(fields[name] % chunk == 0, f"{name}={fields[name]} is not a multiple of training.steps_per_dispatch={chunk}")
 
 
 def check_devices(config, num_devices):

@@ -1,19 +1,27 @@
 """Schedules side by side: alpha-bar, log-SNR, beta and SNR, with each one's terminal SNR."""
 
 import math
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
 from noisesched import diffusion, schedules
 
+# Okabe and Ito's colours, told apart by the colour-blind too; black last.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+LINES = ("-", "--", ":", "-.")
+LOG_SNR = (-15.0, 15.0)  # the levels drawn; curves that go beyond leave the picture
+SNR = (1e-6, 1e4)  # below the first, the SNR axis is linear down to 0
 
-def curves(schedule, points=1001):
+
+def curves(schedule, points=2001):
     """u [P], log_snr, alpha_bar, snr and beta [P], float64: beta = -d log(alpha_bar) / du, the rate of the continuous process.
 
-    For a discrete schedule beta is that of its table, times T.
+    The points lie densely at both ends, where schedules are steep. For a discrete schedule beta is that of its table, times
+    T. Where the SNR is 0 beta is infinite.
     """
-    u = np.linspace(0.0, 1.0, points)
+    u = (1 - np.cos(np.linspace(0.0, np.pi, points))) / 2
     log_snr = np.asarray(schedule(u), np.float64)
     if schedule.table:
         beta = schedule.table.betas * schedule.table.num_steps
@@ -21,6 +29,7 @@ def curves(schedule, points=1001):
     else:
         # d log sigmoid(l) = sigmoid(-l) dl
         beta = np.asarray(diffusion.sigma(jnp.asarray(log_snr)) ** 2 * schedules.rate(schedule, jnp.asarray(u)), np.float64)
+        beta[np.isneginf(log_snr)] = math.inf
     return u, log_snr, np.asarray(diffusion.alpha_bar(jnp.asarray(log_snr)), np.float64), np.exp(log_snr), beta
 
 
@@ -28,41 +37,74 @@ def plot(specs, path, say=print):
     """Draws the schedules of `specs` to the picture `path`, and says each one's terminal SNR. ValueError for a bad spec or path."""
     made = [schedules.make(text) for text in dict.fromkeys(specs)]
 
-    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures and looks for a display
 
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
+    figure = Figure(figsize=(12, 8.6), layout="constrained")
+    if (ending := Path(path).suffix[1:].lower()) not in (known := figure.canvas.get_supported_filetypes()):
+        raise ValueError(f"--out={path!r}: the picture's ending must be one of {', '.join(sorted(known))}; got {ending!r}")
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        draw(figure, made, say)
+        figure.savefig(path, dpi=130)
+    except OSError as error:
+        raise ValueError(f"--out={path!r} cannot be written: {error.strerror or error}") from None
+    say(f"drawn to {path}")
 
-    if path.rsplit(".", 1)[-1] not in (known := plt.gcf().canvas.get_supported_filetypes()):
-        raise ValueError(f"--out={path!r}: the picture's ending must be one of {', '.join(sorted(known))}")
-    plt.close()
-    figure, axes = plt.subplots(2, 2, figsize=(12, 8), sharex=True, layout="constrained")
-    panels = dict(zip(("alpha_bar", "log_snr", "beta", "snr"), axes.flat, strict=True))
-    floor = -20.0  # where the curves of log-SNR and SNR leave the picture
+
+def draw(figure, made, say):
+    """The four panels and the legend, on an empty figure."""
+    (top_left, top_right), (bottom_left, bottom_right) = figure.subplots(2, 2, sharex=True)
+    panels = {"alpha_bar": top_left, "log_snr": top_right, "beta": bottom_left, "snr": bottom_right}
+    ends = []  # (terminal SNR, colour) of each schedule
+    name_width = max(len(str(schedule)) for schedule in made)
     for number, schedule in enumerate(made):
         u, log_snr, alpha_bar, snr, beta = curves(schedule)
-        terminal = float(log_snr[-1])
-        value = f"{math.exp(terminal):.3g}" if terminal > -math.inf else "0"
-        say(f"{schedule}: terminal SNR {value} (log-SNR {terminal:.4g}), sqrt(alpha_bar) {math.sqrt(alpha_bar[-1]):.4g}")
-        style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":", "-.")[number // 10 % 4]}
-        panels["alpha_bar"].plot(u, alpha_bar, label=f"{schedule}   terminal SNR {value}", **style)
-        panels["log_snr"].plot(u, log_snr, **style)
-        panels["beta"].plot(u, np.where(np.isfinite(beta), beta, np.nan), **style)
-        panels["snr"].plot(u, snr, **style)
-        # The end of each curve: a dot where the terminal SNR is, an arrowhead on the edge where that is 0.
-        end = {"clip_on": False, "color": style["color"], "zorder": 3, "linestyle": ""}
-        panels["alpha_bar"].plot([1], [alpha_bar[-1]], marker="o", markersize=5, **end)
-        panels["log_snr"].plot([1], [max(terminal, floor)], marker="o" if terminal > floor else "v", markersize=6, **end)
-        panels["snr"].plot([1], [math.exp(max(terminal, floor))], marker="o" if terminal > floor else "v", markersize=6, **end)
-    panels["alpha_bar"].set(ylabel=r"$\bar\alpha$ = share of signal variance", ylim=(-0.02, 1.02))
-    panels["log_snr"].set(ylabel="log-SNR", ylim=(floor, 20), xlabel="u (0 clean, 1 noise)")
-    panels["beta"].set(ylabel=r"$\beta$ per unit of u", yscale="log", ylim=(0.05, 1000))
-    panels["snr"].set(ylabel="SNR", yscale="log", ylim=(math.exp(floor), math.exp(-floor)), xlabel="u (0 clean, 1 noise)")
-    for panel in axes.flat:
-        panel.grid(alpha=0.3)
+        terminal, terminal_snr = log_snr[-1], snr[-1]
+        say(f"{str(schedule):{name_width}}  terminal SNR {terminal_snr:<9.3g} log-SNR {terminal:<8.4g} "
+            f"sqrt(alpha_bar) {math.sqrt(alpha_bar[-1]):.4g}")  # fmt: skip
+        colour = COLOURS[number % len(COLOURS)]
+        # Curves may coincide (a table and its continuous namesake): the later ones are thinner, so that all are seen.
+        line = {"color": colour, "linestyle": LINES[number // len(COLOURS) % len(LINES)],
+                "linewidth": np.linspace(3.2 if len(made) > 2 else 2.2, 1.4, len(made))[number]}  # fmt: skip
+        for name, values in (("alpha_bar", alpha_bar), ("log_snr", log_snr), ("beta", beta), ("snr", snr)):
+            panels[name].plot(u, np.where(np.isfinite(values), values, np.nan), **line)
+        top_left.lines[-1].set_label(f"{schedule}   (terminal SNR {terminal_snr:.3g})")
+        # Each curve's end: a dot, or an arrowhead where it leaves the picture for -inf.
+        dot = {"color": colour, "clip_on": False, "zorder": 3, "linestyle": "", "markersize": 7, "markeredgecolor": "white"}
+        top_left.plot([1], [alpha_bar[-1]], "o", **dot)
+        bottom_right.plot([1], [terminal_snr], "o", **dot)
+        top_right.plot([1], [max(terminal, LOG_SNR[0])], "o" if terminal > LOG_SNR[0] else "v", **dot)
+        ends.append((terminal_snr, colour))
+    top_left.set(title=r"Share of the image,  $\bar\alpha = \alpha^2$", ylim=(-0.02, 1.02))
+    top_right.set(title=r"log-SNR $= \log(\alpha^2 / \sigma^2)$   (arrowhead: ends at $-\infty$)", ylim=LOG_SNR)
+    bottom_left.set(title=r"$\beta$, noise added per unit of $u$", yscale="log", ylim=(0.05, 1000), xlabel="$u$: 0 clean, 1 noise")
+    bottom_right.set(title="SNR down to its terminal value", xlabel="$u$: 0 clean, 1 noise")
+    bottom_right.set_yscale("symlog", linthresh=SNR[0], linscale=0.7)
+    bottom_right.set(ylim=(0, SNR[1]), yticks=[0, *(10.0**k for k in range(-6, 5, 2))])
+    for panel in panels.values():
         panel.set_xlim(0, 1)
-    panels["log_snr"], panels["beta"] = panels["beta"], panels["log_snr"]
-    figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    say(f"drawn to {path}")
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    _label_ends(bottom_right, ends)
+    figure.legend(loc="outside lower center", ncols=2 if len(made) > 1 else 1, frameon=False)
+
+
+def _label_ends(panel, ends):
+    """The terminal SNRs, written beside their dots, moved apart where they would overlap; equal ones are written once."""
+    lowest = 0.0
+    for value, colours in _grouped(ends):
+        if not value <= SNR[1]:
+            continue
+        at = panel.transAxes.inverted().transform(panel.transData.transform((1, value)))[1]
+        lowest = at = max(at, lowest)
+        panel.annotate(f"{value:.2g}", (1, at), (9, 0), xycoords="axes fraction", textcoords="offset points", va="center",
+                       fontsize=9, color=colours[0] if len(colours) == 1 else "black", annotation_clip=False)  # fmt: skip
+        lowest += 0.045
+
+
+def _grouped(ends):
+    """(label's value, colours) in rising order, one for all ends that read the same."""
+    groups = {}
+    for value, colour in sorted(ends):
+        groups.setdefault(f"{value:.2g}", (value, []))[1].append(colour)
+    return groups.values()

@@ -174,8 +174,8 @@ def outside(config, step, levels):
                 yield (f"{text}, {n} steps: {beyond.sum()} of {n} levels are {word} than training with {config.schedule} went "
                        f"(log-SNR {edge:.2f}), by up to {by:.2f}")  # fmt: skip
         if table and (beyond := conditioning.outside(log_snrs, table)).any():
-            yield (f"{text}, {n} steps: {(beyond != 0).sum()} of {n} levels lie outside the table that the network is told "
-                   f"timesteps of, by up to {np.abs(beyond).max():.2f} in log-SNR: they are told as its first or last step")  # fmt: skip
+            yield (f"{text}, {n} steps: {(beyond != 0).sum()} of {n} levels lie outside the table of timesteps that the network "
+                   f"knows, by up to {np.abs(beyond).max():.2f} in log-SNR: it is told the nearest end's")  # fmt: skip
 
 
 def slug(*parts):

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from noisesched import spec
-from noisesched.diffusion import alpha, eps_from, like, more_noise, sigma
+from noisesched.diffusion import alpha, eps_from, more_noise, sigma
 
 
 @dataclasses.dataclass(frozen=True)

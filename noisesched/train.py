@@ -78,7 +78,7 @@ def init(config):
 
 
 def make_loss(config, definition):
-    """(params, batch, key of the step) -> mean loss, (losses [B], log_snr [B]). batch: image uint8, label, index, each [B, ..]."""
+    """(params, batch, key of the step) -> mean loss, (losses [B], log_snr [B]). batch: image uint8, label, index: [B, ..]."""
     schedule, log_weight = schedules.make(config.schedule), objective.make_weighting(config.weighting)
     model = config.model
 

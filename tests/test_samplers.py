@@ -1,4 +1,4 @@
-"""Every sampler on data whose exact denoiser is known: where it ends, how fast it gets there, and that nothing is ever infinite."""
+"""Every sampler on data whose exact denoiser is known: where it ends, how fast it gets there, and that all stays finite."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from noisesched import diffusion, samplers, schedules
+from noisesched import diffusion, schedules
 from noisesched.samplers import METHODS, network_calls, parse, sample
 from noisesched.schedules import levels, make
 

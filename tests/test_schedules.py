@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from noisesched import diffusion, schedules, tables
+from noisesched import diffusion, tables
 from noisesched.schedules import EXAMPLES, invert, levels, make, rate
 
 U = np.concatenate([10.0 ** np.arange(-6, -1), np.linspace(0.05, 0.95, 19), 1 - 10.0 ** np.arange(-5.0, -1)]).astype(np.float32)
