@@ -166,7 +166,8 @@ def main():
     given = parser.parse_args()
     if given.serve:
         return serve(given.serve, given.sizes[0])
-    print(f"{'network':12}{'parameters':>12}  {'noisesched, ms a step':>24}  {'PyTorch, ms a step':>24}  speed of ours / PyTorch's")
+    print("Median time of a training step in ms, and PyTorch's time over ours pair by pair; quartiles in brackets.")
+    print(f"{'network':12}{'parameters':>12}  {'noisesched':>24}  {'PyTorch':>24}  speed of ours / PyTorch's")
     for size in given.sizes:
         compare(size, given.pairs, given.seconds)
 

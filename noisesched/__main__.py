@@ -92,18 +92,26 @@ def parser():
 
 
 def known_specs():
-    from noisesched import samplers, schedules
+    import inspect
+
+    from noisesched import samplers, schedules, spec
 
     def listed(title, rows):
         width = max(len(name) for name, _ in rows) + 2
         return f"{title}\n" + "\n".join(f"  {name:{width}}{text}" for name, text in rows)
 
     first_line = lambda function: function.__doc__.split("\n")[0]  # noqa: E731
+
+    def with_options(name, move):
+        options = list(inspect.signature(move).parameters.values())[5:]
+        return str(spec.Call(name, (), tuple((option.name, option.default) for option in options)))
+
     return "\n\n".join([
         listed("schedules (a spec is a name, with or without parameters):",
                [(schedules.EXAMPLES[name], first_line(f)) for name, f in schedules.DEFINITIONS.items()]),
-        listed("methods:", [(name, first_line(method.move)) for name, method in samplers.METHODS.items()]),
-    ]) + "\n"  # fmt: skip
+        listed("methods, with their options:",
+               [(with_options(name, method.move), first_line(method.move)) for name, method in samplers.METHODS.items()]),
+    ]) + "\n" + EXAMPLES  # fmt: skip
 
 
 def main(arguments=None):
@@ -116,14 +124,20 @@ def main(arguments=None):
     from noisesched import backend
 
     chosen = backend.prepare()
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+        sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line at once, and keeps it when the process is killed
     try:
         COMMANDS[given.command](given, overrides, chosen)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")
+    except KeyboardInterrupt:
+        fail("interrupted", code=130)
     except (ValueError, OSError, RuntimeError) as error:
         if given.debug or type(error) is RuntimeError:
             raise
-        fail(" ".join(str(error).split()), code=1 if isinstance(error, RuntimeError) else 2)
+        named = isinstance(error, OSError) and error.filename and error.strerror  # Python's own: without its "[Errno 17]"
+        message = f"{error.filename}: {error.strerror}" if named else " ".join(str(error).split())
+        fail(message, code=1 if isinstance(error, RuntimeError) else 2)
 
 
 def fail(message, code=2):
@@ -139,8 +153,10 @@ def run_train(given, overrides, chosen):
 
     if given.config:
         loaded = config.load(given.config, overrides)
+    elif not (workdir := Workdir(given.workdir)).config.exists():
+        raise config.ConfigError(f"{workdir.path} holds no run to go on with: give --config=FILE to begin one there")
     else:
-        loaded = config.from_dict(Workdir(given.workdir).read_config())
+        loaded = config.from_dict(workdir.read_config())
     train.train(loaded, given.workdir)
 
 

@@ -68,8 +68,12 @@ def timestep(log_snr, table, translation):
     Whole numbers for "nearest", fractions for "interpolated". Distances are measured in `angle`, which is finite where
     log-SNR is not. Timesteps are 1-based, 1 the cleanest.
     """
-    angles = angle(jnp.asarray(table, jnp.float32))  # [T], increasing
-    step = jnp.interp(angle(log_snr), angles, jnp.arange(1, len(table) + 1, dtype=jnp.float32))
+    table = jnp.asarray(table, jnp.float32)
+    steps = jnp.arange(1, len(table) + 1, dtype=jnp.float32)
+    # Angles from the nearer of image and noise: 1 - 1e-8 is 1 in float32, and would merge a table's noisiest steps.
+    from_image = jnp.interp(angle(log_snr), angle(table), steps)
+    from_noise = jnp.interp(-angle(-log_snr), -angle(-table), steps)
+    step = jnp.where(log_snr > 0, from_image, from_noise)
     return jnp.round(step) if translation == "nearest" else step
 
 

@@ -6,15 +6,17 @@ checks, so nothing of a workdir is ever executed. What every field means, and it
 """
 
 import dataclasses
+import difflib
 import math
 import sys
+import traceback
 import types
 from pathlib import Path
 
 import jax
 from absl import flags
 from flax import nnx
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from noisesched import conditioning, denoiser, diffusion, objective, samplers, schedules
 from noisesched.unet import UNet
@@ -118,27 +120,29 @@ AT_LEAST = {
         "training.batch_size", "training.accumulate", "training.steps_per_dispatch", "training.log_every",
         "training.checkpoint_every", "training.keep_checkpoints", "preview.num_images", "preview.steps"),
 }  # fmt: skip
-BELOW_ONE = ("model.dropout", "model.label_dropout", "optimizer.b1", "optimizer.b2", "training.ema_decay")
+BELOW = {
+    "model.dropout": 1, "model.label_dropout": 1, "optimizer.b1": 1, "optimizer.b2": 1, "training.ema_decay": 1,
+    "model.width": 2**16, "model.blocks": 1000, "training.num_steps": 2**31,  # steps are counted in an int32
+}  # fmt: skip
 
 
 def load(path, overrides=()):
     """The checked Config of a config file and overrides such as "--config.optimizer.learning_rate=1e-3".
 
-    Raises ConfigError for a missing file, an unknown or mistyped field, and everything `check` refuses.
+    Raises ConfigError for a missing or faulty file, an unknown or mistyped field, and everything `check` refuses.
     """
-    values, arguments = flags.FlagValues(), ["noisesched", f"--config={path}", *overrides]
-    # So that a config may say `from configs import digits`, whatever the working directory.
-    sys.path[:0] = [str(Path(path).resolve().parent.parent), "."]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    _require(Path(path).is_file(), f"config file {path!r} not found")
+    for override in overrides:
+        prefix = next((p for p in ("--config.", "--noconfig.") if override.startswith(p)), None)
+        _require(prefix, f"{override!r} is no setting: write --config.NAME=value")
+        _check_override(override.partition("=")[0].removeprefix(prefix))
+    values, arguments = flags.FlagValues(), ["noisesched", *overrides]
+    config_flags.DEFINE_config_dict("config", _run_file(path), flag_values=values, sys_argv=arguments)
     try:
         values(arguments)
-        return from_dict(values.config.to_dict())
-    except ConfigError:
-        raise
-    except FileNotFoundError:
-        raise ConfigError(f"config file {path!r} not found") from None
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"config {path}: {' '.join(str(error).split())}") from None
+    return from_dict(values.config.to_dict())
 
 
 def from_dict(values):
@@ -161,20 +165,26 @@ def check(config):
     for bound, names in AT_LEAST.items():
         for name in names:
             _require(fields[name] >= bound, f"{name}={fields[name]!r} must be at least {bound}")
-    for name in BELOW_ONE:
-        _require(fields[name] < 1, f"{name}={fields[name]!r} must be below 1")
+    for name, bound in BELOW.items():
+        _require(fields[name] < bound, f"{name}={_shown(fields[name])} must be below {bound}")
     training, preview = config.training, config.preview
     schedule = _named("schedule", schedules.make, config.schedule)
-    _named("preview.schedule", schedules.make, preview.schedule)
+    _require(config.data.channels in (1, 3), f"data.channels={config.data.channels}: choose 1 (gray) or 3 (colour)")
+    log_snrs = _named("preview", schedules.levels, _named("preview.schedule", schedules.make, preview.schedule), preview.steps)
     _named("preview.method", samplers.parse, preview.method)
     _named("weighting", objective.make_weighting, config.weighting)
     _named("conditioning", make_conditioning, config)
+    multipliers = config.model.multipliers
+    _require(multipliers and all(1 <= m <= 1024 for m in multipliers),
+             f"model.multipliers={_shown(multipliers)} must be one whole number from 1 to 1024 for each level")
     _named("model", lambda: jax.eval_shape(lambda: denoiser.split(make_denoiser(config))[1]))
     _require(
         not (config.model.prediction == "eps" and math.isinf(float(schedule(1.0)))),
         f"model.prediction='eps' with schedule {config.schedule!r}, which ends at zero SNR: there z holds nothing of the image, "
         "and no image follows from the noise; set model.prediction to 'v' (or 'x'), or truncate the schedule",
     )
+    if preview.every:
+        check_levels(config, preview.schedule, log_snrs)
     _require(
         training.batch_size % training.accumulate == 0,
         f"training.batch_size={training.batch_size} is not a multiple of training.accumulate={training.accumulate}",
@@ -182,6 +192,15 @@ def check(config):
     chunk = training.steps_per_dispatch
     for name in ("training.num_steps", "training.log_every", "training.checkpoint_every", "preview.every"):
         _require(fields[name] % chunk == 0, f"{name}={fields[name]} is not a multiple of training.steps_per_dispatch={chunk}")
+
+
+def check_levels(config, name, log_snrs):
+    """Raises ConfigError for sampling levels (of the schedule called `name`) at which this network estimates no image."""
+    _require(
+        config.model.prediction != "eps" or not math.isinf(log_snrs[0]),
+        f"sampling under {name!r} starts at zero SNR, where no image follows from the noise that this network predicts "
+        f"(model.prediction='eps'); truncate it: 'truncated({name}, log_snr_min=-12, log_snr_max=20)'",
+    )
 
 
 def check_devices(config, num_devices):
@@ -207,10 +226,13 @@ def make_conditioning(config, translation=None):
     """How the network is told the noise level; `translation` overrides the config's (levels to timesteps)."""
     given, table = config.conditioning, ()
     if given.kind == "timestep":
-        steps = schedules.make(given.table).table
+        steps = schedules.make(given.table).table if given.table else None
         if steps is None:
-            raise ValueError(f"table={given.table!r} must be a table, such as 'discrete(linear, num_steps=1000)'")
+            raise ValueError(f"conditioning.table={given.table!r} must be a table, such as 'discrete(linear, num_steps=1000)'")
         table = tuple(steps.log_snr.tolist())
+    elif given.table:
+        raise ValueError(f"conditioning.table={given.table!r} is only for conditioning.kind='timestep', not {given.kind!r}: "
+                         "leave it empty, ''")  # fmt: skip
     return conditioning.Conditioning(given.kind, config.model.width, table, translation or given.translation)
 
 
@@ -227,10 +249,30 @@ def make_denoiser(config, translation=None):
 
 # -- reading
 
+def _run_file(path):
+    """The ConfigDict that the config file's `get_config()` returns; ConfigError if there is none."""
+    folders = list(sys.path)
+    # So that a config may say `from configs import digits`, whatever the working directory.
+    sys.path[:0] = [str(Path(path).resolve().parent.parent), "."]
+    try:
+        # A module of its own. (ml-collections' loader runs every file in one and the same, where the last one's names stay.)
+        names = {"__name__": "config", "__file__": path}
+        exec(compile(Path(path).read_bytes(), path, "exec"), names)
+        result = names["get_config"]() if "get_config" in names else None
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        where = f", line {lines[-1]}" if lines else ""
+        raise ConfigError(f"config {path}{where}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    finally:
+        sys.path[:] = folders
+    _require(isinstance(result, ConfigDict), f"config {path} must have a function get_config() that returns a ConfigDict")
+    return result
+
+
 def _typed(kind, value, where):
     """`value` as an instance of the annotation `kind`; ConfigError, naming the field `where`, if it is not one."""
     if dataclasses.is_dataclass(kind):
-        _require(isinstance(value, dict), f"{where or 'a configuration'} must be a group of settings; got {value!r}")
+        _require(isinstance(value, dict), f"{where or 'a configuration'} must be a group of settings; got {_shown(value)}")
         known = {field.name: field.type for field in dataclasses.fields(kind)}
         unknown, missing = [k for k in value if k not in known], [k for k in known if k not in value]
         group = f"{where}." if where else ""
@@ -238,13 +280,29 @@ def _typed(kind, value, where):
         _require(not missing, f"missing setting {group}{next(iter(missing), '')}")
         return kind(**{name: _typed(known[name], value[name], group + name) for name in known})
     if isinstance(kind, types.GenericAlias):  # tuple[int, ...]
-        _require(isinstance(value, list | tuple), f"{where}={value!r} must be a list")
+        _require(isinstance(value, list | tuple), f"{where}={_shown(value)} must be a list")
         return tuple(_typed(kind.__args__[0], element, where) for element in value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    _require(type(value) is kind, f"{where}={value!r} must be of type {kind.__name__}")
+        value = float(value) if abs(value) < 1e300 else math.inf
+    _require(type(value) is kind, f"{where}={_shown(value)} must be of type {kind.__name__}")
     _require(kind is not float or math.isfinite(value), f"{where}={value!r} must be finite")
+    _require(kind is not int or abs(value) < 2**32, f"{where}={_shown(value)} must be below 2**32")
     return value
+
+
+def _check_override(name):
+    """Raises ConfigError, which lists what there is, unless `name` ("optimizer.learning_rate") is a setting."""
+    kind, where = Config, []
+    for part in name.split("."):
+        known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+        group = ".".join(where)
+        close = difflib.get_close_matches(part, known, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        _require(part in known, f"unknown setting {name!r}{hint}; known{f' in {group}' if group else ''}: "
+                                f"{', '.join(known) or 'none'}")  # fmt: skip
+        kind = {field.name: field.type for field in dataclasses.fields(kind)}[part]
+        where.append(part)
+    _require(not dataclasses.is_dataclass(kind), f"{name!r} is a group of settings: give one of them, --config.{name}.NAME=value")
 
 
 def _flat(values, prefix=""):
@@ -259,6 +317,11 @@ def _named(name, function, *arguments):
         return function(*arguments)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from None
+
+
+def _shown(value, limit=80):
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _require(condition, message):

@@ -24,26 +24,27 @@ PREDICTIONS = ("eps", "x", "v")
 
 def alpha(log_snr):
     """Signal scale sqrt(sigmoid(log_snr)), in [0, 1]. Never sqrt(1 - sigma^2), which loses a small alpha."""
-    return jnp.sqrt(jax.nn.sigmoid(log_snr))
+    return jnp.sqrt(jax.nn.sigmoid(_real(log_snr)))
 
 
 def sigma(log_snr):
     """Noise scale sqrt(sigmoid(-log_snr)), in [0, 1]."""
-    return jnp.sqrt(jax.nn.sigmoid(-log_snr))
+    return jnp.sqrt(jax.nn.sigmoid(-_real(log_snr)))
 
 
 def snr(log_snr):
     """Signal-to-noise ratio alpha^2 / sigma^2 = exp(log_snr), in [0, inf]."""
-    return jnp.exp(log_snr)
+    return jnp.exp(_real(log_snr))
 
 
 def alpha_bar(log_snr):
     """DDPM's cumulative product: alpha^2 = sigmoid(log_snr), in [0, 1]."""
-    return jax.nn.sigmoid(log_snr)
+    return jax.nn.sigmoid(_real(log_snr))
 
 
 def log_snr_from_alpha_bar(alpha_bar):
     """The log-SNR of a given alpha_bar in [0, 1]: its logit; 0 -> -inf, 1 -> +inf."""
+    alpha_bar = _real(alpha_bar)
     return jnp.log(alpha_bar) - jnp.log1p(-alpha_bar)
 
 
@@ -53,14 +54,14 @@ def betas(log_snrs):
     `log_snrs` [T], non-increasing -> beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}, [T] in [0, 1], with alpha_bar_0 = 1
     (Ho et al. 2020, eq. 4). The ratio is taken between logarithms, so small betas keep their digits.
     """
-    log_alpha_bar = jax.nn.log_sigmoid(jnp.asarray(log_snrs))
+    log_alpha_bar = jax.nn.log_sigmoid(_real(log_snrs))
     before = jnp.concatenate([jnp.zeros_like(log_alpha_bar[:1]), log_alpha_bar[:-1]])
     return -jnp.expm1(log_alpha_bar - before)
 
 
 def like(log_snr, z):
     """`log_snr` [B] with trailing axes of length 1 added, so that it broadcasts against `z` [B, ...]."""
-    log_snr = jnp.asarray(log_snr)
+    log_snr = _real(log_snr)
     return log_snr.reshape(log_snr.shape + (1,) * (jnp.ndim(z) - log_snr.ndim))
 
 
@@ -111,3 +112,9 @@ def eps_from(x, z, log_snr):
     log_snr = like(log_snr, z)
     scale = sigma(log_snr)
     return jnp.where(scale > 0, (z - alpha(log_snr) * x) / jnp.where(scale > 0, scale, 1.0), 0.0)
+
+
+def _real(values):
+    """An array of float32 at least, also of whole numbers."""
+    values = jnp.asarray(values)
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))

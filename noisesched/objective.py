@@ -10,6 +10,7 @@ that vanish at SNR = 0 on the v error (eps, min-SNR, P2, the likelihood's) undo 
 matters: there the network gets no gradient at all.
 """
 
+import inspect
 import math
 import typing
 
@@ -79,11 +80,16 @@ def make_weighting(text):
     """The function (log_snr, rate) -> log weight on the x error of a spec such as "min_snr(gamma=5)". ValueError if unknown."""
     call = spec.parse(text)
     function = spec.bind(call, WEIGHTINGS, "weighting", skip=2)
+    log_weight = lambda log_snr, rate: function(log_snr, rate, *call.args, **dict(call.kwargs))
     try:
-        jax.eval_shape(lambda level: function(level, level, *call.args, **dict(call.kwargs)), jnp.zeros(()))
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise ValueError(f"weighting {text!r}: {error}") from None
-    return lambda log_snr, rate: function(log_snr, rate, *call.args, **dict(call.kwargs))
+        with jax.ensure_compile_time_eval():
+            finite = jnp.isfinite(log_weight(jnp.array([-30.0, 0.0, 30.0]), jnp.ones(3))).all()
+    except (TypeError, ValueError, ArithmeticError):
+        finite = False
+    if not finite:
+        defaults = ", ".join(str(p) for p in list(inspect.signature(function).parameters.values())[2:])
+        raise ValueError(f"weighting {text!r} gives no finite weights; {call.name} takes numbers, such as ({defaults})")
+    return log_weight
 
 
 def weight(log_weight, prediction, log_snr, rate):
@@ -93,8 +99,9 @@ def weight(log_weight, prediction, log_snr, rate):
     """
     # At -inf the formulas are of the form inf - inf; in floats, all of them have reached their limit long before -80.
     level = jnp.maximum(log_snr, -80.0)
-    # The rate of a schedule that ends at -inf is infinite there (or, differentiated, not a number).
-    rate = jnp.where(jnp.isfinite(rate), jnp.minimum(rate, 1e25), 1e25)
+    # The rate of a schedule that ends at -inf is infinite there (or, differentiated, not a number). Where a schedule is
+    # flat, rounding may make it negative.
+    rate = jnp.where(jnp.isnan(rate), 1e25, jnp.clip(rate, 0.0, 1e25))
     conversion = {"eps": level, "x": jnp.zeros_like(level), "v": jnp.logaddexp(level, 0.0)}[prediction]
     return jnp.exp(log_weight(level, rate) - conversion)
 

@@ -45,6 +45,8 @@ def data_parallel(step, kind):
     run in one dispatch; B must be a multiple of the number of local devices. metrics: arrays [steps, ...].
     """
     devices = jax.local_devices()
+    mesh = Mesh(np.array(devices), (AXIS,))
+    whole, shares = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(None, AXIS))
 
     def run_steps(state, batch, axis):
         return scan(functools.partial(step, axis=axis), state, batch)
@@ -54,12 +56,18 @@ def data_parallel(step, kind):
                             devices=devices, donate_argnums=0)  # fmt: skip
         split = functools.partial(_split, count=len(devices))
     else:
-        mesh = Mesh(np.array(devices), (AXIS,))
-        whole, shares = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(None, AXIS))
         compiled = jax.jit(functools.partial(run_steps, axis=None), in_shardings=(whole, shares),
                            out_shardings=whole, donate_argnums=0)  # fmt: skip
         split = lambda array: array  # noqa: E731
-    return lambda state, batch: compiled(state, jax.tree.map(split, batch))
+
+    def run(state, batch):
+        # JAX takes a state from the host or from a single device for another type than what the step returns, and would
+        # trace and compile the step again in the second call.
+        if getattr(jax.tree.leaves(state)[0], "sharding", None) != whole:
+            state = jax.device_put(state, whole)
+        return compiled(state, jax.tree.map(split, batch))
+
+    return run
 
 
 def _split(array, count):

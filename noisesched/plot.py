@@ -24,13 +24,16 @@ def curves(schedule, points=2001):
     u = (1 - np.cos(np.linspace(0.0, np.pi, points))) / 2
     log_snr = np.asarray(schedule(u), np.float64)
     if schedule.table:
-        beta = schedule.table.betas * schedule.table.num_steps
-        beta = np.interp(u, np.arange(1, len(beta) + 1) / len(beta), beta)
+        betas, num_steps = schedule.table.betas, schedule.table.num_steps
+        beta = num_steps * betas[np.clip(np.ceil(u * num_steps).astype(int) - 1, 0, num_steps - 1)]
     else:
         # d log sigmoid(l) = sigmoid(-l) dl
         beta = np.asarray(diffusion.sigma(jnp.asarray(log_snr)) ** 2 * schedules.rate(schedule, jnp.asarray(u)), np.float64)
+        beta[[0, -1]] = beta[[1, -2]]  # at the very ends there need be no derivative
         beta[np.isneginf(log_snr)] = math.inf
-    return u, log_snr, np.asarray(diffusion.alpha_bar(jnp.asarray(log_snr)), np.float64), np.exp(log_snr), beta
+    with np.errstate(over="ignore"):  # SNR at u = 0 may be infinite
+        snr = np.exp(log_snr)
+    return u, log_snr, np.asarray(diffusion.alpha_bar(jnp.asarray(log_snr)), np.float64), snr, beta
 
 
 def plot(specs, path, say=print):
@@ -82,7 +85,7 @@ def draw(figure, made, say):
     bottom_right.set_yscale("symlog", linthresh=SNR[0], linscale=0.7)
     bottom_right.set(ylim=(0, SNR[1]), yticks=[0, *(10.0**k for k in range(-6, 5, 2))])
     for panel in panels.values():
-        panel.set_xlim(0, 1)
+        panel.set_xlim(-0.01, 1.015)  # so that drops at the very ends are seen
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
     _label_ends(bottom_right, ends)
@@ -97,7 +100,7 @@ def _label_ends(panel, ends):
             continue
         at = panel.transAxes.inverted().transform(panel.transData.transform((1, value)))[1]
         lowest = at = max(at, lowest)
-        panel.annotate(f"{value:.2g}", (1, at), (9, 0), xycoords="axes fraction", textcoords="offset points", va="center",
+        panel.annotate(f"{value:.3g}", (1, at), (9, 0), xycoords="axes fraction", textcoords="offset points", va="center",
                        fontsize=9, color=colours[0] if len(colours) == 1 else "black", annotation_clip=False)  # fmt: skip
         lowest += 0.045
 
@@ -106,5 +109,5 @@ def _grouped(ends):
     """(label's value, colours) in rising order, one for all ends that read the same."""
     groups = {}
     for value, colour in sorted(ends):
-        groups.setdefault(f"{value:.2g}", (value, []))[1].append(colour)
+        groups.setdefault(f"{value:.3g}", (value, []))[1].append(colour)
     return groups.values()

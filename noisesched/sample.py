@@ -9,7 +9,9 @@ import itertools
 import json
 import math
 import re
+import textwrap
 import time
+import zlib
 from pathlib import Path
 
 import jax
@@ -106,6 +108,8 @@ def run(directory, request, say=tqdm.write):
               for (text, schedule), n in itertools.product(chosen.items(), request.steps)}  # fmt: skip
     methods = {text: samplers.parse(text) for text in request.methods}
     check(config, request)
+    for (text, _), log_snrs in levels.items():
+        configuration.check_levels(config, text, log_snrs)
     definition, template = denoiser.split(configuration.make_denoiser(config, request.translation))
     with Checkpoints(workdir, max_to_keep=None) as checkpoints:
         step, items = checkpoints.restore({request.parameters: template}, request.checkpoint)
@@ -115,6 +119,7 @@ def run(directory, request, say=tqdm.write):
 
     # ---- One compiled program per (method, number of levels); the schedule is data.
     out = Path(request.out)
+    out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
     labels = cycled_labels(config, request.num_images, request.labels)
     several = len(levels) * len(methods) > 1
     images = {}
@@ -179,8 +184,13 @@ def outside(config, step, levels):
 
 
 def slug(*parts):
-    """A folder name for a combination of settings."""
-    return "-".join(re.sub(r"[^A-Za-z0-9.=]+", "_", str(part)).strip("_") for part in parts)
+    """A folder name for a combination of settings; a long spec is cut, and marked with a checksum of the whole."""
+
+    def short(text):
+        name = re.sub(r"[^A-Za-z0-9.=]+", "_", text).strip("_")
+        return name if len(name) <= 80 else f"{name[:70]}_{zlib.crc32(text.encode()):08x}"
+
+    return "-".join(short(str(part)) for part in parts)
 
 
 def write(folder, images, settings):
@@ -214,7 +224,7 @@ def overview(path, images, methods, columns=6):
         if row == 0:
             axis.set_title(f"{samplers.network_calls(methods[method][0], n)} network calls", fontsize=10)
         if column == 0:
-            label = text if len(methods) == 1 else f"{text}\n{method}"
+            label = "\n".join(textwrap.wrap(text, 30) + [method] * (len(methods) > 1))
             axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
     figure.suptitle("One checkpoint, the same noise: inference schedules (rows) by network calls", fontsize=11)
     figure.tight_layout()

@@ -68,6 +68,9 @@ def parse(text):
     if call.args:
         raise ValueError(f"sampling method {text!r}: name its options, as in 'ddim(eta=1)'")
     check(call.name, **dict(call.kwargs))
+    for name, value in call.kwargs:
+        if not isinstance(value, int | float) or math.isnan(value):
+            raise ValueError(f"sampling method {text!r}: {name} is a number; got {spec.show(value)}")
     return call.name, dict(call.kwargs)
 
 

@@ -91,11 +91,10 @@ def levels(schedule, n, spacing="trailing"):
 
     where T = 1000 (or n, if more) stands for DDPM's table. A `discrete` schedule takes exactly `select_steps`' steps.
     """
-    if isinstance(n, bool) or int(n) != n or n < 1:
-        raise ValueError(f"the number of levels is a whole number from 1 up; got {n!r}")
+    _check_count("the number of levels", n)
     if spacing not in SPACINGS:
         raise ValueError(f"unknown spacing {spacing!r}; known: {', '.join(SPACINGS)}")
-    n, steps = int(n), np.arange(n, 0, -1)
+    steps = np.arange(n, 0, -1)
     if schedule.table:
         u = select_steps(schedule.table.num_steps, n, spacing) / schedule.table.num_steps
     elif spacing == "trailing":
@@ -128,8 +127,7 @@ def table(name, num_steps=1000, zero_terminal=False, **parameters):
     name with arguments inside the spec) samples that continuous schedule at u = t / T. `zero_terminal` rescales the table
     so that its last SNR is exactly 0 (Lin et al. 2023).
     """
-    if isinstance(num_steps, bool) or int(num_steps) != num_steps or num_steps < 1:
-        raise ValueError(f"num_steps is a whole number from 1 up; got {num_steps!r}")
+    _check_count("num_steps", num_steps)
     call = make(name).call
     if call.name in tables.PUBLISHED and not call.args and not call.kwargs:
         given = spec.Call(call.name, (), tuple(parameters.items()))
@@ -164,8 +162,10 @@ def zero_terminal(u, schedule):
 
 @definition("shifted(cosine, image_size=256)")
 def shifted(u, schedule, by=None, image_size=None, base=64):
-    """log-SNR moved by a constant: `by`, or 2 log(base / image_size), which gives an image of `image_size` pixels a side
-    the noise, seen at base x base, of a `base` one (Hoogeboom et al. 2023, eq. 5). Give exactly one of the two."""
+    """log-SNR moved by a constant: `by`, or 2 log(base / image_size) (Hoogeboom et al. 2023, eq. 5). Give exactly one.
+
+    The latter gives an image of `image_size` pixels a side the noise, seen at base x base, of a `base` one.
+    """
     if (by is None) == (image_size is None):
         raise ValueError("shifted takes either by= (added to log-SNR) or image_size=, not both")
     return schedule(u) + (by if by is not None else 2 * math.log(base / image_size))
@@ -197,6 +197,12 @@ def discrete(u, schedule, num_steps=1000, **table_options):
 
 
 # -- the parts
+
+def _check_count(name, n):
+    """One million is far beyond all use, and fits in memory."""
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 1 <= n <= 10**6:
+        raise ValueError(f"{name} is a whole number from 1 up to 1000000; got {n!r}")
+
 
 def _nested(value):
     return Schedule(value) if isinstance(value, spec.Call) else value

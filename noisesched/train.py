@@ -7,6 +7,7 @@ losses do not depend on the number of devices.
 
 import collections
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -109,7 +110,8 @@ def make_step(config, definition):
             return jax.tree.map(lambda a, b: a + b / parts, total, (loss, grads)), aux
 
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
+        # Every parts-th example, so that each part has the same number of them from every device of a sharded batch.
+        split = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch)
         (loss, grads), aux = parallel.scan(add, zero, split)
         return (loss, aux), grads
 
@@ -161,6 +163,9 @@ def train(config, directory, say=tqdm.write):
         if checkpoints.latest_step() is not None:
             start, items = checkpoints.restore(state._asdict())
             state = State(**items)
+        if start >= training.num_steps:
+            say(f"{workdir.path}: this run is complete, all {training.num_steps} steps are done; there is nothing left to train")
+            return state
         say(f"{workdir.path}: {denoiser.num_parameters(state.params):,} parameters, {len(split):,} images, "
             f"{jax.local_device_count()} x {jax.devices()[0].device_kind}; "
             + (f"resuming at step {start}" if start else f"{training.num_steps} steps"))  # fmt: skip
@@ -179,18 +184,20 @@ def train(config, directory, say=tqdm.write):
             state, results = run(state, batch)
             record.dispatched(step, results)
             done = step + chunk
-            last = done >= training.num_steps or stop.requested
-            if last or done % training.checkpoint_every == 0:
-                record.drain()  # nothing is saved before its losses are known to be finite
-                checkpoints.save(done, state._asdict())
-                metrics.flush()
+            stopping = stop.requested and done < training.num_steps  # asked once: a later signal stops the next step
+            last = stopping or done >= training.num_steps
             if preview.every and (done % preview.every == 0 or done >= training.num_steps):
-                record.drain()
+                record.drain()  # nothing is drawn or saved before its losses are known to be finite
                 picture = draw_preview(state.ema)
                 metrics.image(done, "samples", picture)
                 workdir.samples.mkdir(parents=True, exist_ok=True)
                 write_png(workdir.samples / f"step_{done:07d}.png", picture)
-            if stop.requested:
+            if last or done % training.checkpoint_every == 0:
+                # Last of all: what belongs to a checkpoint's steps is then on disk, or done again after a kill.
+                record.drain()
+                metrics.flush()
+                checkpoints.save(done, state._asdict())
+            if stopping:
                 checkpoints.wait()
                 raise TrainingStopped(f"stopped by a signal at step {done}, which is saved; the same command goes on from it")
         record.close()
@@ -312,7 +319,8 @@ class Signals(contextlib.AbstractContextManager):
     def _request(self, number, frame):
         self.requested = True
         signal.signal(number, self.usual[number])
-        print("saving, then stopping (once more to stop at once)", file=sys.stderr)
+        # Not print, which may be what the signal interrupted.
+        os.write(sys.__stderr__.fileno(), b"saving, then stopping (once more to stop at once)\n")
 
     def __exit__(self, *exception):
         for number, handler in self.usual.items():

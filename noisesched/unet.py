@@ -36,23 +36,22 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x, scale=None, shift=None):
         """x [B, H, W, C]; scale, shift [B, C] -> normalised x * (1 + scale) + shift, in x's dtype."""
-        b, _, _, c = x.shape
-        x32 = x.astype(jnp.float32)
-        # One pass over x gives both moments. Taken about a pixel of the image itself they do not cancel however far the
-        # mean is from zero; the pixel drops out of the result, hence of its gradient. Channels are grouped afterwards.
-        pivot = jax.lax.stop_gradient(x32[:, :1, :1])
-        centred = x32 - pivot
-        grouped = lambda a: jnp.repeat(a.reshape(b, num_groups(c), -1).mean(-1), c // num_groups(c), axis=1)
-        first, second = centred.mean((1, 2)), (centred * centred).mean((1, 2))  # [B, C]
-        channel_mean = first + pivot[:, 0, 0]
-        mean = grouped(channel_mean)
-        # Variance of the group: within its channels, and between them.
-        variance = grouped(second - first * first + (channel_mean - mean) ** 2)
+        b, h, w, c = x.shape
+        groups, size = num_groups(c), c // num_groups(c)
+        pixels = x.reshape(b, h * w, c).astype(jnp.float32)
+        # Both moments in one pass over x, per channel, then averaged over each group. They are taken about one value of the
+        # group itself, so they do not cancel however far its mean is from zero; that value drops out of the result, hence of
+        # its gradient.
+        pivot = jax.lax.stop_gradient(jnp.repeat(pixels[:, 0, ::size], size, axis=1))  # [B, C]
+        centred = pixels - pivot[:, None]
+        over_group = lambda moment: jnp.repeat(moment.reshape(b, groups, size).mean(2), size, axis=1)  # [B, C]
+        mean = over_group(centred.mean(1))
+        variance = over_group((centred * centred).mean(1)) - mean * mean
         gain = self.scale[None] * jax.lax.rsqrt(jnp.maximum(variance, 0.0) + 1e-5)
-        offset = self.bias[None] - mean * gain
+        offset = self.bias[None] - (mean + pivot) * gain
         if scale is not None:
             gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
-        return (x32 * gain[:, None, None] + offset[:, None, None]).astype(x.dtype)
+        return (x.astype(jnp.float32) * gain[:, None, None] + offset[:, None, None]).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -69,13 +68,10 @@ class Attention(nnx.Module):
     def __call__(self, x):
         b, h, w, c = x.shape
         qkv = self.qkv(self.norm(x)).reshape(b, h * w, 3, self.heads, c // self.heads)
-        query, key, value = qkv[:, :, 0] * (c // self.heads) ** -0.5, qkv[:, :, 1], qkv[:, :, 2]
-        score = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-        weight = jnp.exp(score - jax.lax.stop_gradient(score.max(-1, keepdims=True)))
-        # Softmax, with the division left until the values are summed: one pass less over the largest array.
-        y = jnp.einsum("bhqk,bkhd->bqhd", weight.astype(x.dtype), value, preferred_element_type=jnp.float32)
-        y = (y / weight.sum(-1).swapaxes(1, 2)[..., None]).astype(x.dtype)
-        return x + self.out(y.reshape(b, h, w, c))
+        query, key, value = qkv.transpose(2, 0, 3, 1, 4)  # [B, heads, H W, C / heads] each
+        score = jnp.matmul(query * (c // self.heads) ** -0.5, key.swapaxes(2, 3), preferred_element_type=jnp.float32)
+        y = jax.nn.softmax(score).astype(x.dtype) @ value
+        return x + self.out(y.swapaxes(1, 2).reshape(b, h, w, c))
 
 
 class Block(nnx.Module):

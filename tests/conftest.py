@@ -1,10 +1,77 @@
-"""A forgotten broadcast is an error, and programs find eight devices on the CPU."""
+"""A forgotten broadcast is an error, and programs find eight devices on the CPU. What the tests of programs share."""
 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = str(ROOT / "configs" / "digits.py")
+SMALL = {  # the base config, made small enough to compile in two seconds
+    "model.width": "8", "model.multipliers": "(1,)", "model.attention": "()", "optimizer.warmup_steps": "3",
+    "training.num_steps": "6", "training.batch_size": "16", "training.log_every": "1", "training.checkpoint_every": "2",
+    "preview.every": "0", "preview.num_images": "3", "preview.steps": "2",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def user_cache(tmp_path_factory):
+    """The user's cache folder, of prepared data and compiled programs: one for the session, not the real one."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("user_cache")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        jax.config.update("jax_compilation_cache_dir", str(folder / "noisesched" / "xla"))  # what one test compiled, another has
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def words():
+    """`words({"model.width": 16})`: the words that follow `noisesched train`, for the small config with changes."""
+    return lambda changes=(): [f"--config={BASE}", *(f"--config.{k}={v}" for k, v in (SMALL | dict(changes)).items())]
+
+
+@pytest.fixture(scope="session")
+def small(words):
+    """`small({"model.width": 16})`: the small Config with changes."""
+    from noisesched import config
+
+    return lambda changes=(): config.load(words(changes)[0].partition("=")[2], words(changes)[1:])
+
+
+@pytest.fixture(scope="session")
+def start(user_cache, tmp_path_factory):
+    """`start("train", ..)`: the command line as a process of its own, on one device, where only the package can be imported."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "noisesched").symlink_to(ROOT / "noisesched")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    environment = os.environ | {"PYTHONPATH": str(site), "XDG_CACHE_HOME": str(user_cache)}
+    environment.pop("XLA_FLAGS")
+
+    def process(*arguments):
+        command = [sys.executable, "-m", "noisesched", *map(str, arguments)]
+        return subprocess.Popen(command, cwd=elsewhere, env=environment, text=True, stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+    return process
+
+
+@pytest.fixture(scope="session")
+def run(start):
+    """`run("plot", ..)` -> (exit code, stdout, stderr) of the command line as a process of its own."""
+
+    def finished(*arguments):
+        process = start(*arguments)
+        out, err = process.communicate(timeout=120)
+        return process.returncode, out, err
+
+    return finished

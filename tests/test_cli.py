@@ -1,0 +1,213 @@
+"""The command line as a user meets it: help that teaches, faults in one line and without litter, and a run end to end."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from noisesched import __main__ as cli
+from noisesched import __version__, backend, samplers, schedules
+from noisesched.checkpoints import Checkpoints
+from noisesched.workdir import Workdir
+
+# -- help
+
+
+@pytest.fixture
+def main(monkeypatch, capsys):
+    """`main("train", ..)` -> (exit code, stdout, stderr) of the command line in this process, on its eight devices."""
+    monkeypatch.setattr(backend, "prepare", lambda: None)  # this process has its settings
+
+    def finished(*arguments):
+        code = 0
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as ended:
+            code = ended.code
+        return code, *capsys.readouterr()
+
+    return finished
+
+
+@pytest.mark.parametrize(("command", "taught"), [
+    ((), ["train", "sample", "plot", "benchmark", "noisesched train --config=configs/digits.py --workdir=runs/digits"]),
+    (("train",), ["--workdir", "--config", "--config.optimizer.learning_rate=1e-4", "metrics.jsonl", "goes on from the last checkpoint"]),
+    (("sample",), ["settings.json", "--spacing", "trailing", "--translation", "noisesched sample --workdir=runs/digits",
+                   *schedules.EXAMPLES.values(), *samplers.METHODS, "ddim(eta=0.0)", "churn="]),
+    (("plot",), ["terminal SNR", *schedules.EXAMPLES.values(), 'noisesched plot linear cosine "zero_terminal(scaled_linear)"']),
+    (("benchmark",), ["--config", "persistent cache", "--calls"]),
+])  # fmt: skip
+def test_help_teaches(main, command, taught):
+    code, out, err = main(*command, "--help")
+    assert code == 0 and err == ""
+    for words in taught:
+        assert words in out
+
+
+def test_every_example_of_the_help_can_be_read():
+    lines = [line.split("#")[0] for line in cli.EXAMPLES.splitlines() if "noisesched " in line]
+    assert len(lines) >= 6
+    for line in lines:
+        import shlex
+
+        _, *words = shlex.split(line)
+        given, overrides = cli.parser().parse_known_args(words)
+        assert all(word.startswith("--config.") for word in overrides)
+        for text in getattr(given, "schedule", None) or getattr(given, "schedules", None) or ():
+            schedules.make(text)
+
+
+def test_version(main):
+    assert main("--version") == (0, f"{__version__}\n", "")
+
+
+# -- faults
+
+
+def assert_one_line(result, *parts, code=2):
+    got, out, err = result
+    assert got == code, err
+    assert err.startswith("noisesched: error: ") and err.count("\n") == 1 and "Traceback" not in err
+    for part in parts:
+        assert part in err
+
+
+@pytest.mark.parametrize(("arguments", "parts"), [
+    ((), ["COMMAND", "--help"]),
+    (("trian",), ["trian", "train", "sample"]),
+    (("sample", "--workdir=w"), ["--out"]),
+    (("sample", "--workdir=w", "--out=o", "--steps=0"), ["--steps", "whole number from 1 up", "'0'"]),
+    (("sample", "--workdir=w", "--out=o", "--steps", "5", "many"), ["--steps", "'many'"]),
+    (("sample", "--workdir=w", "--out=o", "--seed=-1"), ["--seed", "whole number from 0 up"]),
+    (("sample", "--workdir=w", "--out=o", "--spacing=even"), ["--spacing", "trailing"]),
+    (("sample", "--workdir=w", "--out=o", "--shedule=linear"), ["--shedule", "noisesched sample --help"]),
+    (("sample", "--workdir=w", "--out=o", "--config.seed=1"), ["--config.seed=1", "none is given"]),
+    (("train", "--workdir=w", "--config.seed=1"), ["--config.seed=1", "none is given"]),
+    (("sample", "--workdir=w", "--out=o"), ["holds no run", "train"]),
+    (("train", "--workdir=w"), ["holds no run to go on with", "--config=FILE"]),
+    (("plot",), ["SPEC"]),
+    (("plot", "cosin"), ["did you mean 'cosine'"]),
+    (("plot", "cosine", "--out=a.doc"), ["ending must be one of"]),
+    (("benchmark", "--config=none.py"), ["config file 'none.py' not found"]),
+])  # fmt: skip
+def test_faults_in_one_line(main, tmp_path, monkeypatch, arguments, parts):
+    monkeypatch.chdir(tmp_path)
+    assert_one_line(main(*arguments), *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("changes", "parts"), [
+    ({"model.prediction": "eps"}, ["model.prediction='eps'", "'cosine'", "zero SNR", "set model.prediction to 'v'"]),
+    ({"model.prediction": "eps", "schedule": "zero_terminal(linear)"}, ["model.prediction='eps'", "zero SNR"]),
+    ({"data.image_size": 10, "model.multipliers": "(1,2,2)"}, ["10", "image_size"]),
+    ({"training.batch_size": 20}, ["training.batch_size=20", "8 devices", "16 or 24"]),
+    ({"training.accumulate": 3}, ["training.accumulate=3"]),
+    ({"training.steps_per_dispatch": 4}, ["training.num_steps=6", "training.steps_per_dispatch=4"]),
+    ({"optimizer.learningrate": 1}, ["optimizer.learningrate", "did you mean 'learning_rate'"]),
+    ({"optimzer.learning_rate": 1}, ["optimzer", "did you mean 'optimizer'"]),
+    ({"model.width": "wide"}, ["model.width", "wide"]),
+    ({"model.width": "8.5"}, ["model.width", "8.5"]),
+    ({"model.dtype": "float16"}, ["model.dtype='float16'", "float32, bfloat16"]),
+    ({"optimizer.learning_rate": "nan"}, ["optimizer.learning_rate", "finite"]),
+    ({"seed": 2**32}, ["seed=4294967296"]),
+    ({"data.channels": 2}, ["data.channels=2"]),
+    ({"data.name": "cifar10", "data.data_dir": "nowhere"}, ["'cifar10' is not prepared", "nowhere", "data_dir"]),
+    ({"data.name": "image_folder", "data.path": "nowhere"}, ["no such image folder: nowhere"]),
+    ({"data.split": "trian"}, ["no split 'trian'", "test, train"]),
+    ({"model.num_classes": 7}, ["model.num_classes=7", "10 classes", "0 trains without"]),
+    ({"schedule": "cosin"}, ["schedule", "did you mean 'cosine'"]),
+    ({"weighting": "minsnr"}, ["weighting", "min_snr"]),
+    ({"conditioning.kind": "timestep"}, ["conditioning"]),
+    ({"preview.schedule": "discrete(linear,num_steps=10)", "preview.steps": 11}, ["preview", "choose 1 to 10"]),
+    ({"preview.method": "euler"}, ["preview.method", "ddim"]),
+])  # fmt: skip
+def test_refused_at_start_up(main, words, tmp_path, monkeypatch, changes, parts):
+    monkeypatch.chdir(tmp_path)
+    assert_one_line(main("train", "--workdir=made/run", *words(changes)), *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_config_file(main, tmp_path):
+    assert_one_line(main("train", f"--workdir={tmp_path / 'run'}", "--config=configs/digit.py"), "config file 'configs/digit.py' not found")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_workdir_that_is_a_file(main, words, tmp_path):
+    (tmp_path / "run").write_text("mine")
+    assert_one_line(main("train", f"--workdir={tmp_path / 'run'}", *words()), str(tmp_path / "run"))
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_debug_shows_the_traceback(main):
+    with pytest.raises(ValueError, match="unknown schedule"):
+        main("plot", "cosin", "--debug")
+
+
+# -- end to end, in processes of their own that can import nothing but the package
+
+
+@pytest.fixture(scope="module")
+def trained(run, words, tmp_path_factory):
+    """A run of the small network, trained for six steps."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    code, out, err = run("train", f"--workdir={workdir}", *words({"preview.every": 6, "model.num_classes": 10}))
+    assert code == 0, err
+    assert "1,500 images" in out and "6 steps" in out and "step 6/6  loss" in out
+    return workdir
+
+
+def test_another_config_on_the_same_workdir(main, words, trained):
+    before = trained.joinpath("config.json").read_bytes()
+    other = words({"preview.every": 6, "model.num_classes": 10, "optimizer.learning_rate": 0.5})
+    assert_one_line(main("train", f"--workdir={trained}", *other), "optimizer.learning_rate: 0.002 -> 0.5", "another --workdir")
+    assert trained.joinpath("config.json").read_bytes() == before
+
+
+def test_sampling_needs_only_the_workdir(run, trained, tmp_path):
+    moved = trained.rename(tmp_path / "elsewhere")
+    try:
+        out = tmp_path / "pictures"
+        code, said, err = run("sample", f"--workdir={moved}", "--schedule", "linear", "shifted(cosine, by=-2)", "--steps", "2",
+                              "--method", "heun", "--num_images=4", "--labels", "3", "7", f"--out={out}")  # fmt: skip
+        assert code == 0 and "Traceback" not in err, err
+        assert f"2 x 4 images of step 6 in {out}: see overview.png" in said
+        assert {path.name for path in out.iterdir()} == {"linear-heun-2", "shifted_cosine_by=_2-heun-2", "overview.png"}
+        images = np.load(out / "linear-heun-2" / "samples.npy")
+        assert images.dtype == np.uint8 and images.shape == (4, 8, 8, 1)
+        settings = json.loads((out / "linear-heun-2" / "settings.json").read_text())
+        assert settings["network_calls"] == 3 and settings["labels"] == [3, 7, 3, 7] and settings["checkpoint"] == 6
+        assert math.isclose(settings["log_snrs"][0], -10.05, rel_tol=1e-3)
+    finally:
+        moved.rename(trained)
+
+
+def test_training_again_goes_no_further(run, trained):
+    code, out, err = run("train", f"--workdir={trained}")
+    assert code == 0 and "this run is complete, all 6 steps are done" in out and "Traceback" not in err
+
+
+def test_diverging_run(run, words, small, tmp_path):
+    """An absurd learning rate: the run stops with the step and its levels; what was saved before can be sampled."""
+    changes = {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0, "optimizer.warmup_steps": 0, "training.checkpoint_every": 1,
+               "training.num_steps": 50}  # fmt: skip
+    result = run("train", f"--workdir={tmp_path / 'run'}", *words(changes))
+    *_, last = result[2].splitlines()
+    assert_one_line((result[0], "", last + "\n"), "not finite at step", "log-SNR", "the last good checkpoint is kept", code=1)
+    assert "Traceback" not in result[2]
+    with Checkpoints(Workdir(tmp_path / "run"), max_to_keep=None) as checkpoints:
+        from noisesched import train
+
+        step, items = checkpoints.restore(train.init(small(changes))[1]._asdict())
+    stopped_at = int(last.split("at step ")[1].split(":")[0])
+    assert 1 <= step < stopped_at and int(items["step"]) == step
+
+
+def test_configs_of_the_repository_from_anywhere(run, tmp_path):
+    """They import one another, also where the working directory and the path do not lead to them."""
+    from conftest import ROOT
+
+    result = run("train", f"--config={ROOT / 'configs' / 'cifar10_discrete.py'}", f"--workdir={tmp_path / 'run'}",
+                 f"--config.data.data_dir={tmp_path}")  # fmt: skip
+    assert_one_line(result, "'cifar10' is not prepared", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,83 @@
+"""Every file in configs/: it loads, checks, builds, and states no more than what differs from the base page."""
+
+import ast
+import dataclasses
+import re
+from pathlib import Path
+
+import jax
+import pytest
+from conftest import BASE, ROOT
+
+from noisesched import conditioning, config, objective
+
+PATHS = sorted(ROOT.glob("configs/*.py"))
+DERIVED = [path for path in PATHS if path.stem != "digits"]
+
+
+def flat(values, prefix=""):
+    leaves = {}
+    for name, value in values.items():
+        leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return leaves
+
+
+def stated(path):
+    """The settings that a config file assigns to, as in `config.a.b = ..`."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
+            names.append(ast.unparse(node.targets[0]).removeprefix("config."))
+    return names
+
+
+def parent(path):
+    (name,) = re.findall(r"^from configs import (\w+)$", path.read_text(), re.MULTILINE)
+    return path.with_stem(name)
+
+
+def fields(kind):
+    return {field.name: fields(field.type) if dataclasses.is_dataclass(field.type) else None for field in dataclasses.fields(kind)}
+
+
+def test_the_promised_configs_are_there():
+    assert {path.stem for path in PATHS} >= {"digits", "digits_discrete", "cifar10", "cifar10_discrete", "image_folder"}
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_it_loads_checks_and_builds(path):
+    given = config.load(str(path))  # checks, too
+    config.check_devices(given, 8)
+    assert list(config.warnings(given)) == []
+    size, channels = given.data.image_size, given.data.channels
+    images = jax.ShapeDtypeStruct((2, size, size, channels), "float32")
+    levels = jax.ShapeDtypeStruct((2,), "float32")
+    x_hat = jax.eval_shape(lambda z, log_snr: config.make_denoiser(given)(z, log_snr), images, levels)
+    assert x_hat.shape == images.shape and x_hat.dtype == "float32"
+
+
+def test_the_base_page_has_every_setting_once_and_no_more():
+    settings = [name for name in stated(ROOT / "configs/digits.py") if name in flat(fields(config.Config))]
+    assert settings == list(flat(fields(config.Config)))  # in the same order, too
+    groups = [name for name in stated(ROOT / "configs/digits.py") if name not in settings]
+    assert groups == [field.name for field in dataclasses.fields(config.Config) if dataclasses.is_dataclass(field.type)]
+
+
+@pytest.mark.parametrize("path", DERIVED, ids=lambda path: path.stem)
+def test_a_derived_config_states_only_what_differs(path):
+    before, after = (flat(config.to_dict(config.load(str(p)))) for p in (parent(path), path))
+    differing = [name for name in after if after[name] != before[name]]
+    assert sorted(differing) == sorted(stated(path))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_its_docstring_shows_the_command_that_trains_it(path):
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    assert f"noisesched train --config=configs/{path.name} --workdir=" in text
+
+
+def test_the_base_page_names_every_choice():
+    page = Path(BASE).read_text()
+    choices = [choice for names in config.CHOICES.values() for choice in names]
+    for name in (*choices, *conditioning.KINDS, *objective.WEIGHTINGS):
+        assert re.search(rf"\b{name}\b", page), name

@@ -1,0 +1,83 @@
+"""The picture of schedules, and what is said of them."""
+
+import math
+
+import numpy as np
+import pytest
+
+from noisesched import plot, schedules
+
+
+def said(specs, path):
+    lines = []
+    plot.plot(specs, str(path), lines.append)
+    return lines
+
+
+def test_terminal_snr_is_said(tmp_path):
+    """Against closed forms: exp(-I(1)) of the continuous schedules, and DDPM's product of its thousand betas."""
+    *lines, last = said(["linear", "scaled_linear", "cosine", "zero_terminal(linear)", "discrete(linear)", "constant"], tmp_path / "a.png")
+    assert last == f"drawn to {tmp_path / 'a.png'}"
+    words = [line.split() for line in lines]
+    assert [w[0] for w in words] == ["linear", "scaled_linear", "cosine", "zero_terminal(linear)", "discrete(linear)", "constant"]
+    table = np.prod(1 - np.linspace(1e-4, 0.02, 1000))
+    root = np.linspace(math.sqrt(0.85), math.sqrt(12), 100_001)
+    alpha_bar = [math.exp(-10.05), math.exp(-np.trapezoid(root**2, dx=1e-5)), 0, 0, table, math.exp(-10)]
+    for w, wanted in zip(words, alpha_bar, strict=True):
+        snr, log_snr, root = float(w[3]), float(w[5]), float(w[7])
+        assert snr == pytest.approx(wanted / (1 - wanted), rel=0.006)
+        assert root == pytest.approx(math.sqrt(wanted), rel=0.001)
+        assert log_snr == pytest.approx(math.log(wanted / (1 - wanted)) if wanted else -math.inf, rel=0.001)
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_picture(tmp_path, ending):
+    path = tmp_path / "made" / f"picture.{ending}"
+    said(["cosine", "flow", "cosine"], path)  # one twice; the folder is made
+    content = path.read_bytes()
+    assert content.startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[ending])
+    assert list(path.parent.iterdir()) == [path]
+    if ending == "png":
+        from PIL import Image
+
+        with Image.open(path) as picture:
+            assert min(picture.size) > 800 and len(picture.convert("P").getcolors()) > 20
+
+
+def test_every_schedule_can_be_drawn(tmp_path, recwarn):
+    lines = said(list(schedules.EXAMPLES.values()), tmp_path / "all.png")
+    assert len(lines) == len(schedules.EXAMPLES) + 1
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
+
+
+@pytest.mark.parametrize("spec", ["linear", "cosine", "karras", "zero_terminal(scaled_linear)", "discrete(linear)", "constant"])
+def test_curves_agree_with_each_other(spec):
+    """alpha_bar falls by the rate beta: its logarithm is the integral of -beta, and the SNR is alpha_bar / (1 - alpha_bar)."""
+    u, log_snr, alpha_bar, snr, beta = plot.curves(schedules.make(spec))
+    assert u[0] == 0 and u[-1] == 1 and (np.diff(u) > 0).all()
+    inside = (alpha_bar > 1e-3) & (alpha_bar < 0.999)
+    u, log_snr, alpha_bar, snr, beta = (values[inside] for values in (u, log_snr, alpha_bar, snr, beta))
+    np.testing.assert_allclose(snr, alpha_bar / (1 - alpha_bar), rtol=1e-3)
+    np.testing.assert_allclose(log_snr, np.log(snr), atol=1e-3)
+    np.testing.assert_allclose(np.trapezoid(beta, u), np.log(alpha_bar[0] / alpha_bar[-1]), rtol=0.01)
+
+
+def test_beta_is_infinite_where_the_snr_is_zero():
+    assert plot.curves(schedules.make("cosine"))[-1][-1] == math.inf
+    assert plot.curves(schedules.make("linear"))[-1][-1] == pytest.approx(20, rel=1e-3)
+    assert plot.curves(schedules.make("discrete(linear)"))[-1][-1] == pytest.approx(20, rel=1e-6)
+
+
+@pytest.mark.parametrize(("specs", "path", "message"), [
+    (["cosin"], "a.png", "did you mean 'cosine'"),
+    (["linear", "cosine(5"], "a.png", "cannot read the spec"),
+    (["linear"], "a.bmpx", "ending must be one of"),
+    (["linear"], "nothing", "ending must be one of"),
+    (["linear"], "file/a.png", "cannot be written"),
+])  # fmt: skip
+def test_faults_in_one_line(tmp_path, specs, path, message):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ValueError) as fault:
+        said(specs, tmp_path / path)
+    assert message in str(fault.value) and "\n" not in str(fault.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

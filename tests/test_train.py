@@ -1,0 +1,249 @@
+"""The training program: its step's arithmetic, and runs that are killed, stopped, resumed, or go wrong."""
+
+import json
+import os
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from noisesched import config as configuration
+from noisesched import train
+from noisesched.checkpoints import Checkpoints
+from noisesched.workdir import Workdir, read_metrics
+
+# -- arithmetic
+
+
+@pytest.mark.parametrize(("decay", "middle", "end"), [
+    ("constant", 2e-3, 2e-3), ("linear", 1e-3, 0.0), ("cosine", 1e-3, 0.0),
+])  # fmt: skip
+def test_learning_rate(small, decay, middle, end):
+    rate = train.learning_rate(small({
+        "optimizer.learning_rate": 2e-3, "optimizer.warmup_steps": 10, "optimizer.decay": decay, "training.num_steps": 110}))  # fmt: skip
+    np.testing.assert_allclose([rate(step) for step in range(10)], 2e-3 * np.arange(1, 11) / 10, rtol=1e-5)
+    np.testing.assert_allclose([rate(10), rate(60), rate(110)], [2e-3, middle, end], rtol=1e-5, atol=1e-9)
+    falling = np.array([rate(step) for step in range(10, 111)])
+    assert (np.diff(falling) <= 0).all()
+    if decay == "cosine":
+        np.testing.assert_allclose(falling, 1e-3 * (1 + np.cos(np.pi * np.arange(101) / 100)), rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 6, 50])
+def test_learning_rate_at_the_edges(small, warmup):
+    rate = train.learning_rate(small({"optimizer.learning_rate": 1.0, "optimizer.warmup_steps": warmup}))  # 6 steps
+    assert float(rate(0)) == pytest.approx(1 / max(warmup, 1)) and float(rate(5)) > 0
+
+
+@pytest.mark.parametrize(("clip_norm", "kept"), [(0.0, 1.0), (1.0, 0.2), (100.0, 1.0)])
+def test_clipping_is_of_the_global_norm(small, clip_norm, kept):
+    optimizer = train.make_optimizer(small({"optimizer.clip_norm": clip_norm, "optimizer.b1": 0.9}))
+    params = {"a": jnp.zeros(1), "b": jnp.zeros(2)}
+    gradient = {"a": jnp.array([3.0]), "b": jnp.array([0.0, -4.0])}  # of norm 5
+    _, state = optimizer.update(gradient, optimizer.init(params), params)
+    first_moment = next(leaf for leaf in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(leaf, "mu")).mu
+    np.testing.assert_allclose(first_moment["a"], 0.1 * 3 * kept, rtol=1e-6)
+    np.testing.assert_allclose(first_moment["b"], [0.0, -0.1 * 4 * kept], rtol=1e-6)
+
+
+def test_weight_decay_is_apart_from_the_gradient(small):
+    """AdamW: with no gradient a parameter shrinks by learning rate x decay, which the adaptive scaling does not touch."""
+    optimizer = train.make_optimizer(small({"optimizer.learning_rate": 0.1, "optimizer.warmup_steps": 0, "optimizer.weight_decay": 0.5}))
+    params = {"a": jnp.array([2.0])}
+    updates, _ = optimizer.update({"a": jnp.zeros(1)}, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["a"], -0.1 * 0.5 * 2.0, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def steps(small):
+    """The states before and after each of four steps of the small network, and their metrics."""
+    config = small({"training.ema_decay": 0.25})
+    definition, state = train.init(config)
+    step = jax.jit(lambda state, batch: train.make_step(config, definition)(state, batch, None))
+    batch = {"image": np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), np.uint8),
+             "label": np.zeros(16, np.int32), "index": np.arange(16, dtype=np.int32)}  # fmt: skip
+    states, metrics = [state], []
+    for _ in range(4):
+        state, results = step(state, batch)
+        states.append(state)
+        metrics.append(results)
+    return states, metrics
+
+
+def test_average_of_the_parameters(steps):
+    """ema_s = keep ema + (1 - keep) params with keep = min(decay, (1 + s) / (10 + s)): in closed form, weights that sum to 1."""
+    states, _ = steps
+    keep = [min(0.25, (1 + s) / (10 + s)) for s in range(4)]  # 0.1, 0.18, 0.25, 0.25
+    weights = [np.prod(keep), *((1 - keep[s]) * np.prod(keep[s + 1 :]) for s in range(4))]
+    assert sum(weights) == pytest.approx(1.0)
+    expected = jax.tree.map(lambda *values: sum(w * v for w, v in zip(weights, values, strict=True)), *(s.params for s in states))
+    jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7), states[-1].ema, expected)
+
+
+def test_the_same_batch_is_seen_under_new_noise_every_step(steps):
+    """The network hardly changes in a step of warm-up: losses differ by the noise that a step draws, and the steps count."""
+    states, metrics = steps
+    assert [int(state.step) for state in states] == [0, 1, 2, 3, 4]
+    assert len({float(m["loss"]) for m in metrics}) == 4
+    assert all(np.isinf(m["bad_log_snr_min"]) and np.isinf(m["bad_log_snr_max"]) for m in metrics)
+
+
+# -- runs, in this process
+
+
+def saved(workdir, config, step=None):
+    """A checkpoint as {name: array}, read back."""
+    state = train.init(config)[1]
+    with Checkpoints(Workdir(workdir), max_to_keep=None) as checkpoints:
+        step, items = checkpoints.restore(state._asdict(), step)
+    return step, {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(items)}
+
+
+def assert_bit_identical(got, want):
+    assert got.keys() == want.keys()
+    for name in want:
+        np.testing.assert_array_equal(got[name], want[name], err_msg=name)
+
+
+def test_stop_asked_for_in_the_middle_of_a_preview(small, tmp_path, monkeypatch):
+    """What is said to be saved is saved; the same call goes on, and again when complete does nothing."""
+    config = small({"preview.every": 2, "training.checkpoint_every": 6})
+    write_png, lines = train.write_png, []
+
+    def interrupted(path, picture):
+        write_png(path, picture)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "write_png", interrupted)
+        with pytest.raises(train.TrainingStopped, match="stopped by a signal at step 3, which is saved; the same command goes on"):
+            train.train(config, tmp_path / "run", lines.append)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert saved(tmp_path / "run", config)[0] == 3
+    state = train.train(config, tmp_path / "run", lines.append)
+    assert any("resuming at step 3" in line for line in lines) and int(state.step) == 6
+    assert sorted(os.listdir(tmp_path / "run" / "samples")) == [f"step_000000{n}.png" for n in (2, 4, 6)]
+    assert [record["step"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    lines.clear()
+    again = train.train(config, tmp_path / "run", lines.append)
+    assert lines == [f"{tmp_path / 'run'}: this run is complete, all 6 steps are done; there is nothing left to train"]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    jax.tree.map(np.testing.assert_array_equal, again._asdict(), state._asdict())
+
+
+def test_not_finite_loss_stops_the_run(small, tmp_path, monkeypatch):
+    """At step 5, in examples of log-SNR above 1 alone: both are named, and the checkpoint of step 4 is intact."""
+    config, make_loss = small(), train.make_loss
+
+    def breaking(config, definition):
+        def loss(params, batch, key):
+            good, (losses, log_snr) = make_loss(config, definition)(params, batch, key)
+            fifth = (key == jax.random.fold_in(jax.random.key(config.seed), 4)).all()
+            losses = losses * jnp.where(fifth & (log_snr > 1), jnp.nan, 1.0)
+            return losses.mean(), (losses, log_snr)
+
+        return loss
+
+    monkeypatch.setattr(train, "make_loss", breaking)
+    with pytest.raises(train.TrainingStopped) as stopped:
+        train.train(config, tmp_path / "run", lambda line: None)
+    message = str(stopped.value)
+    assert "\n" not in message and message.startswith("not finite at step 5: loss nan, gradient norm nan, in examples of log-SNR ")
+    low, high = map(float, message.split("log-SNR ")[1].split(";")[0].split(" to "))
+    assert 1 < low < high
+    step, leaves = saved(tmp_path / "run", config)
+    assert step == 4 and all(np.isfinite(leaf).all() for leaf in leaves.values())
+    assert [record["step"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_another_config_is_refused(small, tmp_path):
+    workdir = Workdir(tmp_path / "run")
+    train.adopt(workdir, small())
+    train.adopt(workdir, small())  # the same is not
+    text = workdir.config.read_text()
+    other = small({"optimizer.learning_rate": 0.5, "model.multipliers": "(1,2)"})
+    with pytest.raises(configuration.ConfigError) as refused:
+        train.adopt(workdir, other)
+    message = str(refused.value)
+    assert "optimizer.learning_rate: 0.002 -> 0.5" in message and "model.multipliers: [1] -> [1, 2]" in message
+    assert "\n" not in message and message.count("->") == 2 and "leave out --config" in message
+    assert workdir.config.read_text() == text
+
+
+# -- runs, killed: the real command line
+
+LONG = {"training.num_steps": 240, "training.checkpoint_every": 4, "preview.every": 60, "model.dropout": 0.1,
+        "model.num_classes": 10, "data.flip": "true"}  # fmt: skip
+
+
+def until(condition, process, timeout=100):
+    """Waits for a condition on the disk of a running process."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(run, words, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    code, out, err = run("train", f"--workdir={workdir}", *words(LONG))
+    assert code == 0, err
+    assert "240 steps" in out and "step 240/240" in out and "Traceback" not in err
+    return workdir
+
+
+def test_killed_again_and_again_a_run_ends_the_same(uninterrupted, start, run, words, small, tmp_path):
+    workdir = tmp_path / "run"
+    command = ("train", f"--workdir={workdir}", *words(LONG))
+
+    def lines():
+        return (workdir / "metrics.jsonl").read_bytes().count(b"\n") if (workdir / "metrics.jsonl").exists() else 0
+
+    # kill -9, before the first checkpoint and in the thick of it: 60 checkpoints are written, so most likely during one.
+    for count, pause in ((1, 0.0), (100, 0.013)):
+        process = start(*command)
+        until(lambda count=count: lines() >= count, process)
+        time.sleep(pause)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL and 0 < lines() < 240
+
+    # SIGTERM: saves, says so, and ends with a failure's exit code.
+    process = start("train", f"--workdir={workdir}")  # the workdir knows its config
+    before = lines()
+    until(lambda: lines() not in (before, 0) and lines() > 110, process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert "resuming at step" in out
+    assert process.returncode == 1 and "Traceback" not in err
+    stopped = int(err.split("stopped by a signal at step ")[1].split(",")[0])
+    assert err.splitlines()[0] == "saving, then stopping (once more to stop at once)" and "the same command goes on" in err
+
+    # The same command to the end.
+    code, out, err = run(*command)
+    assert code == 0, err
+    assert f"resuming at step {stopped}\n" in out
+    config = small(LONG)
+    (step, got), (_, want) = saved(workdir, config), saved(uninterrupted, config)
+    assert step == 240
+    assert_bit_identical(got, want)
+    mine, theirs = (read_metrics(path / "metrics.jsonl") for path in (workdir, uninterrupted))
+    assert [record["step"] for record in mine] == list(range(1, 241))
+    for name in ("loss", "grad_norm", "learning_rate"):
+        assert [record[name] for record in mine] == [record[name] for record in theirs]
+    assert json.loads((workdir / "config.json").read_text()) == json.loads((uninterrupted / "config.json").read_text())
+
+
+def test_a_run_leaves_its_files(uninterrupted):
+    assert {path.name for path in uninterrupted.iterdir()} == {"config.json", "checkpoints", "metrics.jsonl", "tensorboard", "samples"}
+    assert sorted(path.name for path in (uninterrupted / "samples").iterdir()) == [f"step_0000{n}.png" for n in ("060", "120", "180", "240")]
+    assert {path.name for path in (uninterrupted / "checkpoints").iterdir()} == {"236", "240"}
+    first, *_, last = read_metrics(uninterrupted / "metrics.jsonl")
+    assert last["loss"] < 0.9 * first["loss"]
+    assert {"loss", "grad_norm", "learning_rate", "images_per_second", "input_wait", "step"} == set(last)
