@@ -27,7 +27,7 @@ XLA_FLAG = f"--{XLA_SETTING}=-individual_convolution"
 # XLA aborts the process on a flag it does not know, and the plain build cannot be asked: only jaxlibs it was tried on.
 XLA_FLAG_JAXLIBS = ("0.10.2", "0.12.0.1")
 # mallopt's parameters (malloc.h) and values: never trim the heap, take it in large pieces, no separate mappings, one arena.
-MALLOC = {-1: 2**31 - 1, -2: 64 << 20, -4: 0, -8: 1}
+MALLOC = {-1: -1, -2: 64 << 20, -4: 0, -8: 1}
 
 
 @dataclasses.dataclass(frozen=True)

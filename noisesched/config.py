@@ -158,7 +158,7 @@ def to_dict(config):
 
 
 def check(config):
-    """Raises ConfigError, with the fix, for a configuration that cannot work. Touches no data and starts no device."""
+    """Raises ConfigError, with the fix, for a configuration that cannot work. Touches no data and builds no network."""
     fields = _flat(to_dict(config))
     for name, choices in CHOICES.items():
         _require(fields[name] in choices, f"{name}={fields[name]!r}: choose one of {', '.join(choices)}")

@@ -37,7 +37,7 @@ def curves(schedule, points=2001):
 
 
 def plot(specs, path, say=print):
-    """Draws the schedules of `specs` to the picture `path`, and says each one's terminal SNR. ValueError for a bad spec or path."""
+    """Draws the schedules of `specs` to the picture `path`; says each one's terminal SNR. ValueError for a bad spec or path."""
     made = [schedules.make(text) for text in dict.fromkeys(specs)]
 
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and looks for a display
@@ -80,14 +80,16 @@ def draw(figure, made, say):
         ends.append((terminal_snr, colour))
     top_left.set(title=r"Share of the image,  $\bar\alpha = \alpha^2$", ylim=(-0.02, 1.02))
     top_right.set(title=r"log-SNR $= \log(\alpha^2 / \sigma^2)$   (arrowhead: ends at $-\infty$)", ylim=LOG_SNR)
-    bottom_left.set(title=r"$\beta$, noise added per unit of $u$", yscale="log", ylim=(0.05, 1000), xlabel="$u$: 0 clean, 1 noise")
-    bottom_right.set(title="SNR down to its terminal value", xlabel="$u$: 0 clean, 1 noise")
+    bottom_left.set(title=r"$\beta$, noise added per unit of $u$", yscale="log", ylim=(0.05, 1000))
+    bottom_right.set(title="SNR down to its terminal value")
     bottom_right.set_yscale("symlog", linthresh=SNR[0], linscale=0.7)
     bottom_right.set(ylim=(0, SNR[1]), yticks=[0, *(10.0**k for k in range(-6, 5, 2))])
     for panel in panels.values():
         panel.set_xlim(-0.01, 1.015)  # so that drops at the very ends are seen
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
+    bottom_left.set_xlabel("$u$: 0 clean, 1 noise")
+    bottom_right.set_xlabel("$u$: 0 clean, 1 noise")
     _label_ends(bottom_right, ends)
     figure.legend(loc="outside lower center", ncols=2 if len(made) > 1 else 1, frameon=False)
 

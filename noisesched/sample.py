@@ -5,6 +5,7 @@ leave `overview.png`, a row for each schedule and sampler and a column for each 
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -212,8 +213,10 @@ def overview(path, images, methods, columns=6):
     texts, steps = list(dict.fromkeys(k[0] for k in images)), sorted({k[2] for k in images})
     rows = list(itertools.product(texts, methods))
     cells = {key: grid(made[:columns], columns) for key, made in images.items()}
+    calls = {method: functools.partial(samplers.network_calls, name) for method, (name, _) in methods.items()}
+    mixed = any(len({calls[method](n) for method in methods}) > 1 for n in steps)  # then a column's cells differ
     height, width = next(iter(cells.values())).shape[:2]
-    size = (0.012 * width * len(steps) + 2.4, 0.012 * height * len(rows) + 0.9)
+    size = (0.012 * width * len(steps) + 2.4, (0.012 * height + 0.25 * mixed) * len(rows) + 0.9)
     figure, axes = plt.subplots(len(rows), len(steps), figsize=size, squeeze=False)
     for (row, (text, method)), (column, n) in itertools.product(enumerate(rows), enumerate(steps)):
         axis = axes[row, column]
@@ -221,8 +224,8 @@ def overview(path, images, methods, columns=6):
         axis.imshow(cell[..., 0] if cell.shape[-1] == 1 else cell, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set(xticks=[], yticks=[])
         axis.set_frame_on(False)
-        if row == 0:
-            axis.set_title(f"{samplers.network_calls(methods[method][0], n)} network calls", fontsize=10)
+        if row == 0 or mixed:
+            axis.set_title(f"{calls[method](n)} network calls", fontsize=10)
         if column == 0:
             label = "\n".join(textwrap.wrap(text, 30) + [method] * (len(methods) > 1))
             axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)

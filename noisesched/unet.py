@@ -9,18 +9,36 @@ Modules hold nothing but float32 `nnx.Param`s, so a `UNet` is a pytree of its we
 Dropout takes one PRNG key per example at call time, so a result does not depend on how a batch is split over devices.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-_zeros = nnx.initializers.zeros_init()
+_default, _zeros = nnx.initializers.lecun_normal(), nnx.initializers.zeros_init()
 
 
 def num_groups(channels: int) -> int:
     """The largest divisor of `channels` not above 32: 32 for the usual widths, 24 for width 24, 1 for a prime above 32."""
     return max(g for g in range(1, min(32, channels) + 1) if channels % g == 0)
+
+
+class Conv(nnx.Conv):
+    """3x3 convolution with a border of zeros. On images of 2x2 and 1x1 the same numbers by one matrix product.
+
+    There most of the kernel falls on the border, and XLA turns such a convolution around (image as kernel), which is slow.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs, strides: int = 1, kernel_init=_default):
+        super().__init__(inputs, outputs, (3, 3), strides, padding=1, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
+
+    def __call__(self, x):
+        b, h, w, c = x.shape
+        if max(h, w) > 2 or self.strides != 1:
+            return super().__call__(x)
+        # Output pixel (i, j) sees input pixel (r, s) through kernel[r - i + 1, s - j + 1].
+        seen = [self.kernel[1 - i : 1 - i + h, 1 - j : 1 - j + w] for i in range(h) for j in range(w)]
+        matrix = jnp.stack(seen, axis=3).reshape(h * w * c, -1).astype(self.dtype)  # [h w C, H W outputs]
+        y = (x.reshape(b, -1).astype(self.dtype) @ matrix).reshape(b, h, w, -1)
+        return y + self.bias[None, None, None].astype(self.dtype)
 
 
 class GroupNorm(nnx.Module):
@@ -82,14 +100,13 @@ class Block(nnx.Module):
 
     def __init__(self, index: int, inputs: int, outputs: int, embedding: int, *, heads: int, dropout: float, dtype,
                  rngs: nnx.Rngs):  # heads: 0 for no attention
-        conv = partial(nnx.Conv, padding=1, dtype=dtype, rngs=rngs)
         self.index = index
         self.dropout = dropout
         self.norm1 = GroupNorm(inputs, rngs=rngs)
-        self.conv1 = conv(inputs, outputs, (3, 3))
+        self.conv1 = Conv(inputs, outputs, dtype=dtype, rngs=rngs)
         self.condition = nnx.Linear(embedding, 2 * outputs, dtype=dtype, rngs=rngs)
         self.norm2 = GroupNorm(outputs, rngs=rngs)
-        self.conv2 = conv(outputs, outputs, (3, 3), kernel_init=_zeros)
+        self.conv2 = Conv(outputs, outputs, dtype=dtype, kernel_init=_zeros, rngs=rngs)
         self.skip = nnx.Linear(inputs, outputs, dtype=dtype, rngs=rngs) if inputs != outputs else None
         self.attention = Attention(outputs, heads, dtype=dtype, rngs=rngs) if heads else None
 
@@ -109,7 +126,7 @@ class Downsample(nnx.Module):
     """Stride-2 convolution: [B, H, W, C] -> [B, H/2, W/2, C]."""
 
     def __init__(self, channels: int, *, dtype, rngs: nnx.Rngs):
-        self.conv = nnx.Conv(channels, channels, (3, 3), strides=2, padding=1, dtype=dtype, rngs=rngs)
+        self.conv = Conv(channels, channels, strides=2, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, embedding, dropout_keys):
         return self.conv(x)
@@ -119,7 +136,7 @@ class Upsample(nnx.Module):
     """Nearest x2, then a convolution: [B, H, W, C] -> [B, 2H, 2W, C]."""
 
     def __init__(self, channels: int, *, dtype, rngs: nnx.Rngs):
-        self.conv = nnx.Conv(channels, channels, (3, 3), padding=1, dtype=dtype, rngs=rngs)
+        self.conv = Conv(channels, channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
         b, h, w, c = x.shape
@@ -176,7 +193,7 @@ class UNet(nnx.Module):
         self.embed_out = nnx.Linear(4 * width, 4 * width, dtype=dtype, rngs=rngs)
         self.label = nnx.Embed(num_classes + 1, 4 * width, dtype=dtype, rngs=rngs) if num_classes else None
 
-        self.conv_in = nnx.Conv(channels, widths[0], (3, 3), padding=1, dtype=dtype, rngs=rngs)
+        self.conv_in = Conv(channels, widths[0], dtype=dtype, rngs=rngs)
         self.down, self.middle, self.up = nnx.List(), nnx.List(), nnx.List()
         now, skips = widths[0], [widths[0]]
         for size, out in zip(sizes, widths, strict=True):
@@ -196,7 +213,7 @@ class UNet(nnx.Module):
             if size != image_size:
                 self.up.append(Upsample(now, dtype=dtype, rngs=rngs))
         self.norm_out = GroupNorm(now, rngs=rngs)
-        self.conv_out = nnx.Conv(now, channels, (3, 3), padding=1, dtype=jnp.float32, kernel_init=_zeros, rngs=rngs)
+        self.conv_out = Conv(now, channels, dtype=jnp.float32, kernel_init=_zeros, rngs=rngs)
 
     def __call__(self, z, features, labels=None, dropout_keys=None):
         """z [B, H, W, C], features [B, features], labels int [B] iff num_classes, dropout_keys [B] PRNG keys or None (no

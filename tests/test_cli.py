@@ -2,12 +2,14 @@
 
 import json
 import math
+import shlex
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from noisesched import __main__ as cli
-from noisesched import __version__, backend, samplers, schedules
+from noisesched import __version__, backend, samplers, schedules, train
 from noisesched.checkpoints import Checkpoints
 from noisesched.workdir import Workdir
 
@@ -32,7 +34,8 @@ def main(monkeypatch, capsys):
 
 @pytest.mark.parametrize(("command", "taught"), [
     ((), ["train", "sample", "plot", "benchmark", "noisesched train --config=configs/digits.py --workdir=runs/digits"]),
-    (("train",), ["--workdir", "--config", "--config.optimizer.learning_rate=1e-4", "metrics.jsonl", "goes on from the last checkpoint"]),
+    (("train",), ["--workdir", "--config", "--config.optimizer.learning_rate=1e-4", "metrics.jsonl",
+                  "goes on from the last checkpoint"]),
     (("sample",), ["settings.json", "--spacing", "trailing", "--translation", "noisesched sample --workdir=runs/digits",
                    *schedules.EXAMPLES.values(), *samplers.METHODS, "ddim(eta=0.0)", "churn="]),
     (("plot",), ["terminal SNR", *schedules.EXAMPLES.values(), 'noisesched plot linear cosine "zero_terminal(scaled_linear)"']),
@@ -49,8 +52,6 @@ def test_every_example_of_the_help_can_be_read():
     lines = [line.split("#")[0] for line in cli.EXAMPLES.splitlines() if "noisesched " in line]
     assert len(lines) >= 6
     for line in lines:
-        import shlex
-
         _, *words = shlex.split(line)
         given, overrides = cli.parser().parse_known_args(words)
         assert all(word.startswith("--config.") for word in overrides)
@@ -129,7 +130,8 @@ def test_refused_at_start_up(main, words, tmp_path, monkeypatch, changes, parts)
 
 
 def test_no_config_file(main, tmp_path):
-    assert_one_line(main("train", f"--workdir={tmp_path / 'run'}", "--config=configs/digit.py"), "config file 'configs/digit.py' not found")
+    result = main("train", f"--workdir={tmp_path / 'run'}", "--config=configs/digit.py")
+    assert_one_line(result, "config file 'configs/digit.py' not found")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -189,15 +191,13 @@ def test_training_again_goes_no_further(run, trained):
 
 def test_diverging_run(run, words, small, tmp_path):
     """An absurd learning rate: the run stops with the step and its levels; what was saved before can be sampled."""
-    changes = {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0, "optimizer.warmup_steps": 0, "training.checkpoint_every": 1,
-               "training.num_steps": 50}  # fmt: skip
+    changes = {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0, "optimizer.warmup_steps": 0,
+               "training.checkpoint_every": 1, "training.num_steps": 50}  # fmt: skip
     result = run("train", f"--workdir={tmp_path / 'run'}", *words(changes))
     *_, last = result[2].splitlines()
     assert_one_line((result[0], "", last + "\n"), "not finite at step", "log-SNR", "the last good checkpoint is kept", code=1)
     assert "Traceback" not in result[2]
     with Checkpoints(Workdir(tmp_path / "run"), max_to_keep=None) as checkpoints:
-        from noisesched import train
-
         step, items = checkpoints.restore(train.init(small(changes))[1]._asdict())
     stopped_at = int(last.split("at step ")[1].split(":")[0])
     assert 1 <= step < stopped_at and int(items["step"]) == step
@@ -205,8 +205,6 @@ def test_diverging_run(run, words, small, tmp_path):
 
 def test_configs_of_the_repository_from_anywhere(run, tmp_path):
     """They import one another, also where the working directory and the path do not lead to them."""
-    from conftest import ROOT
-
     result = run("train", f"--config={ROOT / 'configs' / 'cifar10_discrete.py'}", f"--workdir={tmp_path / 'run'}",
                  f"--config.data.data_dir={tmp_path}")  # fmt: skip
     assert_one_line(result, "'cifar10' is not prepared", str(tmp_path))

@@ -9,8 +9,8 @@ from noisesched import conditioning, schedules
 from noisesched.conditioning import KINDS, TRANSLATIONS, Conditioning
 
 ENDS = np.array([-np.inf, -200, -30, 0, 30, 200, np.inf], np.float32)
-TABLES = ["discrete(linear)", "discrete(cosine)", "discrete(scaled_linear, zero_terminal=True)",
-          "discrete(linear, num_steps=4000)", "discrete(flow, num_steps=7)", "discrete(karras, num_steps=50)", "discrete(constant, num_steps=2)"]  # fmt: skip
+TABLES = ["discrete(linear)", "discrete(cosine)", "discrete(scaled_linear, zero_terminal=True)", "discrete(flow, num_steps=7)",
+          "discrete(linear, num_steps=4000)", "discrete(karras, num_steps=50)", "discrete(constant, num_steps=2)"]  # fmt: skip
 
 
 def table_of(text):

@@ -37,7 +37,8 @@ def parent(path):
 
 
 def fields(kind):
-    return {field.name: fields(field.type) if dataclasses.is_dataclass(field.type) else None for field in dataclasses.fields(kind)}
+    known = dataclasses.fields(kind)
+    return {field.name: fields(field.type) if dataclasses.is_dataclass(field.type) else None for field in known}
 
 
 def test_the_promised_configs_are_there():

@@ -16,10 +16,11 @@ def said(specs, path):
 
 def test_terminal_snr_is_said(tmp_path):
     """Against closed forms: exp(-I(1)) of the continuous schedules, and DDPM's product of its thousand betas."""
-    *lines, last = said(["linear", "scaled_linear", "cosine", "zero_terminal(linear)", "discrete(linear)", "constant"], tmp_path / "a.png")
+    specs = ["linear", "scaled_linear", "cosine", "zero_terminal(linear)", "discrete(linear)", "constant"]
+    *lines, last = said(specs, tmp_path / "a.png")
     assert last == f"drawn to {tmp_path / 'a.png'}"
     words = [line.split() for line in lines]
-    assert [w[0] for w in words] == ["linear", "scaled_linear", "cosine", "zero_terminal(linear)", "discrete(linear)", "constant"]
+    assert [w[0] for w in words] == specs
     table = np.prod(1 - np.linspace(1e-4, 0.02, 1000))
     root = np.linspace(math.sqrt(0.85), math.sqrt(12), 100_001)
     alpha_bar = [math.exp(-10.05), math.exp(-np.trapezoid(root**2, dx=1e-5)), 0, 0, table, math.exp(-10)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from noisesched.unet import Attention, Block, GroupNorm, UNet, num_groups
+from noisesched.unet import Attention, Block, Conv, GroupNorm, UNet, num_groups
 
 SMALL = dict(image_size=8, channels=2, width=8, multipliers=(1, 2), blocks=1, attention=(4,), heads=2, dropout=0.0,
              features=6, num_classes=0, dtype=jnp.float32)  # fmt: skip
@@ -111,6 +111,17 @@ def test_calls_that_do_not_fit_are_refused(net, labelled):
         labelled(z, features)
     with pytest.raises(ValueError, match="image size 8x4, but this UNet is for 8x8"):
         net(z[:, :, :4], features)
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (2, 2), (1, 2), (3, 3)])
+def test_convolution_of_tiny_images_is_the_convolution(height, width):
+    conv = awake(lambda: Conv(5, 4, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    x = jax.random.normal(jax.random.key(0), (2, height, width, 5))
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    kernel, bias = np.asarray(conv.kernel), np.asarray(conv.bias)
+    expected = [[np.einsum("brsc,rscd->bd", padded[:, i : i + 3, j : j + 3], kernel) + bias for j in range(width)]
+                for i in range(height)]  # fmt: skip
+    np.testing.assert_allclose(conv(x), np.transpose(expected, (2, 0, 1, 3)), atol=1e-5)
 
 
 def test_group_norm_against_float64():
