@@ -4,7 +4,8 @@ Both sides train a UNet of exactly the same parameter count (checked) on one fix
 AdamW, EMA of the parameters; float32 on the CPU. PyTorch is diffusers' `UNet2DModel`, eager, with the fused AdamW and a fused
 EMA; ours is `noisesched.unet.UNet` with the settings that `noisesched.backend` chooses by itself. Each side is a process of its
 own, and the two take turns at blocks of steps, so that whatever else the machine does falls on both alike: believe the ratio
-rather than the times, and believe neither if the machine is busy (PyTorch suffers far more from a busy core).
+rather than the times. Neither means anything on a busy machine, where PyTorch's threads wait for one another; there, compare on
+one core: `taskset -c 1 launch/versus_pytorch`.
 """
 
 import argparse
