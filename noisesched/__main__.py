@@ -59,7 +59,7 @@ def parser():
         the workdir. Writes samples.npy, grid.png and settings.json; for several combinations, a folder each and overview.png.""",
         more=known_specs)  # fmt: skip
     sample.add_argument("--workdir", required=True, help="folder of the run")
-    sample.add_argument("--schedule", nargs="+", default=["cosine"], metavar="SPEC", help="inference schedules (cosine)")
+    sample.add_argument("--schedule", nargs="+", default=[], metavar="SPEC", help="inference schedules (the training one)")
     sample.add_argument("--steps", nargs="+", type=positive, default=[25], metavar="N", help="numbers of levels (25)")
     sample.add_argument("--method", nargs="+", default=["ddim"], metavar="SPEC",
                         help='samplers, e.g. ddim "ddim(eta=1)" heun (ddim)')  # fmt: skip

@@ -33,7 +33,7 @@ BATCH = 64  # images per dispatch
 class Request:
     """What to sample: every combination of schedules, numbers of steps and methods."""
 
-    schedules: tuple[str, ...]
+    schedules: tuple[str, ...]  # empty: the one that the run was trained with
     steps: tuple[int, ...]
     methods: tuple[str, ...]
     spacing: str
@@ -104,7 +104,7 @@ def run(directory, request, say=tqdm.write):
     # ---- The run, and what it was trained on.
     workdir = Workdir(directory)
     config = configuration.from_dict(workdir.read_config())
-    chosen = {text: schedules.make(text) for text in request.schedules}
+    chosen = {text: schedules.make(text) for text in request.schedules or (config.schedule,)}
     levels = {(text, n): np.asarray(schedules.levels(schedule, n, request.spacing))
               for (text, schedule), n in itertools.product(chosen.items(), request.steps)}  # fmt: skip
     methods = {text: samplers.parse(text) for text in request.methods}

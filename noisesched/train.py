@@ -141,8 +141,7 @@ def make_step(config, definition):
 def train(config, directory, say=tqdm.write):
     """Trains the run in `directory` to config.training.num_steps, from its last checkpoint if it has one.
 
-    Raises ConfigError, DataError or CheckpointError (one line each) before any long work, and TrainingStopped for a
-    non-finite loss.
+    Raises ValueError or OSError (one line each) before any long work, and TrainingStopped for a non-finite loss or a signal.
     """
     training, preview = config.training, config.preview
     chunk = training.steps_per_dispatch
