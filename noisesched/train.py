@@ -127,7 +127,7 @@ def make_step(config, definition):
         bad = ~jnp.isfinite(losses)
         metrics = {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "bad_log_snr_min": parallel.smallest(jnp.where(bad, log_snr, jnp.inf).min(), axis),
             "bad_log_snr_max": -parallel.smallest(-jnp.where(bad, log_snr, -jnp.inf).max(), axis),
         }
