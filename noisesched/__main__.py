@@ -50,7 +50,7 @@ def parser():
     train = command("train", "train a network, or go on training one", """\
         Train the network that a config file describes, in a workdir. The same command again goes on from the last checkpoint,
         as after a kill. The workdir holds config.json, checkpoints, metrics.jsonl, TensorBoard events and sample grids.""",
-        more=lambda: f"Any setting can be overridden, --config.group.name=value; configs/digits.py explains them.\n{EXAMPLES}")
+        more=known_weightings)
     train.add_argument("--workdir", required=True, help="folder of the run")
     train.add_argument("--config", help="config file; may be left out to go on with the run in the workdir")
 
@@ -72,7 +72,7 @@ def parser():
     sample.add_argument("--translation", choices=("nearest", "interpolated"),
                         help="for a network told timesteps: how a level becomes one (as the run's config says)")  # fmt: skip
     sample.add_argument("--labels", nargs="+", type=natural, default=[], metavar="K", help="classes, cycled through (all)")
-    sample.add_argument("--out", required=True, help="folder to write to")
+    sample.add_argument("--out", required=True, type=folder, help="folder to write to")
 
     plot = command("plot", "draw schedules side by side", """\
         Draw alpha-bar, log-SNR, beta and SNR of schedules side by side, with each one's terminal SNR marked and printed.""",
@@ -112,6 +112,14 @@ def known_specs():
         listed("methods, with their options:",
                [(with_options(name, method.move), first_line(method.move)) for name, method in samplers.METHODS.items()]),
     ]) + "\n" + EXAMPLES  # fmt: skip
+
+
+def known_weightings():
+    from noisesched import objective
+
+    lines = [f"  {name:10}{function.__doc__.splitlines()[0]}" for name, function in objective.WEIGHTINGS.items()]
+    return "\n".join(["Any setting can be overridden, --config.group.name=value; configs/digits.py explains them all.",
+                      "Schedules are listed by noisesched sample --help. Weightings:", *lines, EXAMPLES])  # fmt: skip
 
 
 def main(arguments=None):
@@ -195,6 +203,12 @@ def natural(text):
     if not 0 <= int(text) < 2**32:
         raise ValueError
     return int(text)
+
+
+def folder(text):
+    if not text:
+        raise ValueError
+    return text
 
 
 positive.__name__, natural.__name__ = "whole number from 1 up", "whole number from 0 up"  # what argparse says of a bad value

@@ -23,13 +23,16 @@ PREDICTIONS = ("eps", "x", "v")
 
 
 def alpha(log_snr):
-    """Signal scale sqrt(sigmoid(log_snr)), in [0, 1]. Never sqrt(1 - sigma^2), which loses a small alpha."""
-    return jnp.sqrt(jax.nn.sigmoid(_real(log_snr)))
+    """Signal scale sqrt(sigmoid(log_snr)), in [0, 1]. Never sqrt(1 - sigma^2), which loses a small alpha.
+
+    Taken through the logarithm: the root of an underflowed sigmoid has no finite gradient.
+    """
+    return jnp.exp(0.5 * jax.nn.log_sigmoid(_real(log_snr)))
 
 
 def sigma(log_snr):
     """Noise scale sqrt(sigmoid(-log_snr)), in [0, 1]."""
-    return jnp.sqrt(jax.nn.sigmoid(-_real(log_snr)))
+    return jnp.exp(0.5 * jax.nn.log_sigmoid(-_real(log_snr)))
 
 
 def snr(log_snr):

@@ -49,7 +49,7 @@ class Request:
 # -- the sampler of a run: used by training's previews too
 
 def make_sampler(config, definition, method):
-    """The compiled `draw(params, log_snrs [N], seed, index [B], labels [B] or None) -> uint8 [B, H, W, C]`.
+    """The compiled `draw(params, log_snrs [N], seed, index [B], labels [B] or None)` -> images uint8 [B, H, W, C], finite [B].
 
     Image i is a function of (params, log_snrs, seed, i, its label): not of the batch it is made in. One compilation serves
     all schedules of a length.
@@ -63,8 +63,9 @@ def make_sampler(config, definition, method):
         noise_keys, step_keys = jax.vmap(lambda key: jax.random.split(key), out_axes=1)(keys)
         z = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_keys)
         network = denoiser.merge(definition, params)
-        return data.unscale(samplers.sample(
-            lambda z, log_snr: network(z, log_snr, labels), step_keys, z, log_snrs, name, **options))  # fmt: skip
+        denoise = lambda z, log_snr: network(z, log_snr, labels)
+        x = samplers.sample(denoise, step_keys, z, log_snrs, name, **options)
+        return data.unscale(x), jnp.isfinite(x).all(axis=(1, 2, 3))
 
     return draw
 
@@ -81,7 +82,11 @@ def generate(draw, params, log_snrs, num_images, *, seed, labels=None, progress=
     for first in range(0, num_images, size):
         index = np.arange(first, first + size) % num_images  # the last batch is filled up with images already made
         chosen = None if labels is None else jax.device_put(np.asarray(labels, np.int32)[index], shares)
-        images.append(np.asarray(draw(params, log_snrs, seed, jax.device_put(index, shares), chosen)))
+        made, finite = jax.device_get(draw(params, log_snrs, seed, jax.device_put(index, shares), chosen))
+        if not finite.all():
+            raise ValueError(f"{(~finite).sum()} of {size} images came out with values that are not finite, at log-SNRs from "
+                             f"{float(log_snrs[0]):.4g} to {float(log_snrs[-1]):.4g}; none of them is kept")  # fmt: skip
+        images.append(made)
         if progress:
             progress(min(size, num_images - first))
     return np.concatenate(images)[:num_images]
@@ -104,7 +109,8 @@ def run(directory, request, say=tqdm.write):
     # ---- The run, and what it was trained on.
     workdir = Workdir(directory)
     config = configuration.from_dict(workdir.read_config())
-    chosen = {text: schedules.make(text) for text in request.schedules or (config.schedule,)}
+    made_from = [schedules.make(text) for text in request.schedules or (config.schedule,)]
+    chosen = {str(schedule): schedule for schedule in made_from}
     levels = {(text, n): np.asarray(schedules.levels(schedule, n, request.spacing))
               for (text, schedule), n in itertools.product(chosen.items(), request.steps)}  # fmt: skip
     methods = {text: samplers.parse(text) for text in request.methods}
@@ -122,6 +128,7 @@ def run(directory, request, say=tqdm.write):
     out = Path(request.out)
     out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
     labels = cycled_labels(config, request.num_images, request.labels)
+    translation = (request.translation or config.conditioning.translation) if config.conditioning.kind == "timestep" else None
     several = len(levels) * len(methods) > 1
     images = {}
     calls = sum(samplers.network_calls(name, n) for name, _ in methods.values() for _, n in levels) * request.num_images
@@ -136,9 +143,9 @@ def run(directory, request, say=tqdm.write):
             images[text, method, n] = made
             settings = {
                 "workdir": str(workdir.path), "checkpoint": step, "parameters": request.parameters,
-                "schedule": str(chosen[text]), "steps": n, "spacing": request.spacing, "method": method,
+                "schedule": text, "steps": n, "spacing": request.spacing, "method": method,
                 "network_calls": nfe, "log_snrs": [float(level) for level in log_snrs], "num_images": request.num_images,
-                "seed": request.seed, "translation": request.translation or config.conditioning.translation,
+                "seed": request.seed, "translation": translation,
                 "labels": None if labels is None else labels.tolist(), "seconds": round(time.perf_counter() - begin, 3),
             }  # fmt: skip
             write(out / slug(text, method, n) if several else out, made, settings)
@@ -185,11 +192,12 @@ def outside(config, step, levels):
 
 
 def slug(*parts):
-    """A folder name for a combination of settings; a long spec is cut, and marked with a checksum of the whole."""
+    """A folder name for a combination of settings; a long or nested spec is cut, and marked with a checksum of the whole."""
 
     def short(text):
-        name = re.sub(r"[^A-Za-z0-9.=]+", "_", text).strip("_")
-        return name if len(name) <= 80 else f"{name[:70]}_{zlib.crc32(text.encode()):08x}"
+        name = re.sub(r"[^A-Za-z0-9.=-]+", "_", text).strip("_")
+        plain = len(name) <= 80 and len(re.findall(r"[(\[]", text)) <= 1  # the name tells it from every other spec
+        return name if plain else f"{name[:70]}_{zlib.crc32(text.encode()):08x}"
 
     return "-".join(short(str(part)) for part in parts)
 

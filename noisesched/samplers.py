@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from noisesched import spec
 from noisesched.diffusion import alpha, eps_from, more_noise, sigma
@@ -36,6 +37,7 @@ class Method:
 
 
 METHODS = {}  # name -> Method
+RANGES = {"eta": (0, 1), "variance": (0, 1), "churn": (0, 1e9), "churn_noise": (0, 1e9)}  # of the methods' options
 
 
 def sampler(calls, memory=lambda z, levels: ()):
@@ -78,6 +80,10 @@ def check(method, **options):
     """Raises ValueError, in one line, unless `method` is a known sampler that takes these options."""
     definitions = {name: known.move for name, known in METHODS.items()}
     spec.bind(spec.Call(method, (), tuple(options.items())), definitions, "sampling method", skip=5)
+    for name, value in options.items():
+        low, high = RANGES.get(name, (-math.inf, math.inf))
+        if isinstance(value, int | float) and not low <= value <= high:  # a traced value is not known here
+            raise ValueError(f"sampling method {method!r}: {name} is from {low:g} to {high:g}; got {value!r}")
 
 
 def network_calls(method, num_levels):
@@ -94,12 +100,17 @@ def sample(denoise, key, z, log_snrs, method="ddim", **options):
               its batch
     z         [B, ...] of any shape, at level log_snrs[0] (from -inf, standard normal noise); its dtype is kept
     log_snrs  [N], increasing (noisiest first), e.g. `schedules.levels(schedule, N)`; the first may be -inf
-    method    one of METHODS: "ddim" (eta), "ancestral" (variance), "heun" (churn, ..), "dpmpp_2m"
+    method    one of METHODS: "ddim" (eta), "euler", "ancestral" (variance), "heun" (churn, ..), "dpmpp_2m"
 
-    Returns x of z's shape and dtype. Raises ValueError for an unknown method or option.
+    Returns x of z's shape and dtype. Raises ValueError for an unknown method or option, and for arguments of another kind.
+    Call it inside your own `jax.jit`, with z and log_snrs as arguments: outside one, JAX compiles the scan at every call.
     """
     check(method, **options)
     method, z = METHODS[method], jnp.asarray(z)
+    if not jnp.issubdtype(z.dtype, jnp.floating) or not z.ndim:
+        raise ValueError(f"z is a floating-point array [B, ...]; got {z.dtype} {z.shape}")
+    if not isinstance(key, jax.Array | np.ndarray):
+        raise ValueError(f"key is a JAX PRNG key, as of jax.random.key(0); got {key!r}")
     levels = jnp.asarray(log_snrs, jnp.promote_types(z.dtype, jnp.float32))  # [N]
     if levels.ndim != 1 or not len(levels):
         raise ValueError(f"log_snrs is an array [N] of one or more levels; got shape {levels.shape}")
@@ -132,6 +143,12 @@ def ddim(interval, z, denoise, memory, keys, eta=0.0):
         fresh = eta * jnp.sqrt(interval.removed)
         eps = jnp.sqrt(jnp.maximum(1 - fresh**2, 0)) * eps + fresh * _normal(keys, z)
     return alpha(interval.next) * x + sigma(interval.next) * eps, memory
+
+
+@sampler(calls=1)
+def euler(interval, z, denoise, memory, keys):
+    """Euler's method for the probability-flow ODE: another name of ddim with eta = 0."""
+    return ddim(interval, z, denoise, memory, keys)
 
 
 @sampler(calls=1)
@@ -196,6 +213,7 @@ def dpmpp_2m(interval, z, denoise, memory, keys):
 # -- the parts
 
 def _example_keys(key, count):
+    key = jnp.asarray(key)
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))

@@ -67,7 +67,7 @@ def invert(schedule, log_snr):
 
     By bisection, to the resolution of u's dtype: 64 halvings reach levels that lie extremely close to u = 0.
     """
-    log_snr = jnp.asarray(log_snr)
+    schedule, log_snr = make(schedule), jnp.asarray(log_snr)
     log_snr = log_snr.astype(jnp.promote_types(log_snr.dtype, jnp.float32))
 
     def halve(_, interval):
@@ -91,6 +91,7 @@ def levels(schedule, n, spacing="trailing"):
 
     where T = 1000 (or n, if more) stands for DDPM's table. A `discrete` schedule takes exactly `select_steps`' steps.
     """
+    schedule = make(schedule)
     _check_count("the number of levels", n)
     if spacing not in SPACINGS:
         raise ValueError(f"unknown spacing {spacing!r}; known: {', '.join(SPACINGS)}")
@@ -111,7 +112,7 @@ def rate(schedule, u):
 
     For a `discrete` schedule, T times the drop in log-SNR from the step before (at the first step: to the second).
     """
-    u = jnp.asarray(u)
+    schedule, u = make(schedule), jnp.asarray(u)
     if table := schedule.table:
         drops = -np.diff(table.log_snr) * table.num_steps
         drops = np.concatenate([drops[:1], drops]) if len(drops) else np.ones(1)
@@ -188,7 +189,8 @@ def truncated(u, schedule, log_snr_min, log_snr_max):
 
 @definition("discrete(linear, num_steps=1000)")
 def discrete(u, schedule, num_steps=1000, **table_options):
-    """The staircase over a T-step table: u in ((t-1)/T, t/T] is timestep t. See `table`, which takes the same options.
+    """The staircase over a T-step table: u in ((t-1)/T, t/T] is timestep t. See `table`, which takes the same options:
+    `discrete(linear)` has DDPM's published betas, `discrete(linear(beta_max=15))` that continuous curve at u = t/T.
 
     Uniform u thus draws the T timesteps alike: training on a table, as DDPM does, is training on this schedule.
     """
@@ -199,9 +201,9 @@ def discrete(u, schedule, num_steps=1000, **table_options):
 # -- the parts
 
 def _check_count(name, n):
-    """One million is far beyond all use, and fits in memory."""
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 1 <= n <= 10**6:
-        raise ValueError(f"{name} is a whole number from 1 up to 1000000; got {n!r}")
+    """Beyond it, float32 could not tell neighbouring u = t/T apart."""
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 1 <= n <= 10**5:
+        raise ValueError(f"{name} is a whole number from 1 up to 100000; got {n!r}")
 
 
 def _nested(value):
@@ -234,7 +236,9 @@ def _read(path):
 def _checked(call):
     for value in (*call.args, *dict(call.kwargs).values()):
         if isinstance(value, spec.Call):
-            _checked(value)
+            if _checked(value).table:  # which would be lost, and with it the steps and the rate
+                raise ValueError(f"schedule {str(call)!r}: a table cannot be wrapped; make a table of what is wrapped, as in "
+                                 "'discrete(shifted(linear, by=-1))' or 'discrete(linear, zero_terminal=True)'")  # fmt: skip
     function = spec.bind(call, DEFINITIONS, "schedule")
     parameters = list(function.__code__.co_varnames[1 : function.__code__.co_argcount])
     given = dict(zip(parameters, call.args, strict=False)) | dict(call.kwargs)

@@ -150,11 +150,13 @@ def train(config, directory, say=tqdm.write):
     configuration.check_devices(config, jax.local_device_count())
     split = open_data(config)
     workdir = Workdir(directory)
-    adopt(workdir, config)
     for warning in configuration.warnings(config):
         say(f"warning: {warning}")
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(workdir.held())
+        adopt(workdir, config)
+
         # ---- State: fresh, or the last complete checkpoint.
         definition, state = init(config)
         checkpoints = stack.enter_context(Checkpoints(workdir, training.keep_checkpoints))
@@ -283,8 +285,8 @@ class Recorder:
                 low, high = results["bad_log_snr_min"][offset], results["bad_log_snr_max"][offset]
                 where = f"in examples of log-SNR {low:.4g} to {high:.4g}" if low <= high else "in the gradient alone"
                 self.bar.close()
-                raise TrainingStopped(f"not finite at step {step}: loss {loss}, gradient norm {norm}, {where}; the last good "
-                                      "checkpoint is kept (a lower learning rate or clip_norm may help)")  # fmt: skip
+                raise TrainingStopped(f"not finite at step {step}: loss {loss}, gradient norm {norm}, {where}; checkpoints "
+                                      "from before are kept (a lower learning rate or clip_norm may help)")  # fmt: skip
             self.window.append((loss, norm))
             if step % self.training.log_every == 0 or step == self.training.num_steps:
                 self._log(step)

@@ -10,6 +10,7 @@ JSON is strict here. Floats that JSON cannot say are written as the strings "inf
 back as floats; so those three are refused as string settings.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -55,6 +56,25 @@ class Workdir:
     @property
     def samples(self) -> epath.Path:
         return self.path / "samples"
+
+    @contextlib.contextmanager
+    def held(self):
+        """Holds the workdir for this process alone, until it leaves the context or ends, by kill -9 too.
+
+        ValueError if another process holds it. A bucket has no such locks: there it is the user's to start one run only.
+        """
+        if not _is_local(self.path):
+            yield
+            return
+        import fcntl
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{self.path} is in use: another process is training that run") from None
+            yield
 
     def write_config(self, config: dict) -> None:
         """Writes config.json atomically, in a workdir made if need be; ValueError for what is not JSON."""

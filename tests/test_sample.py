@@ -109,7 +109,7 @@ def test_several_combinations(sampled, tmp_path):
     out = tmp_path / "out"
     folders = {path.name for path in out.iterdir() if path.is_dir()}
     assert len(images) == len(folders) == 6 and (out / "overview.png").stat().st_size > 1000
-    assert {"cosine-ddim-2", "cosine-dpmpp_2m-2", "shifted_cosine_by=_2-ddim-2"} < folders
+    assert {"cosine-ddim-2", "cosine-dpmpp_2m-2", "shifted_cosine_by=-2-ddim-2"} < folders
     for (schedule, method, n), made in images.items():
         folder = out / sample.slug(schedule, method, n)
         np.testing.assert_array_equal(np.load(folder / "samples.npy"), made)
@@ -122,7 +122,9 @@ def test_several_combinations(sampled, tmp_path):
 
 
 def test_folder_names_differ_where_specs_do():
-    texts = ["shifted(cosine, by=-2)", "shifted(cosine, by=2)", "shifted(cosine, by=0.2)", "cosine", "a" * 300, "a" * 301]
+    texts = ["shifted(cosine, by=-2)", "shifted(cosine, by=2)", "shifted(cosine, by=0.2)", "cosine", "a" * 300, "a" * 301,
+             "shifted(cosine, -2)", "shifted(cosine, 2)", "piecewise([4, 2, -4])", "piecewise([4, -2, -4])",
+             "f(g(1), 2)", "f(g(1, 2))"]  # fmt: skip
     names = [sample.slug(text, "ddim", 2) for text in texts]
     assert len(set(names)) == len(names) and max(map(len, names)) < 100 and not any(set(name) & set("/\\ ()") for name in names)
 

@@ -218,6 +218,7 @@ def test_piecewise_from_list_and_file(tmp_path):
     ("piecewise('/nowhere')", "cannot read log-SNRs"), ("piecewise(3)", "two or more"), ("shifted(cosine)", "either by="),
     ("shifted(cosine, by=1, image_size=2)", "either by="), ("zero_terminal", "missing a required argument: 'schedule'"),
     ("zero_terminal(3)", "must be a schedule"), ("cosine(cosine)", "cannot be a schedule"), ("flow(shift=0)", "flow(shift=0)"),
+    ("shifted(discrete(linear), by=-1)", "cannot be wrapped"),
     ("truncated(cosine, 3, 1)", "must be below"), ("discrete(linear, num_steps=0)", "whole number"),
     ("discrete(linear, foo=1)", "linear takes"), ("linear('a')", "linear('a')"), ("linear(beta_max=nan)", "does not decrease"),
     ("zero_terminal(nope)", "unknown schedule 'nope'"), ("uniform_log_snr(5, 5)", "does not decrease"),
