@@ -70,6 +70,7 @@ class Compilations(contextlib.AbstractContextManager):
     def __enter__(self):
         self.usual = jax.config.jax_compilation_cache_dir
         self._use(self.cache)
+        jax.clear_caches()  # what reading the config compiled, too, is compiled again, into the new cache
         jax.monitoring.register_event_duration_secs_listener(self._compiled)
         jax.monitoring.register_event_listener(self._hit)
         return self

@@ -14,7 +14,7 @@ from noisesched.schedules import make
 
 LEVELS = np.linspace(-12, 12, 49)
 PUBLISHED = ["eps", "x", "v", "vlb", "min_snr", "min_snr(gamma=1)", "p2", "p2(k=2, gamma=0.5)", "edm", "edm(sigma_data=1)",
-            "sigmoid", "sigmoid(bias=-1)"]  # fmt: skip
+             "sigmoid", "sigmoid(bias=-1)"]  # fmt: skip
 EXAMPLES = PUBLISHED + [name for name in WEIGHTINGS if name not in PUBLISHED]  # new ones, with their defaults
 
 
