@@ -121,7 +121,7 @@ def test_faults_in_one_line(main, tmp_path, monkeypatch, arguments, parts):
     ({"weighting": "minsnr"}, ["weighting", "min_snr"]),
     ({"conditioning.kind": "timestep"}, ["conditioning"]),
     ({"preview.schedule": "discrete(linear,num_steps=10)", "preview.steps": 11}, ["preview", "choose 1 to 10"]),
-    ({"preview.method": "euler"}, ["preview.method", "ddim"]),
+    ({"preview.method": "unipc"}, ["preview.method", "ddim"]),
 ])  # fmt: skip
 def test_refused_at_start_up(main, words, tmp_path, monkeypatch, changes, parts):
     monkeypatch.chdir(tmp_path)
