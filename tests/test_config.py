@@ -96,9 +96,9 @@ def refusal(function, *arguments):
     ({"preview__steps": 10**9}, "preview: the number of levels is a whole number from 1 up to 100000; got 1000000000"),
     ({"preview__schedule": "discrete(linear, num_steps=5)", "preview__steps": 6},
      "preview: cannot select 6 of 5 steps: choose 1 to 5"),
-    ({"preview__method": "euler"},
-     "preview.method: unknown sampling method 'euler'; known: ancestral, ddim, dpmpp_2m, heun"),
-    ({"preview__method": "ddim(eta=nan)"}, "preview.method: sampling method 'ddim(eta=nan)': eta is a number; got nan"),
+    ({"preview__method": "unipc"},
+     "preview.method: unknown sampling method 'unipc'; known: ancestral, ddim, dpmpp_2m, euler, heun"),
+    ({"preview__method": "ddim(eta=nan)"}, "preview.method: sampling method 'ddim': eta is from 0 to 1; got nan"),
     # what the network is told
     ({"conditioning__kind": "timestep"},
      "conditioning: conditioning.table='' must be a table, such as 'discrete(linear, num_steps=1000)'"),

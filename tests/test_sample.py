@@ -97,7 +97,7 @@ def test_files_of_one_combination(runs, sampled, tmp_path):
     assert settings.pop("seconds") > 0
     assert settings == {
         "workdir": runs["plain"], "checkpoint": 20, "parameters": "ema", "schedule": "zero_terminal(scaled_linear)", "steps": 3,
-        "spacing": "trailing", "method": "heun", "network_calls": 5, "num_images": 5, "seed": 0, "translation": "nearest",
+        "spacing": "trailing", "method": "heun", "network_calls": 5, "num_images": 5, "seed": 0, "translation": None,
         "labels": None,
     }  # fmt: skip
     assert lines[-1] == f"1 x 5 images of step 20 in {out}"

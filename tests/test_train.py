@@ -246,7 +246,7 @@ def test_killed_again_and_again_a_run_ends_the_same(uninterrupted, start, run, w
 
 def test_a_run_leaves_its_files(uninterrupted):
     names = lambda folder: sorted(path.name for path in folder.iterdir())
-    assert names(uninterrupted) == ["checkpoints", "config.json", "metrics.jsonl", "samples", "tensorboard"]
+    assert names(uninterrupted) == [".lock", "checkpoints", "config.json", "metrics.jsonl", "samples", "tensorboard"]
     assert names(uninterrupted / "samples") == [f"step_0000{step}.png" for step in ("080", "160")]
     assert names(uninterrupted / "checkpoints") == ["156", "160"]
     first, *_, last = read_metrics(uninterrupted / "metrics.jsonl")

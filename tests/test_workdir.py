@@ -196,3 +196,12 @@ def test_where_files_cannot_be_appended_to_flush_writes_them(tmp_path, monkeypat
     with Metrics(workdir, resume_step=1) as metrics:
         metrics.write(2, {"loss": 3.0})
     assert [record["loss"] for record in read_metrics(workdir.metrics)] == [1.0, 3.0]
+
+
+def test_held_by_one_process_at_a_time(tmp_path):
+    run = Workdir(tmp_path / "run")
+    with run.held():
+        with pytest.raises(ValueError, match="is in use: another process is training that run"), run.held():
+            pass
+    with run.held():
+        pass
