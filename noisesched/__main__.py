@@ -50,7 +50,7 @@ def parser():
     train = command("train", "train a network, or go on training one", """\
         Train the network that a config file describes, in a workdir. The same command again goes on from the last checkpoint,
         as after a kill. The workdir holds config.json, checkpoints, metrics.jsonl, TensorBoard events and sample grids.""",
-        more=known_weightings)
+        more=lambda: f"Any setting can be overridden, --config.group.name=value; configs/digits.py explains them.\n{EXAMPLES}")
     train.add_argument("--workdir", required=True, help="folder of the run")
     train.add_argument("--config", help="config file; may be left out to go on with the run in the workdir")
 
@@ -112,14 +112,6 @@ def known_specs():
         listed("methods, with their options:",
                [(with_options(name, method.move), first_line(method.move)) for name, method in samplers.METHODS.items()]),
     ]) + "\n" + EXAMPLES  # fmt: skip
-
-
-def known_weightings():
-    from noisesched import objective
-
-    lines = [f"  {name:10}{function.__doc__.splitlines()[0]}" for name, function in objective.WEIGHTINGS.items()]
-    return "\n".join(["Any setting can be overridden, --config.group.name=value; configs/digits.py explains them all.",
-                      "Schedules are listed by noisesched sample --help. Weightings:", *lines, EXAMPLES])  # fmt: skip
 
 
 def main(arguments=None):

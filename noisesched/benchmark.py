@@ -108,7 +108,7 @@ def compiling(config, definition, state, stream, compilations):
     cold, _ = first_step()
     jax.clear_caches()
     warm, compiled = first_step()
-    lowered = jax.jit(train.make_step(config, definition), static_argnums=2).lower(state, one(config, stream), None)
+    lowered = jax.jit(train.make_step(config, definition), static_argnums=2).lower(state, next(stream), None)
     compiled_step = lowered.compile()
     cost, memory = compiled_step.cost_analysis(), compiled_step.memory_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
@@ -125,7 +125,7 @@ def training(config, definition, state, stream, seconds):
     whole, shares = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("devices"))
     bare = jax.jit(lambda state, batch: step(state, batch, None), in_shardings=(whole, shares), out_shardings=whole,
                    donate_argnums=0)  # fmt: skip
-    batch = jax.device_put(one(config, stream), shares)
+    batch = jax.device_put(next(stream), shares)
     run = parallel.data_parallel(step, config.training.parallel)
     record = train.Recorder(config, NoMetrics(), 0, say=lambda line: None, show=False)
     states = {"bare": jax.tree.map(jnp.copy, state), "product": jax.tree.map(jnp.copy, state)}
@@ -140,7 +140,7 @@ def training(config, definition, state, stream, seconds):
         nonlocal waited
         before = record.waited
         for _ in range(dispatches):
-            chunked = record.waiting(lambda: train.stacked([next(stream) for _ in range(steps)]))
+            chunked = record.waiting(lambda: chunk(config, stream))
             states["product"], results = run(states["product"], chunked)
             record.dispatched(0, results)
         record.drain()
@@ -248,10 +248,6 @@ def report(figures, config):
 class NoMetrics:
     def write(self, step, scalars):
         pass
-
-
-def one(config, stream):
-    return next(stream)
 
 
 def chunk(config, stream):

@@ -2,7 +2,7 @@
 
 A weighting is written once, as the logarithm of its weight on the *x* error. On the error that the network makes in its own
 terms it is then W / SNR (eps) or W / (SNR + 1) (v): taken between logarithms, so nothing is ever computed as 0/0. To add
-one, write its function below and put `@weighting` over it: that enrols it in the configs, the tests and the help.
+one, write its function below and put `@weighting` over it: that enrols it in the configs and the tests.
 
 What popular texts get wrong: a weight without the error it acts on says nothing. min-SNR is min(SNR, gamma) on x, which is
 min(1, gamma / SNR) on eps and min(SNR, gamma) / (SNR + 1) on v; P2's 1 / (k + SNR)^gamma multiplies the eps error. Weights

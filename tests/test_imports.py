@@ -101,7 +101,7 @@ def test_the_mathematics_loads_no_flax_and_no_data_library():
     assert looked_for({"flax", "optax", "orbax", "grain", "tensorflow_datasets", "ml_collections"}, program) == set()
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["benchmark", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["train", "--help"], ["benchmark", "--help"]], ids=" ".join)
 def test_help_does_not_wait_for_jax(words):
     program = f"import runpy\nsys.argv[1:] = {words!r}\ntry:\n    runpy.run_module('noisesched', run_name='__main__')\n"
     assert looked_for({"jax", "flax", "numpy"}, program + "except SystemExit as end:\n    assert end.code == 0") == set()
