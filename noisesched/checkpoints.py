@@ -20,10 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from noisesched.workdir import Workdir
+from noisesched.workdir import Workdir, differences
 
-# The item that holds {"content": {"step", "items": {item: {leaf: shape, dtype, crc32}}}, "crc32": its own}
+# The item that holds {"content": {"step", "network", "items": {item: {leaf: shape, dtype, crc32}}}, "crc32": its own}
 RECORD = "leaves"
+# The settings that say which function the parameters are parameters of: an array would fit another as well.
+NETWORK = ("schedule", "conditioning", "model")
 _log = logging.getLogger("noisesched")
 
 
@@ -40,6 +42,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Workdir, max_to_keep: int | None):
         self.path = workdir.checkpoints
+        self._network = _network(workdir)
         self._max_to_keep = max_to_keep
         self._writing: int | None = None  # the step whose files are being written in the background
         self._ocp = _orbax()
@@ -81,6 +84,7 @@ class Checkpoints:
             raise CheckpointError(f"no checkpoint of step {step} written: {error}") from None
         content = {
             "step": step,
+            "network": self._network,
             "items": {
                 item: {
                     name: {"shape": list(array.shape), "dtype": str(array.dtype), "crc32": _crc32(array)}
@@ -148,7 +152,8 @@ class Checkpoints:
         Target leaves (arrays or ShapeDtypeStructs) give shape and dtype. If the latest checkpoint is damaged,
         a warning names it, and the one before it is used; when open for writing, the damaged one is also
         moved to <step>.corrupt, where it neither counts as the latest nor blocks a new save of its step.
-        Raises CheckpointError: no such step; other names, shapes or dtypes than the target's; none usable.
+        Raises CheckpointError: no such step; other names, shapes or dtypes than the target's; a config.json that now
+        describes another network than the one that was trained; none usable.
         """
         self.wait()
         steps = self.steps()
@@ -181,6 +186,10 @@ class Checkpoints:
         content = record["content"]
         if record["crc32"] != _crc32_of_json(content) or content["step"] != step:
             raise ValueError("its record of leaves has changed")
+        known = content.get("network", {})  # none in a checkpoint of an earlier version
+        if edits := differences(known, self._network) if known else []:
+            raise CheckpointError(f"config.json was edited since it was written ({'; '.join(edits)}), and now describes another "
+                                  "network: put that back, or train anew in another workdir")  # fmt: skip
         targets, templates, wanted = {}, {}, {}
         for item, tree in items.items():
             leaves, _ = targets[item] = _flatten(item, tree)
@@ -229,6 +238,12 @@ class Checkpoints:
             if error is None:
                 raise
             _log.error("%s", failure)  # the exception on its way out is the one to show
+
+
+def _network(workdir: Workdir) -> dict[str, Any]:
+    """The settings in a workdir's config.json that describe its network; none if it has no config."""
+    config = workdir.read_config() if workdir.config.exists() else {}
+    return {name: config[name] for name in NETWORK if name in config}
 
 
 def _flatten(item: str, tree: Any) -> tuple[dict[str, Any], Any]:
