@@ -26,8 +26,9 @@ def get_config():
     config.data.num_workers = 0  # input worker processes; 0: threads, enough up to some thousand images a second
 
     # Which noise levels training draws: any schedule, e.g. "zero_terminal(scaled_linear)", or a T-step table:
-    # "discrete(linear, num_steps=1000)". `noisesched plot --help` lists them.
-    config.schedule = "cosine"
+    # "discrete(linear, num_steps=1000)". `noisesched plot --help` lists them. "recommended": cosine up to 64 pixels, beyond
+    # them shifted, "shifted(cosine, image_size=256)"; the workdir's config.json says which.
+    config.schedule = "recommended"
 
     # The weight of a level's loss: eps | x | v | vlb | min_snr(gamma=5) | p2(k=1, gamma=1) | edm(sigma_data=0.5) |
     # sigmoid(bias=2). The network's own squared error, unweighted, is the one named as what it predicts.
@@ -77,7 +78,7 @@ def get_config():
     config.preview = ConfigDict()
     config.preview.every = 1000  # steps; 0: never
     config.preview.num_images = 64
-    config.preview.schedule = "cosine"
+    config.preview.schedule = "trained"  # any schedule; "trained": the one trained with
     config.preview.steps = 25
     config.preview.method = "ddim"
     return config

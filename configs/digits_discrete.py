@@ -11,5 +11,4 @@ def get_config():
     config.schedule = "discrete(linear, num_steps=1000)"
     config.conditioning.kind = "timestep"
     config.conditioning.table = config.schedule
-    config.preview.schedule = config.schedule
     return config

@@ -14,6 +14,7 @@ examples:
   noisesched train --workdir=runs/digits                   # go on with a run, with the settings it has
   noisesched sample --workdir=runs/digits --schedule=cosine --steps=20 --out=samples
   noisesched sample --workdir=runs/digits --schedule linear karras "shifted(cosine, by=-2)" --steps 5 10 50 --out=samples
+  noisesched evaluate --workdir=runs/digits --discrete cosine:100 --metrics "frechet(classifier)"
   noisesched plot linear cosine "zero_terminal(scaled_linear)" --out=schedules.png
   noisesched benchmark --config=configs/digits.py
 """
@@ -69,16 +70,60 @@ def parser():
     sample.add_argument("--seed", type=natural, default=0, help="of the noise; the same for all combinations (0)")
     sample.add_argument("--parameters", default="ema", choices=("ema", "params"), help="averaged or raw parameters (ema)")
     sample.add_argument("--checkpoint", type=natural, metavar="STEP", help="step of the checkpoint (the latest)")
-    sample.add_argument("--translation", choices=("nearest", "interpolated"),
-                        help="for a network told timesteps: how a level becomes one (as the run's config says)")  # fmt: skip
+    sample.add_argument("--translation", choices=("nearest", "interpolated", "raw"),
+                        help="for a network told timesteps: how a level becomes one (as its config says)")  # fmt: skip
     sample.add_argument("--labels", nargs="+", type=natural, default=[], metavar="K", help="classes, cycled through (all)")
     sample.add_argument("--out", required=True, type=folder, help="folder to write to")
+
+    evaluate = command("evaluate", "measure a trained network on images it has not seen", """\
+        Measure the run in a workdir on held-out images: bits per dimension, in continuous time and for the levels of given
+        schedules; the network's error against log-SNR; and, if metrics are given, distances of samples from real images. Writes
+        evaluation.json and profile.png. An evaluation that is there already is not made again.""",
+        more=known_metrics)  # fmt: skip
+    evaluate.add_argument("--workdir", required=True, help="folder of the run")
+    given_only = {"default": argparse.SUPPRESS}  # the defaults are evaluate.Request's
+    evaluate.add_argument("--split", **given_only, help="held-out images, e.g. test, 'test[:100]' (test)")
+    evaluate.add_argument("--num_images", type=natural, metavar="N", **given_only, help="the first so many; 0: all (0)")
+    evaluate.add_argument("--noises", type=positive, metavar="N", **given_only,
+                          help="draws of (level, noise) for each image, an even number (16)")  # fmt: skip
+    evaluate.add_argument("--log_snr_min", type=float, **given_only, help="noisiest level of the bound (-12)")
+    evaluate.add_argument("--log_snr_max", type=float, **given_only, help="cleanest level of the bound (13.3)")
+    evaluate.add_argument("--profile_levels", type=positive, metavar="N", **given_only, help="levels of the loss profile (41)")
+    evaluate.add_argument("--discrete", nargs="+", type=schedule_and_count, metavar="SPEC:N", **given_only,
+                          help="also the bound in discrete time, for N levels of a schedule, e.g. cosine:100")  # fmt: skip
+    evaluate.add_argument("--checkpoint", type=natural, metavar="STEP", **given_only, help="step of the checkpoint (the latest)")
+    evaluate.add_argument("--parameters", choices=("ema", "params"), **given_only, help="averaged or raw parameters (ema)")
+    evaluate.add_argument("--translation", choices=("nearest", "interpolated"), **given_only,
+                          help="for a network told timesteps: how a level becomes one (as the run's config says)")  # fmt: skip
+    evaluate.add_argument("--seed", type=natural, **given_only, help="of levels, noise and samples (0)")
+    evaluate.add_argument("--metrics", nargs="+", metavar="METRIC", **given_only,
+                          help='distances of samples from real images, e.g. "frechet(classifier)" (none)')  # fmt: skip
+    evaluate.add_argument("--schedule", metavar="SPEC", **given_only, help="of the samples (the training one)")
+    evaluate.add_argument("--steps", type=positive, metavar="N", **given_only, help="levels of the samples (25)")
+    evaluate.add_argument("--method", metavar="SPEC", **given_only, help="sampler (ddim)")
+    evaluate.add_argument("--num_samples", type=positive, metavar="N", **given_only, help="samples to measure (256)")
+    evaluate.add_argument("--inception_weights", metavar="FILE", **given_only, help="Inception-V3's, for metrics that need it")
+    evaluate.add_argument("--out", type=folder, **given_only, help="folder to write to (evaluation, in the workdir)")
 
     plot = command("plot", "draw schedules side by side", """\
         Draw alpha-bar, log-SNR, beta and SNR of schedules side by side, with each one's terminal SNR marked and printed.""",
         more=known_specs)  # fmt: skip
     plot.add_argument("schedules", nargs="+", metavar="SPEC", help="schedules, e.g. linear cosine 'shifted(cosine, by=-2)'")
     plot.add_argument("--out", default="schedules.png", help="picture to write, .png, .svg or .pdf (schedules.png)")
+
+    compare = command("compare", "measure networks under schedules, samplers and numbers of network calls", """\
+        Carry out the comparison that a config file describes (configs/compare.py is the page that explains it): train what is
+        not trained yet, then sample and measure every run x schedule x sampler x number of calls x seed, a line each in
+        compare.jsonl. The same command goes on where it was stopped.""",
+        more=lambda: "Any setting can be overridden: --config.name=value.")  # fmt: skip
+    compare.add_argument("--config", required=True, help="config file of the comparison")
+    compare.add_argument("--out", required=True, type=folder, help="folder of the comparison")
+
+    report = command("report", "write the report of a comparison", """\
+        Tell what `compare` left in a folder as a short paper: report.html, one page that needs no network, and report.md with its
+        pictures. It says what differs, by a rule that it states, what it cost, and what the data do not show.""")
+    report.add_argument("--compare", required=True, type=folder, metavar="DIR", help="folder of the comparison")
+    report.add_argument("--out", type=folder, metavar="DIR", help="folder to write to (DIR/report)")
 
     benchmark = command("benchmark", "measure training, sampling, input and compilation speed", """\
         Measure a config's training step against the bare jitted step of the same network, loss, optimizer and EMA; sampling
@@ -112,6 +157,12 @@ def known_specs():
         listed("methods, with their options:",
                [(with_options(name, method.move), first_line(method.move)) for name, method in samplers.METHODS.items()]),
     ]) + "\n" + EXAMPLES  # fmt: skip
+
+
+def known_metrics():
+    from noisesched import metrics
+
+    return f"metrics: {', '.join(metrics.METRICS)}; those of features name an extractor, as in frechet(classifier)\n{EXAMPLES}"
 
 
 def main(arguments=None):
@@ -170,10 +221,35 @@ def run_sample(given, overrides, chosen):
     ))  # fmt: skip
 
 
+def run_evaluate(given, overrides, chosen):
+    import dataclasses
+
+    from noisesched import evaluate
+
+    names = [field.name for field in dataclasses.fields(evaluate.Request) if hasattr(given, field.name)]
+    asked = {name: tuple(v) if isinstance(v := getattr(given, name), list) else v for name in names}
+    evaluate.run(given.workdir, evaluate.Request(**asked))
+
+
 def run_plot(given, overrides, chosen):
     from noisesched import plot
 
     plot.plot(given.schedules, given.out)
+
+
+def run_compare(given, overrides, chosen):
+    import shlex
+
+    from noisesched import compare
+
+    command = shlex.join(["noisesched", "compare", f"--config={given.config}", f"--out={given.out}", *overrides])
+    compare.run(compare.load(given.config, overrides), given.out, command)
+
+
+def run_report(given, overrides, chosen):
+    from noisesched import report
+
+    report.run(given.compare, given.out or "")
 
 
 def run_benchmark(given, overrides, chosen):
@@ -182,7 +258,8 @@ def run_benchmark(given, overrides, chosen):
     benchmark.benchmark(config.load(given.config, overrides), chosen, given.seconds, given.calls, given.json)
 
 
-COMMANDS = {"train": run_train, "sample": run_sample, "plot": run_plot, "benchmark": run_benchmark}
+COMMANDS = {"train": run_train, "sample": run_sample, "evaluate": run_evaluate, "plot": run_plot, "compare": run_compare,
+            "report": run_report, "benchmark": run_benchmark}
 
 
 def positive(text):
@@ -197,13 +274,20 @@ def natural(text):
     return int(text)
 
 
+def schedule_and_count(text):
+    spec, _, count = text.rpartition(":")
+    return folder(spec), positive(count)
+
+
 def folder(text):
     if not text:
         raise ValueError
     return text
 
 
-positive.__name__, natural.__name__ = "whole number from 1 up", "whole number from 0 up"  # what argparse says of a bad value
+# What argparse says of a bad value.
+positive.__name__, natural.__name__ = "whole number from 1 up", "whole number from 0 up"
+schedule_and_count.__name__ = "SPEC:N, such as cosine:100"
 
 if __name__ == "__main__":
     main()

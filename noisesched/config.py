@@ -131,23 +131,32 @@ def load(path, overrides=()):
 
     Raises ConfigError for a missing or faulty file, an unknown or mistyped field, and everything `check` refuses.
     """
+    return from_dict(read(path, Config, overrides))
+
+
+def read(path, kind, overrides=()):
+    """What a config file states of a `kind` (Config, say), with overrides, as nested dictionaries: for `typed`."""
     _require(Path(path).is_file(), f"config file {path!r} not found")
     for override in overrides:
         prefix = next((p for p in ("--config.", "--noconfig.") if override.startswith(p)), None)
         _require(prefix, f"{override!r} is no setting: write --config.NAME=value")
-        _check_override(override.partition("=")[0].removeprefix(prefix))
+        _check_override(kind, override.partition("=")[0].removeprefix(prefix))
     values, arguments = flags.FlagValues(), ["noisesched", *overrides]
     config_flags.DEFINE_config_dict("config", _run_file(path), flag_values=values, sys_argv=arguments)
     try:
         values(arguments)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"config {path}: {' '.join(str(error).split())}") from None
-    return from_dict(values.config.to_dict())
+    return values.config.to_dict()
 
 
 def from_dict(values):
     """The checked Config of nested dictionaries, e.g. a workdir's config.json. Lists stand for tuples."""
-    config = _typed(Config, values, "")
+    config = typed(Config, values)
+    if config.schedule == "recommended":
+        config = dataclasses.replace(config, schedule=str(schedules.recommended(config.data.image_size)))
+    if config.preview.schedule == "trained":
+        config = dataclasses.replace(config, preview=dataclasses.replace(config.preview, schedule=config.schedule))
     check(config)
     return config
 
@@ -269,7 +278,7 @@ def _run_file(path):
     return result
 
 
-def _typed(kind, value, where):
+def typed(kind, value, where=""):
     """`value` as an instance of the annotation `kind`; ConfigError, naming the field `where`, if it is not one."""
     if dataclasses.is_dataclass(kind):
         _require(isinstance(value, dict), f"{where or 'a configuration'} must be a group of settings; got {_shown(value)}")
@@ -278,10 +287,13 @@ def _typed(kind, value, where):
         group = f"{where}." if where else ""
         _require(not unknown, f"unknown setting {group}{next(iter(unknown), '')}; known: {', '.join(known)}")
         _require(not missing, f"missing setting {group}{next(iter(missing), '')}")
-        return kind(**{name: _typed(known[name], value[name], group + name) for name in known})
+        return kind(**{name: typed(known[name], value[name], group + name) for name in known})
     if isinstance(kind, types.GenericAlias):  # tuple[int, ...]
         _require(isinstance(value, list | tuple), f"{where}={_shown(value)} must be a list")
-        return tuple(_typed(kind.__args__[0], element, where) for element in value)
+        return tuple(typed(kind.__args__[0], element, where) for element in value)
+    if kind is dict:
+        _require(isinstance(value, dict), f"{where}={_shown(value)} must be a group")
+        return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 1e300 else math.inf
     _require(type(value) is kind, f"{where}={_shown(value)} must be of type {kind.__name__}")
@@ -290,10 +302,12 @@ def _typed(kind, value, where):
     return value
 
 
-def _check_override(name):
-    """Raises ConfigError, which lists what there is, unless `name` ("optimizer.learning_rate") is a setting."""
-    kind, where = Config, []
+def _check_override(kind, name):
+    """Raises ConfigError, which lists what there is, unless `name` ("optimizer.learning_rate") is a setting of `kind`."""
+    where = []
     for part in name.split("."):
+        if kind is dict:  # a group whose members the config file chooses
+            return
         known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
         group = ".".join(where)
         close = difflib.get_close_matches(part, known, n=1)

@@ -95,12 +95,14 @@ def _not_about_opencv(record: logging.LogRecord) -> bool:
 class Split:
     """One split of a data set; `split[i]` is {"image": uint8 [H, W, C], "label": int32 scalar}.
 
-    If the data set has no class labels, `num_classes` is 0 and so is every label.
+    If the data set has no class labels, `num_classes` is 0 and so is every label. `folder` is where the
+    prepared data set lies, `.../name/version`, local or in a bucket; '' if it is not on disk.
     """
 
     source: _Images
     num_classes: int
     name: str
+    folder: str = ""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -172,7 +174,7 @@ def _open(builder, title: str, split: str, image_size: int, channels: int) -> Sp
     unused = {key: tfds.decode.SkipDecoding() for key in features if key not in ("image", "label")}
     records = builder.as_data_source(split, decoders=unused)
     source = _Images(records, f"{title}, {split}", (image_size, image_size, channels), labelled)
-    return Split(source, features["label"].num_classes if labelled else 0, source.name)
+    return Split(source, features["label"].num_classes if labelled else 0, source.name, str(builder.data_dir))
 
 
 @functools.lru_cache(maxsize=4)

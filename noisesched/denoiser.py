@@ -20,9 +20,13 @@ class Denoiser(nnx.Module):
         """The network's raw output, an estimate of `diffusion.target(prediction, ..)`: [B, H, W, C] float32."""
         return self.unet(z, self.conditioning(log_snr), labels, dropout_keys)
 
-    def __call__(self, z, log_snr, labels=None):
-        """z [B, H, W, C] at levels log_snr [B] -> x_hat [B, H, W, C]; finite at -inf unless it predicts eps."""
-        return diffusion.x_from(self.prediction, self.output(z, log_snr, labels), z, log_snr)
+    def __call__(self, z, log_snr, labels=None, told=None):
+        """z [B, H, W, C] at levels log_snr [B] -> x_hat [B, H, W, C]; finite at -inf unless it predicts eps.
+
+        `told` [B]: the levels that the network is told, if they are not those of z (a mistake that one may want to measure).
+        """
+        output = self.output(z, log_snr if told is None else told, labels)
+        return diffusion.x_from(self.prediction, output, z, log_snr)
 
 
 def split(denoiser):

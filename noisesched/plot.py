@@ -37,7 +37,10 @@ def curves(schedule, points=2001):
 
 
 def plot(specs, path, say=print):
-    """Draws the schedules of `specs` to the picture `path`; says each one's terminal SNR. ValueError for a bad spec or path."""
+    """Draws the schedules of `specs` to the picture `path`; says each one's terminal SNR and unevenness.
+
+    Raises ValueError for a bad spec or path.
+    """
     made = [schedules.make(text) for text in dict.fromkeys(specs)]
 
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and looks for a display
@@ -64,7 +67,7 @@ def draw(figure, made, say):
         u, log_snr, alpha_bar, snr, beta = curves(schedule)
         terminal, terminal_snr = log_snr[-1], snr[-1]
         say(f"{str(schedule):{name_width}}  terminal SNR {terminal_snr:<9.3g} log-SNR {terminal:<8.4g} "
-            f"sqrt(alpha_bar) {math.sqrt(alpha_bar[-1]):.4g}")  # fmt: skip
+            f"sqrt(alpha_bar) {math.sqrt(alpha_bar[-1]):<8.4g} unevenness {schedules.unevenness(schedule):.3f}")  # fmt: skip
         colour = COLOURS[number % len(COLOURS)]
         # Curves may coincide (a table and its continuous namesake): the later ones are thinner, so that all are seen.
         line = {"color": colour, "linestyle": LINES[number // len(COLOURS) % len(LINES)],

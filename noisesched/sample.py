@@ -26,7 +26,8 @@ from noisesched.checkpoints import Checkpoints
 from noisesched.pictures import grid, write_png
 from noisesched.workdir import Workdir
 
-BATCH = 64  # images per dispatch
+BATCH = 256  # images per dispatch and device
+TRANSLATIONS = (*conditioning.TRANSLATIONS, "raw")  # "raw": the steps of the training table, as if it were still its levels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Request:
     seed: int
     parameters: str  # "ema" | "params"
     checkpoint: int | None  # a step, or None for the latest
-    translation: str | None  # "nearest" | "interpolated", or None for the run's own
+    translation: str | None  # one of TRANSLATIONS, or None for the run's own
     labels: tuple[int, ...]  # cycled through; empty: all classes in turn
     out: str
 
@@ -49,40 +50,52 @@ class Request:
 # -- the sampler of a run: used by training's previews too
 
 def make_sampler(config, definition, method):
-    """The compiled `draw(params, log_snrs [N], seed, index [B], labels [B] or None)` -> images uint8 [B, H, W, C], finite [B].
+    """The compiled `draw(params, log_snrs [N], told [N] or None, seed, index [B], labels [B] or None)` -> images uint8
+    [B, H, W, C], finite [B].
 
-    Image i is a function of (params, log_snrs, seed, i, its label): not of the batch it is made in. One compilation serves
-    all schedules of a length.
+    Image i is a function of (params, log_snrs, told, seed, i, its label): not of the batch it is made in. One compilation
+    serves all schedules of a length. `told`: see `told_raw`; None tells the network the levels as they are.
     """
     name, options = samplers.parse(method)
     shape = (config.data.image_size, config.data.image_size, config.data.channels)
 
     @jax.jit
-    def draw(params, log_snrs, seed, index, labels):
+    def draw(params, log_snrs, told, seed, index, labels):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
         noise_keys, step_keys = jax.vmap(lambda key: jax.random.split(key), out_axes=1)(keys)
         z = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_keys)
         network = denoiser.merge(definition, params)
-        denoise = lambda z, log_snr: network(z, log_snr, labels)
+        # A level of the array is found exactly, -inf too; one between two (churned) counts as the cleaner.
+        tell = (lambda level: None) if told is None else lambda level: told[jnp.searchsorted(log_snrs, level)]
+        denoise = lambda z, log_snr: network(z, log_snr, labels, tell(log_snr))
         x = samplers.sample(denoise, step_keys, z, log_snrs, name, **options)
         return data.unscale(x), jnp.isfinite(x).all(axis=(1, 2, 3))
 
     return draw
 
 
-def generate(draw, params, log_snrs, num_images, *, seed, labels=None, progress=None):
-    """uint8 [num_images, H, W, C], in batches of one size, each spread over the local devices."""
+def told_raw(config, n, spacing="trailing"):
+    """What people tell a network that knows timesteps when they change its schedule and forget the network: the levels [n] of
+    the steps of its own table, spaced as ever, float32."""
+    return np.asarray(schedules.make(config.conditioning.table)(schedules.positions(n, spacing)), np.float32)
+
+
+def generate(draw, params, log_snrs, num_images, *, seed, told=None, labels=None, progress=None):
+    """uint8 [num_images, H, W, C], in batches of one size, each spread over the local devices.
+
+    Raises ValueError, and keeps nothing, if a value is not finite.
+    """
     devices = jax.local_devices()
     size = math.ceil(min(num_images, BATCH * len(devices)) / len(devices)) * len(devices)
     mesh = jax.sharding.Mesh(np.array(devices), ("devices",))
     shares = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    params, log_snrs, seed = jax.device_put((params, log_snrs, jnp.uint32(seed)), whole)
+    params, log_snrs, told, seed = jax.device_put((params, log_snrs, told, jnp.uint32(seed)), whole)
     images = []
     for first in range(0, num_images, size):
         index = np.arange(first, first + size) % num_images  # the last batch is filled up with images already made
         chosen = None if labels is None else jax.device_put(np.asarray(labels, np.int32)[index], shares)
-        made, finite = jax.device_get(draw(params, log_snrs, seed, jax.device_put(index, shares), chosen))
+        made, finite = jax.device_get(draw(params, log_snrs, told, seed, jax.device_put(index, shares), chosen))
         if not finite.all():
             raise ValueError(f"{(~finite).sum()} of {size} images came out with values that are not finite, at log-SNRs from "
                              f"{float(log_snrs[0]):.4g} to {float(log_snrs[-1]):.4g}; none of them is kept")  # fmt: skip
@@ -117,7 +130,8 @@ def run(directory, request, say=tqdm.write):
     check(config, request)
     for (text, _), log_snrs in levels.items():
         configuration.check_levels(config, text, log_snrs)
-    definition, template = denoiser.split(configuration.make_denoiser(config, request.translation))
+    raw = request.translation == "raw"
+    definition, template = denoiser.split(configuration.make_denoiser(config, None if raw else request.translation))
     with Checkpoints(workdir, max_to_keep=None) as checkpoints:
         step, items = checkpoints.restore({request.parameters: template}, request.checkpoint)
     params = items[request.parameters]
@@ -138,7 +152,8 @@ def run(directory, request, say=tqdm.write):
         for (text, n), log_snrs in sorted(levels.items(), key=lambda item: item[0][1]):
             nfe = samplers.network_calls(name, n)
             begin = time.perf_counter()
-            made = generate(draw, params, log_snrs, request.num_images, seed=request.seed, labels=labels,
+            told = told_raw(config, n, request.spacing) if raw else None
+            made = generate(draw, params, log_snrs, request.num_images, seed=request.seed, told=told, labels=labels,
                             progress=lambda count, nfe=nfe: bar.update(count * nfe))  # fmt: skip
             images[text, method, n] = made
             settings = {

@@ -62,6 +62,15 @@ def make(text):
     return _checked(_loaded(spec.parse(text)))
 
 
+def recommended(image_size):
+    """The schedule to train on for images of `image_size` pixels a side: cosine up to 64, beyond it shifted by its resolution.
+
+    Larger images of the same things hold more pixels to average noise away with, so they need more of it (Hoogeboom et al.
+    2023, sec. 2.1; Chen 2023). What this repository measured of it: README, "Resolution".
+    """
+    return make("cosine" if image_size <= 64 else f"shifted(cosine, image_size={image_size})")
+
+
 def invert(schedule, log_snr):
     """The position u in [0, 1] at which the schedule reaches `log_snr` (any array); 0 or 1 for levels beyond its ends.
 
@@ -93,18 +102,36 @@ def levels(schedule, n, spacing="trailing"):
     """
     schedule = make(schedule)
     _check_count("the number of levels", n)
+    if schedule.table:
+        return schedule(select_steps(schedule.table.num_steps, n, spacing) / schedule.table.num_steps)
+    return schedule(positions(n, spacing))
+
+
+def positions(n, spacing="trailing"):
+    """Where `levels` lays n levels on a continuous schedule: u [n], decreasing."""
     if spacing not in SPACINGS:
         raise ValueError(f"unknown spacing {spacing!r}; known: {', '.join(SPACINGS)}")
     steps = np.arange(n, 0, -1)
-    if schedule.table:
-        u = select_steps(schedule.table.num_steps, n, spacing) / schedule.table.num_steps
-    elif spacing == "trailing":
-        u = steps / n
-    elif spacing == "leading":
-        u = (steps - 1) / n + 1 / max(n, 1000)
-    else:
-        u = np.linspace(1.0, 1 / max(n, 1000), n)
-    return schedule(u)
+    if spacing == "trailing":
+        return steps / n
+    if spacing == "leading":
+        return (steps - 1) / n + 1 / max(n, 1000)
+    return np.linspace(1.0, 1 / max(n, 1000), n)
+
+
+def unevenness(schedule, log_snr_min=-10.0, log_snr_max=10.0):
+    """How far from uniform in log-SNR a schedule spends its u, in [0, 1]; 0 for `uniform_log_snr`.
+
+    The Kolmogorov distance: of the levels that uniform u draws between the two log-SNRs (or as far as the schedule reaches), the
+    greatest gap between their cumulative distribution and the uniform one.
+    """
+    schedule = make(schedule)
+    low, high = max(float(schedule(1.0)), log_snr_min), min(float(schedule(0.0)), log_snr_max)
+    if not low < high:
+        raise ValueError(f"schedule {str(schedule)!r} has no levels between log-SNR {log_snr_min:g} and {log_snr_max:g}")
+    even = np.linspace(0.0, 1.0, 1001)
+    u = np.asarray(invert(schedule, high + even * (low - high)), np.float64)
+    return float(np.abs((u - u[0]) / (u[-1] - u[0]) - even).max())
 
 
 def rate(schedule, u):

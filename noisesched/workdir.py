@@ -73,27 +73,23 @@ class Workdir:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ValueError(f"{self.path} is in use: another process is training that run") from None
+                raise ValueError(f"{self.path} is in use by another process") from None
             yield
 
     def write_config(self, config: dict) -> None:
         """Writes config.json atomically, in a workdir made if need be; ValueError for what is not JSON."""
-        text = json.dumps(_to_json(config), indent=2, allow_nan=False) + "\n"
+        json_line(config)  # before anything is made
         self.path.mkdir(parents=True, exist_ok=True)
-        _write_atomically(self.config, text)
+        write_json(self.config, config)
 
     def read_config(self) -> dict:
         """The config as written, tuples as lists. FileNotFoundError if missing, ValueError if damaged."""
         try:
-            content = self.config.read_bytes()
+            return read_json(self.config)
         except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(
                 f"{self.path} holds no run (no config.json); give the --workdir of a run made by `train`"
             ) from None
-        try:
-            return _from_json(_parse(content))
-        except ValueError as error:
-            raise ValueError(f"{self.config} is not valid: {error}") from None
 
 
 def differences(old: dict, new: dict) -> list[str]:
@@ -131,9 +127,9 @@ class Metrics:
 
         self._path = workdir.metrics
         old = read_metrics(self._path) if resume_step is not None and self._path.exists() else []
-        self._lines = [_metrics_line(record) for record in old if record["step"] <= resume_step]
+        self._lines = [json_line(record) for record in old if record["step"] <= resume_step]
         workdir.path.mkdir(parents=True, exist_ok=True)
-        _write_atomically(self._path, "".join(self._lines))
+        write_atomically(self._path, "".join(self._lines))
         self._file = open(self._path, "a", encoding="utf-8") if _is_local(self._path) else None
         self._tensorboard = SummaryWriter(
             str(workdir.tensorboard),
@@ -144,7 +140,7 @@ class Metrics:
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Adds a line to metrics.jsonl, which no kill of this process undoes, and a point to each scalar."""
         scalars = {name: float(value) for name, value in scalars.items()}
-        line = _metrics_line({"step": int(step)} | scalars)
+        line = json_line({"step": int(step)} | scalars)
         if self._file is None:
             self._lines.append(line)  # buckets cannot append: `flush` writes the whole file
         else:
@@ -160,7 +156,7 @@ class Metrics:
     def flush(self) -> None:
         """Puts everything on disk; to be called at every checkpoint."""
         if self._file is None:
-            _write_atomically(self._path, "".join(self._lines))
+            write_atomically(self._path, "".join(self._lines))
         else:
             os.fsync(self._file.fileno())
         self._tensorboard.flush()
@@ -183,28 +179,50 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
 
     Raises FileNotFoundError, and ValueError that names the line for anything else that is no line of metrics.
     """
-    *lines, last = epath.Path(path).read_bytes().split(b"\n")
+    records = read_lines(path)
+    for number, record in enumerate(records, 1):
+        if type(record.get("step")) is not int:
+            raise ValueError(f"{path}, line {number}: it has no whole-number step")
+    return records
+
+
+def read_lines(path: str | os.PathLike) -> list[dict]:
+    """The JSON objects of a file with one on each line; a torn last line, which a killed process had begun, is left out.
+
+    Raises FileNotFoundError, and ValueError that names the line for anything else that is no JSON object.
+    """
+    *lines, _ = epath.Path(path).read_bytes().split(b"\n")
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            record = _from_json(_parse(line))
-            if type(record.get("step")) is not int:
-                raise ValueError("it has no whole-number step")
+            records.append(_from_json(_parse(line)))
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
-        records.append(record)
-    return records  # `last` is what follows the last newline: nothing, or what a killed process had begun
+    return records
 
 
-def _metrics_line(record: dict) -> str:
+def read_json(path: str | os.PathLike) -> dict:
+    """What `write_json` wrote. Raises FileNotFoundError, and ValueError if it is damaged."""
+    try:
+        return _from_json(_parse(epath.Path(path).read_bytes()))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid: {error}") from None
+
+
+def json_line(record: dict) -> str:
     return json.dumps(_to_json(record), allow_nan=False) + "\n"
+
+
+def write_json(path: epath.Path, content: dict) -> None:
+    """Writes a JSON file atomically; ValueError for what is not JSON."""
+    write_atomically(path, json.dumps(_to_json(content), indent=2, allow_nan=False) + "\n")
 
 
 def _is_local(path: epath.Path) -> bool:
     return "://" not in str(path)
 
 
-def _write_atomically(path: epath.Path, text: str) -> None:
+def write_atomically(path: epath.Path, text: str) -> None:
     """Replaces a file so that a kill or a power cut leaves the old content or the new, never a part."""
     if not _is_local(path):
         path.write_text(text)  # a bucket shows an object only once it is complete

@@ -9,9 +9,11 @@ import jax
 import pytest
 from conftest import BASE, ROOT
 
-from noisesched import conditioning, config, objective
+from noisesched import compare, conditioning, config, objective
 
-PATHS = sorted(ROOT.glob("configs/*.py"))
+EVERY = sorted(ROOT.glob("configs/*.py"))
+COMPARISONS = [path for path in EVERY if path.stem == "compare" or path.stem.startswith("study_")]
+PATHS = [path for path in EVERY if path not in COMPARISONS]
 DERIVED = [path for path in PATHS if path.stem != "digits"]
 
 
@@ -66,7 +68,7 @@ def test_the_base_page_has_every_setting_once_and_no_more():
 
 @pytest.mark.parametrize("path", DERIVED, ids=lambda path: path.stem)
 def test_a_derived_config_states_only_what_differs(path):
-    before, after = (flat(config.to_dict(config.load(str(p)))) for p in (parent(path), path))
+    before, after = (flat(config.read(str(p), config.Config)) for p in (parent(path), path))
     differing = [name for name in after if after[name] != before[name]]
     assert sorted(differing) == sorted(stated(path))
 
@@ -82,3 +84,25 @@ def test_the_base_page_names_every_choice():
     choices = [choice for names in config.CHOICES.values() for choice in names]
     for name in (*choices, *conditioning.KINDS, *objective.WEIGHTINGS):
         assert re.search(rf"\b{name}\b", page), name
+
+
+# -- comparisons
+
+def test_the_page_of_comparisons_has_every_setting():
+    assert {"workdirs", "runs"} < set(stated(ROOT / "configs" / "compare.py")) == set(fields(compare.Comparison))
+
+
+@pytest.mark.parametrize("path", [path for path in COMPARISONS if path.stem != "compare"], ids=lambda path: path.stem)
+def test_a_study_can_be_carried_out(path, tmp_path):
+    study = compare.load(str(path))
+    runs = compare.find_runs(study, tmp_path)
+    assert len(runs) == len(study.runs) * len(study.train_seeds) and all(run.trainable for run in runs)
+    rows = compare.rows_of(study, runs)
+    assert len({row.key for row in rows}) == len(rows) >= len(runs) * len(study.schedules) * len(study.calls)
+
+
+def test_the_runs_of_the_study_of_conditioning_differ_in_what_is_drawn_and_told_alone(tmp_path):
+    study = compare.load(str(ROOT / "configs" / "study_conditioning.py"))
+    settings = [flat(config.to_dict(run.config)) for run in compare.find_runs(study, tmp_path) if run.seed == 0]
+    differing = {name for name in settings[0] if len({str(each[name]) for each in settings}) > 1}
+    assert differing == {"schedule", "conditioning.kind", "conditioning.table"} and len(settings) == 9

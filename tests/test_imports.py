@@ -9,10 +9,12 @@ from conftest import ROOT
 
 LAYERS = {  # lowest first; a module imports from its own layer and earlier ones, without cycles
     "mathematics": ["spec", "tables", "diffusion", "curves", "schedules"],
-    "network": ["conditioning", "unet", "denoiser"],
-    "algorithms": ["objective", "samplers"],
-    "outside world": ["backend", "parallel", "pictures", "workdir", "checkpoints", "builders", "data", "config"],
-    "programs": ["train", "sample", "plot", "benchmark", "__main__"],
+    "network": ["conditioning", "unet", "denoiser", "inception"],
+    "algorithms": ["objective", "samplers", "likelihood", "metrics"],
+    "outside world": ["backend", "parallel", "pictures", "workdir", "checkpoints", "builders", "data", "config",
+                      "features", "document"],
+    "programs": ["train", "sample", "evaluate", "compare", "findings", "sentences", "figures", "heatmaps", "report", "plot",
+                 "benchmark", "__main__"],
 }
 DEPTH = {module: depth for depth, modules in enumerate(LAYERS.values()) for module in modules}
 PACKAGE = {path.stem: path for path in ROOT.glob("noisesched/*.py") if path.stem != "__init__"}
@@ -54,7 +56,7 @@ def test_no_cycles():
     assert order[-1] == "__main__"
 
 
-@pytest.mark.parametrize("module", ["spec", "tables", "diffusion", "curves", "unet"])
+@pytest.mark.parametrize("module", ["spec", "tables", "diffusion", "curves", "unet", "inception", "document"])
 def test_the_first_ones_stand_alone(module):
     assert imports(module) == set()
 
@@ -101,7 +103,10 @@ def test_the_mathematics_loads_no_flax_and_no_data_library():
     assert looked_for({"flax", "optax", "orbax", "grain", "tensorflow_datasets", "ml_collections"}, program) == set()
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["train", "--help"], ["benchmark", "--help"]], ids=" ".join)
+HELP = [["--help"], ["--version"], *([name, "--help"] for name in ("train", "evaluate", "compare", "report"))]
+
+
+@pytest.mark.parametrize("words", HELP, ids=" ".join)
 def test_help_does_not_wait_for_jax(words):
     program = f"import runpy\nsys.argv[1:] = {words!r}\ntry:\n    runpy.run_module('noisesched', run_name='__main__')\n"
     assert looked_for({"jax", "flax", "numpy"}, program + "except SystemExit as end:\n    assert end.code == 0") == set()

@@ -9,7 +9,7 @@ import pytest
 from scipy import integrate, stats
 
 from noisesched import diffusion, tables
-from noisesched.schedules import EXAMPLES, invert, levels, make, rate
+from noisesched.schedules import EXAMPLES, invert, levels, make, rate, recommended, unevenness
 
 U = np.concatenate([10.0 ** np.arange(-6, -1), np.linspace(0.05, 0.95, 19), 1 - 10.0 ** np.arange(-5.0, -1)]).astype(np.float32)
 SMOOTH = [name for name in EXAMPLES if name != "discrete"]
@@ -268,3 +268,23 @@ def test_terminal_snrs_of_the_continuous_schedules():
         assert float(diffusion.snr(make(name)(1.0))) == pytest.approx(1 / math.expm1(integral), rel=1e-5)
     for name in ("cosine", "sigmoid", "flow", "zero_terminal(linear)", "shifted(cosine, by=3)"):
         assert make(name)(1.0) == -jnp.inf
+
+
+# -- unevenness
+
+def test_unevenness_of_the_uniform_schedule_is_zero_and_of_plain_cosine_its_closed_form():
+    assert unevenness("uniform_log_snr(log_snr_max=20, log_snr_min=-20)") < 1e-5
+    levels = np.linspace(10, -10, 20001)
+    u = 2 / np.pi * np.arctan(np.exp(-levels / 2))  # cosine with s = 0: log_snr = -2 log tan(pi u / 2)
+    expected = np.abs((u - u[0]) / (u[-1] - u[0]) - np.linspace(0, 1, len(u))).max()
+    assert unevenness("cosine(s=0)") == pytest.approx(expected, abs=2e-4)
+
+
+def test_unevenness_does_not_change_with_a_shift_that_moves_the_window_too():
+    shifted = unevenness("shifted(linear, by=3)", -4, 8)
+    assert shifted == pytest.approx(unevenness("linear", -7, 5), abs=1e-5)
+
+
+def test_recommended_is_cosine_up_to_64_and_shifted_beyond():
+    assert [str(recommended(size)) for size in (8, 64)] == ["cosine", "cosine"]
+    assert str(recommended(256)) == "shifted(cosine, image_size=256)"

@@ -1,0 +1,331 @@
+"""Evaluation: what a checkpoint knows of images that it was not trained on, whatever schedule it is sampled with.
+
+The bound in bits per dimension, in continuous time and for the levels of inference schedules; the loss profile, which is the
+network's error at every level; and, when metrics are asked for, the quality of samples. `evaluation.json` holds them, and
+`profile.png` shows the errors over the levels that training drew. The bound has the same two ends whatever the training
+schedule, so that runs can be compared, and it is told how much of it comes from levels that training never drew.
+
+An evaluation that is there already, of the same request, checkpoint and config, is not made again.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import zlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from noisesched import conditioning, data, denoiser, likelihood, sample, samplers, schedules
+from noisesched import config as configuration
+from noisesched.checkpoints import Checkpoints
+from noisesched.workdir import Workdir
+
+BATCH = 128  # images per dispatch and device
+PROFILE_NOISES = 2  # of each image at each level of the profile: the fewest that tell the error of its integral
+PROFILE_DRAWS = 2**20  # the number of its first draw: it shares no noise with the bound
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to evaluate. What concerns samples, from `metrics` on, matters only if there are metrics."""
+
+    split: str = "test"  # the held-out images
+    num_images: int = 0  # the first so many of them; 0: all
+    noises: int = 16  # draws of (level, noise) for each image: an even number
+    log_snr_min: float = likelihood.LOG_SNR_MIN  # the two ends of the bound and the profile
+    log_snr_max: float = likelihood.LOG_SNR_MAX
+    profile_levels: int = 41
+    discrete: tuple[tuple[str, int], ...] = ()  # (schedule, number of levels): a bound in discrete time for each
+    checkpoint: int | None = None  # a step, or None for the latest
+    parameters: str = "ema"  # "ema" | "params"
+    translation: str | None = None  # "nearest" | "interpolated", or None for the run's own
+    seed: int = 0
+    metrics: tuple[str, ...] = ()  # such as "frechet(classifier)"
+    schedule: str = ""  # of the samples; "": the one that the run was trained with
+    steps: int = 25
+    method: str = "ddim"
+    num_samples: int = 256
+    inception_weights: str = ""  # a file, for the metrics that see with it
+    out: str = ""  # the folder to write to; "": <workdir>/evaluation
+
+
+# -- the program
+
+def run(directory, request, say=tqdm.write):
+    """Evaluates the run in `directory`; returns what evaluation.json holds, an infinite number as the string "-inf".
+
+    Raises ValueError or FileNotFoundError, in one line, before long work, for anything that cannot be had; and ValueError,
+    naming the level, if the network's estimates are not finite.
+    """
+    # ---- The run; an evaluation that is there already.
+    workdir = Workdir(directory)
+    stored = workdir.read_config()
+    config = configuration.from_dict(stored)
+    out = Path(request.out or workdir.path / "evaluation")
+    check(config, request)
+    paths = discrete_paths(config, request)
+    asked = {name: value for name, value in dataclasses.asdict(request).items() if name not in ("out", "checkpoint")}
+    subject = strict({"config_crc32": zlib.crc32(json.dumps(stored).encode()), "request": asked})
+    if (found := read(out)) and found["checkpoint"] == wanted(workdir, request) and subject.items() <= found.items():
+        say(f"{out}: step {found['checkpoint']} is evaluated already, as asked")
+        return found
+
+    # ---- The network and the images, real ones to compare samples with too.
+    definition, template = denoiser.split(nnx.eval_shape(lambda: configuration.make_denoiser(config, request.translation)))
+    with Checkpoints(workdir, max_to_keep=None) as checkpoints:
+        step, items = checkpoints.restore({request.parameters: template}, request.checkpoint)
+    params = items[request.parameters]
+    images, labels = held_out(config, request)
+    reference = real_images(config, request, say)
+    out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
+
+    # ---- Likelihood: on disk before any sample is made.
+    result = {"checkpoint": step, "parameters": request.parameters, "split": request.split, "num_images": len(images),
+              "noises": request.noises, **subject, "request": subject["request"] | {"metrics": []}}  # fmt: skip
+    result |= likelihood_of(config, definition, params, images, labels, request, paths, step)
+    for line in summary(result, config):
+        say(line)
+    draw(out / "profile.png", result, config)
+    write(out, result)
+    if not reference:
+        return strict(result)
+
+    # ---- Samples.
+    schedule = schedules.make(request.schedule or config.schedule)
+    sampler = sample.make_sampler(config, definition, request.method)
+    with tqdm(total=request.num_samples, desc="sampling", unit="image", disable=None) as bar:
+        made = sample.generate(sampler, params, schedules.levels(schedule, request.steps), request.num_samples, seed=request.seed,
+                               labels=sample.cycled_labels(config, request.num_samples), progress=bar.update)  # fmt: skip
+    quality = reference.measure(made)
+    for name, value in quality.items():
+        say(f"{name:34} {value:.4g}   (between real images: {reference.floor[name]:.4g})")
+    result |= subject | {"quality": quality, "floor": reference.floor, "reference": reference.about}
+    write(out, result)
+    return strict(result)
+
+
+def check(config, request):
+    """Raises ConfigError for a request that this run cannot answer."""
+    def require(condition, message):
+        if not condition:
+            raise configuration.ConfigError(message)
+
+    low, high = request.log_snr_min, request.log_snr_max
+    require(-30 <= low < high <= 20, f"the ends of the bound, log-SNR {low:g} to {high:g}, must rise and lie in -30 to 20")
+    require(2 <= request.noises < PROFILE_DRAWS and request.noises % 2 == 0,
+            f"noises={request.noises}: draws come in pairs, which tell the error; give an even number, 2 to {PROFILE_DRAWS - 2}")
+    require(5 <= request.profile_levels <= 10_000, f"profile_levels={request.profile_levels} must be 5 to 10000")
+    require(request.num_images != 1 and request.num_images >= 0, f"num_images={request.num_images}: give 2 or more, or 0 for all")
+    kind, known = config.conditioning.kind, conditioning.TRANSLATIONS
+    if request.translation:
+        require(kind == "timestep", f"translation {request.translation!r} is for networks told a timestep, not {kind}")
+        require(request.translation in known, f"unknown translation {request.translation!r}; known: {', '.join(known)}")
+    if request.metrics:
+        text = request.schedule or config.schedule
+        configuration.check_levels(config, text, np.asarray(schedules.levels(schedules.make(text), request.steps)))
+        samplers.parse(request.method)
+
+
+def discrete_paths(config, request):
+    """[(schedule, number of levels, path)] of `request.discrete`: the levels that sampling visits, and an end.
+
+    Any end at which the image is then read off, without another call of the network, gives a bound. The best has the SNR of
+    the last level over the eps error there: here, twice the SNR, within 0.02 nats of it for errors of 0.4 to 0.66. (A leap to
+    log_snr_max would cost hundreds of bits.) Levels from log_snr_max on are left out. The first level may be -inf.
+    """
+    paths = []
+    for text, n in request.discrete:
+        log_snrs = np.asarray(schedules.levels(schedules.make(text), n), np.float64)
+        configuration.check_levels(config, text, log_snrs)
+        log_snrs = log_snrs[log_snrs < request.log_snr_max]
+        end = np.log1p(2 * np.exp(log_snrs[-1:]))  # finite also if the only level is -inf
+        log_snrs = np.append(log_snrs, np.minimum(end, request.log_snr_max))
+        try:
+            paths.append((text, len(log_snrs) - 1, likelihood.discrete(log_snrs)))
+        except ValueError as error:
+            raise configuration.ConfigError(f"the bound of {n} levels of {text!r}: {error}") from None
+    return paths
+
+
+def held_out(config, request):
+    """The images uint8 [n, H, W, C] of the split asked for, and their labels [n], or None for a network without classes."""
+    given = config.data
+    split = data.open_split(given.name, split=request.split, image_size=given.image_size, channels=given.channels,
+                            path=given.path, data_dir=given.data_dir)  # fmt: skip
+    if config.model.num_classes not in (0, split.num_classes):
+        raise configuration.ConfigError(f"this network knows {config.model.num_classes} classes, {split.name} has "
+                                        f"{split.num_classes}")  # fmt: skip
+    if request.num_images > len(split):
+        raise configuration.ConfigError(f"num_images={request.num_images}: {split.name} has {len(split)} images")
+    examples = data.examples(split, request.num_images or None)
+    return examples["image"], examples["label"] if config.model.num_classes else None
+
+
+def real_images(config, request, say):
+    """What samples are compared with, of the split that was trained on; None if no metrics are asked for."""
+    if not request.metrics:
+        return None
+    from noisesched import features  # idle without metrics
+
+    return features.reference(config.data, request.num_samples, request.metrics, split=config.data.split,
+                              inception_weights=request.inception_weights, say=say)  # fmt: skip
+
+
+# -- likelihood
+
+def likelihood_of(config, definition, params, images, labels, request, paths=(), step=0):
+    """{"bits_per_dim": .., "discrete": [..], "profile": ..} of held-out images, uint8 [n, H, W, C], and labels [n] or None.
+
+    `paths`: from `discrete_paths`; `step`: the checkpoint's, for what training had drawn by then. All parts go through one
+    compiled program, and all bounds use the same positions and noise.
+    """
+    low, high = request.log_snr_min, request.log_snr_max
+    everywhere = likelihood.continuous(f"uniform_log_snr(log_snr_max={high!r}, log_snr_min={low!r})")
+    index, dimensions = np.arange(len(images)), math.prod(images.shape[1:])
+    profile_levels = np.linspace(low, high, request.profile_levels)
+    repeated = np.tile(np.repeat(profile_levels, PROFILE_NOISES), (len(images), 1))
+    total = len(images) * request.noises * (1 + len(paths)) + repeated.size
+    with tqdm(total=total, desc="likelihood", unit="image", unit_scale=True, disable=None) as bar:
+        errors = spread(definition, params, images, labels, request.seed, bar.update)
+
+        def bounded(path):
+            drawn = likelihood.plan(path, request.seed, index, request.noises)
+            found = errors(drawn.log_snr)
+            return drawn, found, dataclasses.asdict(likelihood.bound(path, drawn, found, images))
+
+        drawn, found, bits = bounded(everywhere)
+        discrete = [{"schedule": text, "num_levels": n} | bounded(path)[2] for text, n, path in paths]
+        found_profile = errors(repeated, PROFILE_DRAWS).reshape(len(images), request.profile_levels, PROFILE_NOISES)
+    profile = dataclasses.asdict(likelihood.profile(profile_levels, found_profile, dimensions)) | {"noises": PROFILE_NOISES}
+    first, last = sample.trained_range(config, step)
+    noisier, cleaner = likelihood.diffusion_outside(drawn, found, images, first, last)
+    untrained = {"log_snr_min": first, "log_snr_max": last, "noisier": noisier, "cleaner": cleaner,
+                 "share": (noisier + cleaner) / bits["value"]}  # fmt: skip
+    return {"bits_per_dim": bits | {"untrained": untrained}, "discrete": discrete, "profile": profile}
+
+
+def spread(definition, params, images, labels, seed, progress):
+    """The function (log_snrs [n, K], number of the first draw) -> squared errors float64 [n, K] of these images.
+
+    In batches of one size, each spread over the local devices, on which the errors do not depend.
+    """
+    devices = jax.local_devices()
+    size = BATCH * len(devices)
+    mesh = jax.sharding.Mesh(np.array(devices), ("devices",))
+    shares = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    params, seed = jax.device_put((params, jnp.uint32(seed)), whole)
+
+    def errors(log_snrs, first_draw=0):
+        count, draws = log_snrs.shape
+        index, draw = (a.ravel() for a in np.mgrid[:count, first_draw : first_draw + draws].astype(np.int32))
+        levels, results = log_snrs.ravel().astype(np.float32), np.empty(log_snrs.size)
+        for first in range(0, levels.size, size):
+            rows = np.arange(first, first + size) % levels.size  # the last batch is filled up with what has been done
+            batch = jax.device_put((images[index[rows]], None if labels is None else labels[index[rows]].astype(np.int32),
+                                    index[rows], draw[rows], levels[rows]), shares)  # fmt: skip
+            made = np.asarray(squared_errors(definition, params, seed, *batch), np.float64)[: levels.size - first]
+            if not np.isfinite(made).all():
+                bad = levels[first : first + size][~np.isfinite(made)]
+                raise ValueError(f"the network's estimate of the image is not finite at log-SNR {bad[0]:.4g} ({bad.size} of "
+                                 f"{made.size} estimates, from {bad.min():.4g} to {bad.max():.4g})")  # fmt: skip
+            results[first : first + size] = made
+            progress(made.size)
+        return results.reshape(count, draws)
+
+    return errors
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def squared_errors(definition, params, seed, images, labels, index, draw, log_snr):
+    """`likelihood.squared_errors` of a network, [B], of images uint8 [B, H, W, C]. Compiled once for all runs of one network."""
+    network = denoiser.merge(definition, params)
+    denoise = lambda z, log_snr: network(z, log_snr, labels)
+    return likelihood.squared_errors(denoise, seed, data.scale(images), index, draw, log_snr)
+
+
+# -- on disk and on paper
+
+def strict(value):
+    """A value as strict JSON holds it: lists for tuples and arrays, the strings "inf", "-inf" and "nan" for such numbers."""
+    if isinstance(value, dict):
+        return {name: strict(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [strict(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write(out, result):
+    """evaluation.json, whole or not at all."""
+    temporary = out / "evaluation.json.tmp"
+    temporary.write_text(json.dumps(strict(result), indent=1, allow_nan=False) + "\n")
+    os.replace(temporary, out / "evaluation.json")
+
+
+def read(out):
+    """The evaluation in a folder, or None if there is none that is complete."""
+    try:
+        found = json.loads((out / "evaluation.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "checkpoint" in found and (out / "profile.png").exists() else None
+
+
+def wanted(workdir, request):
+    """The step of the checkpoint asked for, without opening it; None if there is none yet."""
+    if request.checkpoint is not None or not workdir.checkpoints.exists():
+        return request.checkpoint
+    return max((int(path.name) for path in workdir.checkpoints.iterdir() if path.name.isdecimal()), default=None)
+
+
+def summary(result, config):
+    """The table of an evaluation, line by line."""
+    bits, profile = result["bits_per_dim"], result["profile"]
+    yield (f"step {result['checkpoint']} ({result['parameters']}), {result['num_images']} images of {result['split']!r}, bits "
+           "per dimension:")  # fmt: skip
+    rows = {"continuous time": bits} | {f"{row['schedule']}, {row['num_levels']} levels": row for row in result["discrete"]}
+    for name, row in rows.items():
+        yield (f"  {name:28} {row['value']:.4f} +- {row['std_error']:.4f} = diffusion {row['diffusion']:.4f} + prior "
+               f"{row['prior']:.4f} + reconstruction {row['reconstruction']:.4f}")  # fmt: skip
+    yield f"  {'diffusion, by the profile':28} {profile['bits_per_dim']:.4f} +- {profile['bits_per_dim_std_error']:.4f}"
+    noisier, cleaner = bits["untrained"]["noisier"], bits["untrained"]["cleaner"]
+    yield (f"  {'at levels never drawn':28} {noisier:.4f} noisier, {cleaner:.4f} cleaner than training with {config.schedule} "
+           f"went, together {bits['untrained']['share']:.1%} of the bound")  # fmt: skip
+
+
+def draw(path, result, config):
+    """The loss profile as eps, x and v error, over the density of the levels that training drew."""
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures and looks for a display
+
+    profile, bits = result["profile"], result["bits_per_dim"]
+    log_snr = np.asarray(profile["log_snr"])
+    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    drawn = np.asarray(schedules.make(config.schedule)((np.arange(20_000) + 0.5) / 20_000))
+    density, edges = np.histogram(drawn[np.isfinite(drawn)], bins=60, range=(log_snr[0], log_snr[-1]))
+    for panel, kind in zip(figure.subplots(1, 3), ("eps", "x", "v"), strict=True):
+        error, margin = np.asarray(profile[kind]), 2 * np.asarray(profile[f"{kind}_std_error"])
+        below = panel.twinx()
+        below.set(ylim=(0, 2.5 * max(density.max(), 1)), yticks=[])
+        below.stairs(density, edges, fill=True, color="#56B4E9", alpha=0.3)
+        below.spines[["top", "right"]].set_visible(False)
+        panel.set_zorder(below.get_zorder() + 1)
+        panel.patch.set_visible(False)
+        panel.fill_between(log_snr, error - margin, error + margin, color="#D55E00", alpha=0.3, linewidth=0)
+        panel.plot(log_snr, error, color="#D55E00", linewidth=1.6)
+        panel.set(title=f"{kind} error", xlabel="log-SNR: noise left, clean right", xlim=log_snr[[0, -1]], ylim=(0, None))
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{bits['value']:.3f} ± {bits['std_error']:.3f} bits per dimension on {result['num_images']} images of "
+                    f"{result['split']!r}\nmean squared error per dimension, within two standard errors; shaded: levels drawn in "
+                    f"training, {config.schedule}", fontsize=10)  # fmt: skip
+    figure.savefig(temporary := path.with_suffix(".tmp"), dpi=110, format="png")
+    os.replace(temporary, path)

@@ -1,0 +1,129 @@
+"""Heat-maps of a report: conditions, or pairs of them, by inference schedules, as the bytes of PNG files."""
+
+import itertools
+
+import numpy as np
+
+from noisesched import findings
+from noisesched.document import number, plus_minus
+from noisesched.figures import plain, png
+from noisesched.findings import Task
+
+VERDICTS = {"better": "#9CCBE8", "worse": "#F2B48B", "no difference seen": "#ECEEF0", "one seed": "#ECEEF0"}
+
+
+def heat_maps(comparison, metric, variant, calls):
+    """Conditions by inference schedules, a panel for each of `calls`. One panel alone also says the spread over seeds.
+
+    Darker is worse, on one scale for each panel. A frame marks the schedule of training; hatching, what was refused.
+    """
+    found = {n: {(row, column): _cell(comparison, condition, Task(schedule, *variant, n), metric)
+                 for row, condition in enumerate(comparison.conditions)
+                 for column, schedule in enumerate(comparison.schedules)} for n in calls}  # fmt: skip
+
+    def draw(axis, n, small):
+        means = [summary.mean for summary, *_ in found[n].values() if summary]
+        shade = _shade(means, findings.better(metric))
+        for (row, column), (summary, rows, refused, clamped) in found[n].items():
+            condition, schedule = comparison.conditions[row], comparison.schedules[column]
+            text = "" if rows else "·"
+            if summary:
+                text = number(summary.mean) if small or summary.std is None else plus_minus(summary.mean, summary.std)
+                text += "†" * bool(clamped)
+            if refused:
+                text += ("\n" if text else "") + (f"{refused} refused" if not small else f"{refused} ref.")
+            _box(axis, row, column, text, shade(summary.mean) if summary else "white", hatch=bool(refused),
+                 frame=findings.own(condition.drawn, schedule))  # fmt: skip
+
+    titles = {n: f"{n} network calls" for n in calls}
+    groups = [condition.drawn for condition in comparison.conditions]
+    return _panels(calls, titles, list(map(str, comparison.conditions)), comparison.schedules, draw, groups,
+                   cell=0.56 if len(calls) > 1 else 1.15)  # fmt: skip
+
+
+def difference_maps(comparison, metric, variant, pairs):
+    """Pairs of conditions by inference schedules, a panel for each number of calls: the mean difference, coloured by verdict."""
+    def draw(axis, n, small):
+        for (row, (first, second)), (column, schedule) in itertools.product(enumerate(pairs), enumerate(comparison.schedules)):
+            values = findings.differences(comparison, first, second, Task(schedule, *variant, n), metric)
+            if not values:
+                _box(axis, row, column, "·", "white")
+                continue
+            found = findings.difference(values.values())
+            said = findings.verdict(found, metric)
+            _box(axis, row, column, f"{'+' if found.mean > 0 else ''}{number(found.mean)}", VERDICTS[said],
+                 frame=findings.own(first.drawn, schedule))  # fmt: skip
+
+    names = [f"{first} − {second}" for first, second in pairs]
+    titles = {n: f"{n} network calls" for n in comparison.calls}
+    groups = [first.drawn for first, _ in pairs]
+    return _panels(comparison.calls, titles, names, comparison.schedules, draw, groups, cell=0.56)
+
+
+def _cell(comparison, condition, task, metric):
+    rows = comparison.cells.get((condition, task), [])
+    return (comparison.summary(condition, task, metric), rows, findings.handled(rows, "refused"),
+            findings.handled(rows, "clamped"))  # fmt: skip
+
+
+def _panels(keys, titles, rows, columns, draw, groups, cell):
+    """A panel for each key, filled by `draw(axis, key, small)`; a line is ruled where the group of the rows changes."""
+    from matplotlib.figure import Figure
+
+    across = 1 if len(keys) == 1 else max(1, min(len(keys), 3, int(11 / (cell * len(columns) + 0.3))))
+    down = -(-len(keys) // across)
+    names = [plain(name, 34) for name in rows]
+    left = 0.085 * max(len(line) for name in names for line in name.split("\n")) + 0.2
+    height = 0.34 if len(keys) == 1 else 0.27
+    height = max(height, 0.15 * max(name.count("\n") + 1 for name in names) + 0.05)
+    figure = Figure(figsize=(left + across * (cell * len(columns) + 0.2), down * (height * len(rows) + 0.5) + 0.9),
+                    layout="constrained")  # fmt: skip
+    axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    for axis, key in itertools.zip_longest(axes.flat, keys):
+        if key is None:
+            axis.set_visible(False)
+            continue
+        draw(axis, key, len(keys) > 1)
+        axis.set_title(plain(titles[key]), fontsize=9.5, loc="left")
+        axis.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
+        axis.set_yticks(np.arange(len(rows)) + 0.5, names, fontsize=8.5)
+        axis.set_xticks(np.arange(len(columns)) + 0.5, [plain(name, 22) for name in columns], fontsize=8.5, rotation=32,
+                        ha="right", rotation_mode="anchor")  # fmt: skip
+        axis.tick_params(length=0, labelbottom=True)
+        axis.spines[:].set_visible(False)
+        for row in range(1, len(rows)):
+            if groups[row] != groups[row - 1]:
+                axis.axhline(row, color="#1c2329", linewidth=0.9)
+    for row, column in itertools.product(range(down), range(across)):  # names only under the last panel of a column
+        axes[row, column].tick_params(labelbottom=(row + 1) * across + column >= len(keys))
+    return png(figure)
+
+
+def _shade(means, direction):
+    """The colour of a mean among others: pale the best, dark the worst; by logarithm where they differ tenfold."""
+    import matplotlib
+
+    means = np.asarray(means)
+    scale = np.log if len(means) and means.min() > 0 and means.max() > 10 * means.min() else lambda value: value
+    low, high = (scale(means.min()), scale(means.max())) if len(means) else (0.0, 1.0)
+    colours = matplotlib.colormaps["YlGnBu"]
+
+    def colour(mean):
+        place = (scale(mean) - low) / (high - low) if high > low else 0.0
+        return colours(0.05 + 0.8 * (place if direction == "lower" else 1 - place))
+
+    return colour
+
+
+def _box(axis, row, column, text, colour, hatch=False, frame=False):
+    from matplotlib.colors import to_rgb
+    from matplotlib.patches import Rectangle
+
+    options = {"hatch": "////", "edgecolor": "#9AA3AB", "linewidth": 0} if hatch else {"edgecolor": "white", "linewidth": 1.5}
+    axis.add_patch(Rectangle((column, row), 1, 1, facecolor=colour, **options))
+    if frame:
+        axis.add_patch(Rectangle((column + 0.035, row + 0.07), 0.93, 0.86, fill=False, edgecolor="#D55E00", linewidth=1.3))
+    dark = np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) < 0.5
+    ground = {"boxstyle": "round,pad=0.15", "facecolor": colour, "edgecolor": "none"} if hatch else None
+    axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7.4, color="white" if dark else "#15191d",
+              bbox=ground, linespacing=0.95)  # fmt: skip

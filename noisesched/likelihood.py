@@ -1,0 +1,235 @@
+"""How many bits a denoiser needs for an image: the variational bound, and its loss at every level.
+
+A diffusion model bounds the code length of an image by three terms (Kingma et al. 2021, VDM, eq. 11):
+
+    prior           what is left of the image at the noisiest level, told against N(0, I)
+    diffusion       1/2 E||x - x_hat||^2, summed against the SNR gained from the noisiest level to the cleanest
+    reconstruction  which of the 256 grey levels each pixel has, read off the cleanest level
+
+Written in log-SNR, the diffusion term in continuous time is 1/2 the integral of the *eps* error SNR ||x - x_hat||^2: it knows
+nothing of a schedule but its two ends. Only the diffusion term asks the network; the other two are computed exactly.
+
+A `Path` says which levels a bound visits and with which weights: `continuous` draws them by a schedule's density, `discrete`
+takes the N levels of an inference schedule. A `Plan` draws (level, noise) pairs; `bound` and `profile` make numbers of the
+network's errors there. Everything but the network's own arithmetic is float64, on the host. Bits are per dimension.
+"""
+
+import dataclasses
+import functools
+import math
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from noisesched import diffusion, schedules
+
+GREY_LEVELS = 256
+LOG_SNR_MIN = -12.0  # the prior term is then below 1e-5 bits
+LOG_SNR_MAX = 13.3  # VDM's: two grey levels are 6 standard deviations of the noise apart, and reading them costs 0.01 bits
+
+
+class Path(typing.NamedTuple):
+    """The levels of a bound, as a function of a position in [0, 1)."""
+
+    log_snr_min: float  # may be -inf in a discrete path
+    log_snr_max: float
+    locate: typing.Callable  # position -> (log_snr, weight): the diffusion term is the mean of weight * ||x - x_hat||^2, in nats
+
+
+class Plan(typing.NamedTuple):
+    """Levels drawn for K draws of each of n images, and the weight of the squared error there: both float64 [n, K]."""
+
+    log_snr: np.ndarray
+    weight: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """Bits per dimension, the mean over the images; `value` is the sum of the three terms.
+
+    std_error         of drawing levels and noise: the spread over seeds for these images
+    std_error_images  of having these images and no others (it holds the first as well): the spread over sets of images
+    """
+
+    value: float
+    std_error: float
+    std_error_images: float
+    diffusion: float
+    prior: float
+    reconstruction: float
+    log_snr_min: float
+    log_snr_max: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """Mean squared errors per dimension against log-SNR, [L] each, with standard errors over the images.
+
+    `bits_per_dim`: the integral of the eps error, which is the diffusion term between the first level and the last; its
+    standard error is that of drawing noise.
+    """
+
+    log_snr: np.ndarray
+    eps: np.ndarray
+    eps_std_error: np.ndarray
+    x: np.ndarray
+    x_std_error: np.ndarray
+    v: np.ndarray
+    v_std_error: np.ndarray
+    bits_per_dim: float
+    bits_per_dim_std_error: float
+
+
+# -- which levels
+
+def continuous(schedule):
+    """The path in continuous time between a schedule's two ends, its levels drawn as the schedule draws them in training.
+
+    The bound is the same for every schedule with these ends (VDM, sec. 5.1); what differs is the error of an estimate.
+    `schedule`: a schedule or its spec. ValueError for one with an infinite end, or a table.
+    """
+    schedule = schedules.make(schedule)
+    with jax.enable_x64(True):
+        low, high = (float(schedule(np.float64(u))) for u in (1.0, 0.0))
+    if schedule.table:
+        raise ValueError(f"schedule {str(schedule)!r}: a table has no density to draw levels by; give its continuous curve")
+    if not math.isfinite(low) or not math.isfinite(high):
+        raise ValueError(f"schedule {str(schedule)!r}: a bound needs finite ends, these are {low:g} and {high:g}; give "
+                         f"'truncated({schedule}, log_snr_min={LOG_SNR_MIN:g}, log_snr_max={LOG_SNR_MAX:g})'")  # fmt: skip
+
+    def locate(position):
+        with jax.enable_x64(True):
+            log_snr, rate = np.asarray(schedule(position)), np.asarray(schedules.rate(schedule, position))
+        return log_snr, 0.5 * np.exp(log_snr) * rate
+
+    return Path(low, high, locate)
+
+
+def discrete(log_snrs):
+    """The path of N steps between the N + 1 levels `log_snrs`, increasing; the first may be -inf (VDM, eq. 14).
+
+    The network is asked at the first N; from the last, the image is read off. Its diffusion term is the sum over steps of
+    1/2 (SNR_next - SNR) E||x - x_hat||^2: the left Riemann sum of the continuous one, in SNR, so the larger of the two for a
+    denoiser whose error falls as SNR rises. Steps are drawn half evenly, and half as they would count if pixels were normal.
+    """
+    log_snrs = np.asarray(log_snrs, np.float64)
+    if log_snrs.ndim != 1 or len(log_snrs) < 2 or not (np.diff(log_snrs) > 0).all() or not math.isfinite(log_snrs[-1]):
+        raise ValueError(f"a path takes 2 or more log-SNRs, strictly increasing to a finite one; got {np.shape(log_snrs)}: "
+                         f"{np.array2string(log_snrs, threshold=6, precision=4, max_line_width=200)}")  # fmt: skip
+    snr = np.exp(log_snrs)
+    gain = np.diff(snr)
+    normal = gain / (1 + snr[:-1])  # x of variance 1 has error 1 / (1 + SNR)
+    probability = 0.5 / len(gain) + 0.5 * normal / normal.sum()
+    ends = np.cumsum(probability)
+
+    def locate(position):
+        step = np.minimum(np.searchsorted(ends, position, side="right"), len(gain) - 1)
+        return log_snrs[step], 0.5 * gain[step] / probability[step]
+
+    return Path(float(log_snrs[0]), float(log_snrs[-1]), locate)
+
+
+def plan(path, seed, index, noises):
+    """The draws of the images numbered `index` [n] in the data set: a `Plan` of [n, noises].
+
+    Each image has two draws in each of noises / 2 equal parts of the path: covering the path evenly takes most of the error
+    away, and the two of a part tell without bias what is left of it. Draw k of an image depends on (seed, its number, k).
+    """
+    if noises < 2 or noises % 2:
+        raise ValueError(f"noises={noises}: draws come in pairs, which tell the error; give an even number from 2 up")
+    within = np.stack([np.random.default_rng((seed, int(i))).random(noises) for i in index])
+    log_snr, weight = path.locate((np.arange(noises) // 2 + within) / (noises // 2))
+    return Plan(log_snr, weight)
+
+
+# -- what the network does there
+
+def squared_errors(denoise, seed, x, index, draw, log_snr):
+    """||x - x_hat||^2, [B] float32, summed over dimensions; jittable.
+
+    denoise(z, log_snr [B]) -> x_hat; x [B, ...] in [-1, 1]; `index` and `draw` [B]: numbers of the image and of its draw. The
+    noise is a function of (seed, index, draw) alone: not of the batch, the device or the level.
+    """
+    keys = jax.vmap(lambda i, k: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), i), k))(index, draw)
+    eps = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
+    error = x - denoise(diffusion.add_noise(x, eps, log_snr), log_snr)
+    return jnp.square(error).sum(axis=tuple(range(1, x.ndim)))
+
+
+# -- the two terms that need no network
+
+def prior(images, log_snr_min):
+    """KL(q(z | x) || N(0, I)) at the noisiest level, in nats, [n]: what it still shows of uint8 images [n, ...]. 0 at -inf."""
+    x = (images.reshape(len(images), -1).astype(np.float64) - 127.5) / 127.5
+    alpha_bar = math.exp(-np.logaddexp(0.0, -log_snr_min))
+    return 0.5 * (alpha_bar * (x**2 - 1) + np.logaddexp(0.0, log_snr_min)).sum(axis=1)
+
+
+def reconstruction(images, log_snr_max):
+    """E -log p(x | z) at the cleanest level, in nats, [n], for uint8 images [n, ...].
+
+    Each pixel is decoded by itself: p(x | z) is proportional to q(z | x) over the 256 grey levels, -1 to 1 in steps of 2/255
+    (VDM, eq. 12 ff.). The cost depends on the grey level and the noise alone, so its mean over the noise is an integral,
+    taken here by the trapezoidal rule (which converges exponentially). The decoder does not know that a data set may use few
+    of the levels (the digits 17): what there is to gain from that, the network has to learn.
+    """
+    return reading_cost(log_snr_max)[images.reshape(len(images), -1)].sum(axis=1)
+
+
+@functools.lru_cache(maxsize=64)
+def reading_cost(log_snr_max):
+    """The expected nats that reading a pixel costs, for each true grey level: [256]."""
+    spacing = 2 / (GREY_LEVELS - 1) * math.exp(0.5 * log_snr_max)  # in standard deviations of the noise
+    eps = np.linspace(-9.0, 9.0, 361)
+    density = np.exp(-0.5 * eps**2)
+    density /= density.sum()
+    cost = np.empty(GREY_LEVELS)
+    for level in range(GREY_LEVELS):
+        away = spacing * (np.arange(GREY_LEVELS) - level)
+        logits = eps[:, None] * away - 0.5 * away**2  # of each grey level over the true one's
+        most = logits.max(axis=1)
+        cost[level] = density @ (most + np.log(np.exp(logits - most[:, None]).sum(axis=1)))
+    return cost
+
+
+# -- numbers
+
+def bound(path, drawn, errors, images):
+    """The `Bound` of uint8 `images` [n, ...], from the `errors` [n, K] (`squared_errors`) at the levels `drawn`, a `Plan`."""
+    bit = math.log(2) * math.prod(images.shape[1:])
+    n, draws = errors.shape
+    parts = drawn.weight * np.asarray(errors, np.float64) / bit
+    terms = parts.mean(axis=1), prior(images, path.log_snr_min) / bit, reconstruction(images, path.log_snr_max) / bit
+    # Of a pair of draws a, b the variance of a + b is E (a - b)^2.
+    pairs = parts.reshape(n, draws // 2, 2)
+    std_error = math.sqrt(np.square(pairs[..., 0] - pairs[..., 1]).sum()) / parts.size
+    means = [float(term.mean()) for term in terms]
+    over_images = float(sum(terms).std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    return Bound(sum(means), std_error, over_images, *means, path.log_snr_min, path.log_snr_max)
+
+
+def diffusion_outside(drawn, errors, images, low, high):
+    """How many bits of the diffusion term come from levels noisier than `low`, and from levels cleaner than `high`."""
+    parts = drawn.weight * np.asarray(errors, np.float64) / (math.log(2) * math.prod(images.shape[1:]))
+    return float((parts * (drawn.log_snr < low)).mean()), float((parts * (drawn.log_snr > high)).mean())
+
+
+def profile(log_snrs, errors, dimensions):
+    """The `Profile` from the squared errors [n, L, K] of n images at the finite levels `log_snrs` [L], even spaced, K >= 2.
+
+    Noise must be drawn anew at every level: then the integral averages it out, and its error follows from the K draws. The
+    three errors are one error rescaled: eps is SNR, v is SNR + 1 times x.
+    """
+    from scipy import integrate
+
+    n, count, noises = errors.shape
+    log_snrs, errors = np.asarray(log_snrs, np.float64), np.asarray(errors, np.float64) / dimensions
+    snr = np.exp(log_snrs)
+    weight = integrate.simpson(np.eye(count), x=log_snrs) * snr / (2 * math.log(2))
+    noise = errors.var(axis=2, ddof=1).sum(axis=0) / (noises * n**2)  # variance of each level's mean
+    each = errors.mean(axis=2)  # [n, L]
+    x, x_std_error = each.mean(axis=0), each.std(axis=0, ddof=1) / math.sqrt(n)
+    return Profile(log_snrs, snr * x, snr * x_std_error, x, x_std_error, (snr + 1) * x, (snr + 1) * x_std_error,
+                   float(weight @ x), math.sqrt(weight**2 @ noise))  # fmt: skip

@@ -1,0 +1,264 @@
+"""The report: what `compare` left in a folder, told as a short paper, in one HTML page and in Markdown.
+
+Every sentence with a finding is made from the numbers, by rules that the report states; nothing here knows how a comparison
+came out. The statistics are in `findings`, the pictures in `figures`, the two ways of writing them down in `document`.
+"""
+
+import importlib.metadata
+import platform
+import shlex
+from pathlib import Path
+
+from tqdm import tqdm
+
+from noisesched import document, figures, findings, heatmaps, sentences
+from noisesched.document import Code, Heading, Items, Picture, Table, Text, Title, number, plus_minus
+from noisesched.sentences import count, listed
+
+PACKAGES = ("noisesched", "jax", "flax", "numpy", "scipy", "matplotlib")
+
+
+def run(directory, out="", say=tqdm.write):
+    """Writes report.html, report.md and report_pictures/ into `out` (or directory/report); returns the path of the page.
+
+    Raises FileNotFoundError or ValueError, in one line, for what is missing or damaged in the comparison's `directory`.
+    """
+    comparison = findings.read(directory)
+    if not comparison.metrics:
+        raise ValueError(f"{comparison.folder}: none of its {len(comparison.rows)} rows has a number, all were refused: "
+                         f"{comparison.rows[0]['refused']}")  # fmt: skip
+    command = shlex.join(["noisesched", "report", f"--compare={directory}", *([f"--out={out}"] if out else [])])
+    folder = Path(out or comparison.folder / "report")
+    document.write(compose(comparison, command), folder, "report")
+    say(f"{len(comparison.rows)} of {len(comparison.config['keys'])} rows: see {folder / 'report.html'}")
+    return folder / "report.html"
+
+
+def compose(comparison, command):
+    """The blocks of the report."""
+    pairs, metric = findings.pairs(comparison), comparison.metrics[0]
+    parts = (heading, compared, by_schedule, by_calls, paired, losses, placed, images, numbers, costs)
+    blocks = [block for part in parts for block in part(comparison, metric, pairs)]
+    return [*blocks, *made_by(comparison, command),
+            Heading("What the data do not show"), Items(sentences.limits(comparison, metric, pairs))]  # fmt: skip
+
+
+# -- the parts, in order
+
+def heading(comparison, metric, pairs):
+    told = [sentences.scope(comparison), *sentences.extremes(comparison, metric), *sentences.answers(comparison, metric, pairs)]
+    return [Title("Noise schedules compared", sentences.question(pairs)), Items(told, abstract=True)]
+
+
+def compared(comparison, metric, pairs):
+    config, about = comparison.config["comparison"], comparison.about
+    rows = [[name, run["drawn"], sentences.told(comparison, name), run.get("table") or "-", f"{run['num_parameters']:,}",
+             f"{run['train_steps']:,} x {run['batch_size']}", str(len(run["workdirs"]))]
+            for name, run in comparison.runs.items()]  # fmt: skip
+    measured = [[name, findings.better(name), number(comparison.floor[name]) if name in comparison.floor else "-"]
+                for name in comparison.metrics]  # fmt: skip
+    extra = [f"parameters: {config['parameters']}"] * ("parameters" in config)
+    real = sentences.flat(about | {"extractors": None}) or "nothing is stored of them"
+    seen = [f"extractor {name}: {sentences.flat(what)}" for name, what in about.get("extractors", {}).items()]
+    return [
+        Heading("What was compared"),
+        Table(["run", "levels drawn in training", "told", "table of timesteps", "parameters", "steps x batch", "seeds"], rows),
+        Items(sentences.meanings(comparison)),
+        Text(f"Inference: {listed(comparison.schedules)}; {listed([f'{m}, {s} spacing' for m, s in comparison.variants])}; "
+             f"{listed(comparison.calls)} network calls; {count(len({row['seed'] for row in comparison.rows}), 'seed')} of the "
+             f"noise, image i of a seed from the same noise throughout{''.join('; ' + text for text in extra)}."),  # fmt: skip
+        Text(f"Real images: {real}. The floor is each number between two disjoint halves of them: what cannot be told from real "
+             "images with so many of each lies there."),  # fmt: skip
+        *[Items(seen)] * bool(seen),
+        Table(["number", "better", "floor"], measured),
+    ]  # fmt: skip
+
+
+def by_schedule(comparison, metric, pairs):
+    yield Heading("Quality under each schedule")
+    for which, variant in enumerate(comparison.variants, 1):
+        where = _variant(comparison, variant)
+        yield Picture(f"heat_map_{which}", heatmaps.heat_maps(comparison, metric, variant, [comparison.middle]), (
+            f"{metric} at {comparison.middle} network calls{where}: mean{_spread(comparison)}. Darker is worse. An orange frame: "
+            f"the schedule of training.{_marks(comparison)}"))  # fmt: skip
+        if len(comparison.calls) > 1:
+            yield Picture(f"heat_maps_{which}", heatmaps.heat_maps(comparison, metric, variant, comparison.calls), (
+                f"The same for all numbers of calls{where}; each panel has a scale of its own."))  # fmt: skip
+
+
+def by_calls(comparison, metric, pairs):
+    yield Heading("Quality against network calls")
+    for which, variant in enumerate(comparison.variants, 1):
+        yield Picture(f"quality_{which}", figures.quality(comparison, metric, variant), (
+            f"{metric} against network calls{_variant(comparison, variant)}, a panel for each inference schedule."
+            + (" Bands: one standard deviation over seeds." if len(comparison.seeds) > 1 else "")
+            + (" Gray dashes: the floor." if metric in comparison.floor else "")))  # fmt: skip
+
+
+def paired(comparison, metric, pairs):
+    yield Heading("What the network is told, seed by seed")
+    if not pairs:
+        yield Text("No two of these runs drew the same levels in training and were told them differently: nothing can be paired.")
+        return
+    yield Text(sentences.rule(comparison))
+    columns = ["schedules", "cells", "seeds", "difference ± standard error", "95 % interval", "the first is"]
+    caption = (f"Differences of {metric}, first minus second, averaged over schedules and numbers of calls: where distances are "
+               "large, they weigh most.")  # fmt: skip
+    yield averages(comparison, metric, sentences.questions(pairs), ["first told", "second told", *columns],
+                   f"{caption} Over all ways of drawing levels in training.")  # fmt: skip
+    for which, variant in enumerate(comparison.variants, 1):
+        yield Picture(f"differences_{which}", heatmaps.difference_maps(comparison, metric, variant, findings.foremost(pairs)), (
+            f"Mean difference of {metric}{_variant(comparison, variant)}, the first condition minus the second. Blue: the first "
+            "is better; orange: it is worse; gray: no difference seen (or one seed). Framed: the schedule of training."))
+    yield averages(comparison, metric, {tuple(map(str, pair)): [pair] for pair in pairs}, ["first", "second", *columns], caption,
+                   "Each way of drawing levels by itself")  # fmt: skip
+    if len(comparison.metrics) > 1:
+        verdicts = lambda pair, name: [said for task in comparison.tasks if (
+            said := sentences.verdict(comparison, *pair, task, name))]  # fmt: skip
+        rows = [[*map(str, pair), *(sentences.tally(verdicts(pair, name), short=True) for name in comparison.metrics)]
+                for pair in pairs]  # fmt: skip
+        yield Table(["first", "second", *comparison.metrics], rows, "Verdicts over all cells: better / worse / no difference "
+                    "seen.", folded="By every number, not the main one alone")  # fmt: skip
+    rows = []
+    for first, second in pairs:
+        for task in comparison.tasks:
+            if values := findings.differences(comparison, first, second, task, metric):
+                found = findings.difference(values.values())
+                rows.append([str(first), str(second), *_columns(comparison, task), *_difference(found), str(found.n),
+                             findings.verdict(found, metric)])  # fmt: skip
+    header = ["first", "second", *_head(comparison), "difference ± standard error", "95 % interval", "seeds", "the first is"]
+    yield Table(header, rows, folded=f"All {len(rows)} differences of {metric}, cell by cell")  # fmt: skip
+
+
+def averages(comparison, metric, asked, header, caption, folded=""):
+    """The table of {(first, second): pairs}: their average differences under the schedule of training, and under others."""
+    rows, verdicts = [], []
+    for names, pairs in asked.items():
+        for own, where in ((True, "of training"), (False, "others")):
+            cells = sentences.select(comparison, pairs, own)
+            found, full = findings.average(comparison, cells, metric)
+            if found:
+                verdicts.append(findings.verdict(found, metric))
+                rows.append([*names, where, f"{full} of {len(cells)}", str(found.n), *_difference(found), verdicts[-1]])
+    return Table(header, rows, caption, folded, verdicts)
+
+
+def losses(comparison, metric, pairs):
+    yield Heading("Likelihood and loss at every level")
+    evaluated, asked = (sum(map(len, which)) for which in (
+        comparison.evaluations.values(), [run["workdirs"] for run in comparison.runs.values()]))  # fmt: skip
+    if not evaluated:
+        yield Text("No run has been evaluated: there is no evaluation/evaluation.json in their workdirs.")
+        return
+    yield Picture("profiles", figures.profiles(comparison), (
+        f"Squared error of the network on held-out images at every log-SNR, {evaluated} of {asked} networks"
+        f"{', mean over seeds with one standard deviation' if len(comparison.seeds) > 1 else ''}; what a network is told of "
+        "timesteps here is as its own config says."))  # fmt: skip
+    rows = []
+    for name, found in comparison.evaluations.items():
+        if found:
+            bits = findings.summarise([each["bits_per_dim"]["value"] for each in found.values()])
+            share = [each["bits_per_dim"].get("untrained", {}).get("share") for each in found.values()]
+            known = [value for value in share if isinstance(value, int | float)]
+            rows.append([name, sentences.told(comparison, name), plus_minus(bits.mean, bits.std), str(bits.n),
+                         f"{findings.summarise(known).mean:.1%}" if known else "-"])  # fmt: skip
+    yield Table(["run", "told", "bits per dimension", "seeds", "of it at levels never drawn"], rows,
+                "Lower is better; mean ± standard deviation over seeds.")  # fmt: skip
+
+
+def placed(comparison, metric, pairs):
+    yield Heading("Where the schedules put their levels")
+    for which, variant in enumerate(comparison.variants, 1):
+        yield Picture(f"levels_{which}", figures.levels(comparison, variant, comparison.middle), (
+            f"The levels of each inference schedule for {comparison.middle} network calls{_variant(comparison, variant)}, under "
+            "the density of the levels that training drew. Orange: outside of it; an arrowhead: -inf, or beyond the picture."))
+
+
+def images(comparison, metric, pairs):
+    yield Heading("Images from the same noise")
+    for which, variant in enumerate(comparison.variants, 1):
+        for calls in dict.fromkeys((comparison.calls[0], comparison.middle)):
+            yield Picture(f"images_{which}_{calls}", figures.strips(comparison, variant, calls), (
+                f"{calls} network calls{_variant(comparison, variant)}: rows are networks, columns inference schedules; every "
+                "cell starts from the same noise. Not chosen: the first images of the first seeds."))  # fmt: skip
+
+
+def numbers(comparison, metric, pairs):
+    yield Heading("The numbers")
+    rows = []
+    for calls in comparison.calls:
+        for word, index in (("best", 0), ("worst", -1)):
+            if found := sentences.ranked(comparison, metric, calls):
+                condition, task, cell = found[index]
+                where = [str(condition), sentences.place(comparison, task)]
+                rows.append([str(calls), word, *where, plus_minus(*cell[:2]), str(cell.n)])
+    yield Table(["calls", "", "condition", "schedule", metric, "seeds"], rows, f"Mean{_spread(comparison)}.")
+    full = []
+    for (condition, task), found in comparison.cells.items():
+        cells = [comparison.summary(condition, task, name) for name in comparison.metrics]
+        full.append([str(condition), *_columns(comparison, task), str(len(found)),
+                     *(plus_minus(*cell[:2]) if cell else "-" for cell in cells), _notes(found)])  # fmt: skip
+    yield Table(["condition", *_head(comparison), "rows", *comparison.metrics, "notes"], full,
+                f"Mean{_spread(comparison)}.", folded=f"All {len(full)} cells, all numbers")  # fmt: skip
+
+
+def costs(comparison, metric, pairs):
+    rows, total = [], [0.0, 0.0, 0]
+    for name, run in comparison.runs.items():
+        mine = [row for row in comparison.rows if row["run"] == name]
+        sampling = sum(row["seconds"] for row in mine)
+        calls = sum(row["network_calls"] * row["num_images"] for row in mine if not row["refused"])
+        spent = findings.summarise(run["seconds"]) if run["seconds"] else None
+        rows.append([name, plus_minus(spent.mean, spent.std) if spent else "-", number(sampling), f"{calls:,}"])
+        total = [total[0] + sum(run["seconds"]), total[1] + sampling, total[2] + calls]
+    rows.append(["all", number(total[0]), number(total[1]), f"{total[2]:,}"])
+    header = ["run", "training, seconds each", "sampling and measuring, seconds", "network calls x images"]
+    return [Heading("What it cost"), Table(header, rows, f"Mean{_spread(comparison)}; in the last row, sums.")]
+
+
+def made_by(comparison, command):
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    stored = comparison.config.get("command") or "# the command of the comparison is not stored"
+    return [Heading("How to make it again"), Code(f"{stored}\n{command}"),
+            Text(f"This report was written with Python {platform.python_version()}, {versions}.")]  # fmt: skip
+
+
+# -- captions and columns
+
+def _variant(comparison, variant):
+    """What sampled, where it has to be said."""
+    return f" with {variant[0]}, {variant[1]} spacing" if len(comparison.variants) > 1 else ""
+
+
+def _spread(comparison):
+    return " ± standard deviation over seeds" if len(comparison.seeds) > 1 else " (one seed: no spread)"
+
+
+def _marks(comparison):
+    """What the marks in a heat map mean, if there are any."""
+    refused, clamped = (findings.handled(comparison.rows, how) for how in ("refused", "clamped"))
+    text = " Hatched: rows refused, with their number." if refused else ""
+    return text + (" †: levels outside the table of timesteps, told as its nearest end." if clamped else "")
+
+
+def _head(comparison):
+    return ["schedule", *(["method", "spacing"] if len(comparison.variants) > 1 else []), "calls"]
+
+
+def _columns(comparison, task):
+    return [task.schedule, *([task.method, task.spacing] if len(comparison.variants) > 1 else []), str(task.calls)]
+
+
+def _difference(found):
+    """A Difference's two columns, with as many decimals each."""
+    if found.std_error is None:
+        return [number(found.mean), "-"]
+    text = plus_minus(found.mean, found.std_error)
+    decimals = len(text.partition(" ± ")[0].partition(".")[2])
+    exact = "e" in text  # too small or large for decimals
+    return [text, " to ".join(number(limit) if exact else f"{limit:,.{decimals}f}" for limit in (found.low, found.high))]
+
+
+def _notes(rows):
+    counts = {how: findings.handled(rows, how) for how in ("refused", "clamped")}
+    return ", ".join(f"{n} {how}" for how, n in counts.items() if n)

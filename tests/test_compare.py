@@ -1,0 +1,321 @@
+"""Comparisons: what a row depends on, that none is made twice or lost, what is refused and what only skipped."""
+
+import dataclasses
+import errno
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from noisesched import compare, features, sample, train
+from noisesched import config as configuration
+from noisesched.checkpoints import Checkpoints
+from noisesched.workdir import Workdir, read_lines
+
+TABLE = "discrete(linear,num_steps=20)"
+ASKED = compare.Comparison(
+    workdirs=(), runs={}, train_seeds=(0,), parameters="ema", schedules=("linear", "cosine"), methods=("ddim",), calls=(2, 3),
+    spacing="trailing", seeds=(0,), translations=("nearest",), outside="clamp", metrics=("frechet(raw)", "brightness"),
+    num_images=40, reference="test", inception_weights="", likelihood="", likelihood_images=0,
+)  # fmt: skip
+
+
+def save(workdir, config, step=6, size=0.2):
+    """A run as training would leave it, but with random parameters: an untrained network's output is zero."""
+    random = np.random.default_rng(0)
+    _, state = train.init(config)
+    params = jax.tree.map(lambda leaf: random.normal(0, size, leaf.shape).astype(np.float32), state.params)
+    workdir.write_config(configuration.to_dict(config))
+    with Checkpoints(workdir, max_to_keep=1) as checkpoints:
+        checkpoints.save(step, train.State(np.int32(step), params, params, ())._asdict())
+
+
+@pytest.fixture(scope="module")
+def runs(small, tmp_path_factory):
+    """Workdirs of a run told log-SNR and of one told timesteps."""
+    folder = tmp_path_factory.mktemp("runs")
+    told = {"log_snr": {"schedule": "linear"},
+            "timestep": {"schedule": TABLE, "conditioning.kind": "timestep", "conditioning.table": TABLE}}  # fmt: skip
+    for name, changes in told.items():
+        save(Workdir(folder / name / "seed0"), small(changes))
+    return {name: str(folder / name / "seed0") for name in told}
+
+
+@pytest.fixture
+def compared(runs, tmp_path):
+    """`compared(workdirs=[..], ..)` -> (rows, lines said), in one directory for all calls of a test."""
+
+    def run(**changes):
+        changes = {"workdirs": tuple(runs.values())} | changes
+        lines = []
+        return compare.run(dataclasses.replace(ASKED, **changes), tmp_path / "out", say=lines.append), lines
+
+    return run
+
+
+def without_times(rows):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+# -- rows
+
+def test_every_combination_is_one_line_with_all_that_made_it(compared, tmp_path):
+    rows, _ = compared(seeds=(0, 1), translations=("nearest", "raw"))
+    assert len(rows) == (1 + 2) * 2 * 2 * 2  # (log-SNR + two translations) x schedules x calls x seeds
+    assert read_lines(tmp_path / "out" / "compare.jsonl") == rows
+    assert len({row["key"] for row in rows}) == len(rows)
+    assert all(set(row["metrics"]) == {"frechet(raw, n=40)", "brightness(n=40)"} for row in rows)
+    assert all((tmp_path / "out" / row["preview"]).is_file() for row in rows)
+    asked = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert asked["keys"] == [row["key"] for row in rows] and asked["comparison"]["calls"] == [2, 3]
+    reference = json.loads((tmp_path / "out" / "reference.json").read_text())
+    assert set(reference["floor"]) == set(rows[0]["metrics"])
+
+
+def test_a_second_call_makes_nothing_and_opens_nothing(compared, monkeypatch):
+    rows, _ = compared()
+    monkeypatch.setattr(features, "reference", lambda *_, **__: pytest.fail("the real images were opened"))
+    monkeypatch.setattr(compare, "Checkpoints", lambda *_, **__: pytest.fail("a checkpoint was opened"))
+    again, lines = compared()
+    assert again == rows and "0 of them new" in lines[-1]
+
+
+def test_what_is_asked_in_addition_is_all_that_is_made(compared, tmp_path):
+    compared(schedules=("linear",))
+    first = read_lines(tmp_path / "out" / "compare.jsonl")
+    compared(schedules=("karras",))
+    assert len(json.loads((tmp_path / "out" / "config.json").read_text())["keys"]) == 2 * len(first)  # a report shows all
+    both = read_lines(tmp_path / "out" / "compare.jsonl")
+    assert both[: len(first)] == first and len(both) == 2 * len(first)
+
+
+def test_a_new_checkpoint_makes_its_rows_anew(runs, compared, small):
+    first, _ = compared(workdirs=(runs["log_snr"],))
+    with Checkpoints(Workdir(runs["log_snr"]), max_to_keep=2) as checkpoints:
+        _, state = train.init(small({"schedule": "linear"}))
+        params = jax.tree.map(np.asarray, state.params)
+        checkpoints.save(8, train.State(np.int32(8), params, params, ())._asdict())
+    second, lines = compared(workdirs=(runs["log_snr"],))
+    assert {row["checkpoint"] for row in second} == {8} and "4 of them new" in lines[-1]
+
+
+def test_a_killed_comparison_ends_with_the_same_rows(compared, monkeypatch, tmp_path):
+    path, usual, made = tmp_path / "out" / "compare.jsonl", compare.generate, []
+
+    def killed_at_the_fourth(*args, **kwargs):
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(1)
+        return usual(*args, **kwargs)
+
+    monkeypatch.setattr(compare, "generate", killed_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        compared()
+    monkeypatch.setattr(compare, "generate", usual)
+    before = path.read_text()
+    assert before.count("\n") == 3
+    path.write_text(before + '{"key": "1234')  # and one more was being written
+    resumed, lines = compared()
+    assert path.read_text().startswith(before) and "5 of them new" in lines[-1]
+    path.unlink()
+    whole, _ = compared()
+    assert without_times(whole) == without_times(resumed)
+
+
+def test_a_full_disk_costs_the_row_that_was_being_written(compared, monkeypatch, tmp_path):
+    usual, written = os.fsync, []
+
+    def full(file):
+        if os.readlink(f"/proc/self/fd/{file}").endswith("compare.jsonl"):
+            written.append(1)
+            if len(written) == 3:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return usual(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"compare\.jsonl.*No space left"):
+        compared()
+    monkeypatch.setattr(os, "fsync", usual)
+    rows, lines = compared()
+    assert len(rows) == 8 and int(lines[-1].split(" rows are there, ")[1].split()[0]) <= 6
+
+
+def test_one_program_serves_all_runs_and_schedules_of_a_network_and_a_length(compared, small, tmp_path, monkeypatch):
+    made, usual = [], compare.make_sampler
+    monkeypatch.setattr(compare, "make_sampler", lambda *args: made.append(usual(*args)) or made[-1])
+    others = {"linear": {"schedule": "linear", "seed": 1}, "cosine": {}}
+    for name, changes in others.items():
+        save(Workdir(tmp_path / name), small(changes))
+    compared(workdirs=tuple(str(tmp_path / name) for name in others), schedules=("linear", "cosine", "karras", "flow"))
+    assert [draw._cache_size() for draw in made] == [2]  # lengths 2 and 3
+
+
+def test_the_same_noise_in_every_row(compared, monkeypatch):
+    seen = []
+    monkeypatch.setattr(compare, "generate", lambda *args, seed, **kwargs: seen.append(seed) or np.zeros((40, 8, 8, 1), np.uint8))
+    compared(seeds=(7,))
+    assert set(seen) == {7}
+
+
+# -- timesteps
+
+def test_raw_steps_are_right_under_the_training_schedule_and_wrong_under_another(compared, runs):
+    rows, _ = compared(workdirs=(runs["timestep"],), schedules=(TABLE, "cosine"), calls=(5,), translations=("nearest", "raw"))
+    by = {(row["schedule"], row["translation"]): row["metrics"] for row in rows}
+    assert by[TABLE, "nearest"] == by[TABLE, "raw"]
+    assert by["cosine", "nearest"] != by["cosine", "raw"]
+
+
+def test_raw_tells_the_steps_of_the_table(small):
+    config = small({"schedule": TABLE, "conditioning.kind": "timestep", "conditioning.table": TABLE})
+    table = configuration.make_conditioning(config).table
+    np.testing.assert_allclose(sample.told_raw(config, 5), [table[step - 1] for step in (20, 16, 12, 8, 4)], rtol=1e-6)
+    np.testing.assert_allclose(sample.told_raw(config, 40)[:4], [table[19], table[19], table[18], table[18]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("handling", ["refuse", "clamp"])
+def test_levels_beyond_the_table_are_counted_and_refused_or_clamped(compared, handling):
+    rows, lines = compared(outside=handling, calls=(3,), translations=("nearest", "raw"))
+    by = {(row["told"], row["schedule"], row["translation"]): row for row in rows}
+    beyond = by["timestep", "cosine", "nearest"]  # its first level is log-SNR -inf, which no table of linear's has
+    assert beyond["outside"] == {"levels": 1, "by": np.inf, "handled": {"refuse": "refused", "clamp": "clamped"}[handling]}
+    assert bool(beyond["refused"]) == (handling == "refuse") and bool(beyond["metrics"]) == (handling == "clamp")
+    for others in (by["log_snr", "cosine", None], by["timestep", "cosine", "raw"]):
+        assert others["outside"]["levels"] == 0 and others["metrics"]
+    assert any("lie outside the table" in line for line in lines) == (handling == "refuse")
+
+
+# -- faults
+
+def test_images_that_are_not_finite_cost_their_row_alone(compared, small, runs, tmp_path):
+    save(Workdir(tmp_path / "wild"), small({"schedule": "linear"}), size=1e30)
+    rows, lines = compared(workdirs=(str(tmp_path / "wild"), runs["log_snr"]))
+    assert [bool(row["refused"]) for row in rows] == [True] * 4 + [False] * 4
+    assert "not finite" in rows[0]["refused"] and rows[0]["metrics"] == {}
+
+
+def test_noise_predictors_at_zero_snr_cost_their_row_alone(compared, small, tmp_path):
+    save(Workdir(tmp_path / "eps"), small({"schedule": "linear", "model.prediction": "eps"}))
+    rows, _ = compared(workdirs=(str(tmp_path / "eps"),), calls=(3,))
+    assert [bool(row["refused"]) for row in rows] == [False, True] and "zero SNR" in rows[1]["refused"]
+
+
+FAULTS = {
+    "nothing": ({"workdirs": ()}, "nothing to compare"),
+    "no schedules": ({"schedules": ()}, "schedules is empty"),
+    "twice": ({"calls": (5, 5)}, "calls: an entry is there twice"),
+    "schedule": ({"schedules": ("cosin",)}, "schedules: .*cosin.*known"),
+    "method": ({"methods": ("dim",)}, "methods: .*dim.*known"),
+    "metric": ({"metrics": ("fid",)}, "metrics: .*fid"),
+    "calls": ({"calls": (0,)}, "calls: 0 is not"),
+    "translation": ({"translations": ("none",)}, "'none' is none of nearest, interpolated, raw"),
+    "outside": ({"outside": "ignore"}, "outside='ignore': choose one of refuse, clamp"),
+    "spacing": ({"spacing": "even"}, "spacing='even'"),
+    "parameters": ({"parameters": "raw"}, "parameters='raw'"),
+    "seed": ({"seeds": (-1,)}, "seed -1"),
+    "num_images": ({"num_images": 0}, "num_images=0"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_cannot_be_asked_is_said_in_one_line(runs, fault):
+    changes, message = FAULTS[fault]
+    with pytest.raises(configuration.ConfigError, match=message) as raised:
+        compare.check(dataclasses.replace(ASKED, **({"workdirs": tuple(runs.values())} | changes)))
+    assert "\n" not in str(raised.value)
+
+
+def test_an_empty_workdir_is_named(compared, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty holds no run"):
+        compared(workdirs=(str(tmp_path / "empty"),))
+
+
+def test_a_run_without_checkpoints_is_named(compared, small, tmp_path):
+    Workdir(tmp_path / "begun").write_config(configuration.to_dict(small()))
+    with pytest.raises(configuration.ConfigError, match="begun holds no checkpoint yet"):
+        compared(workdirs=(str(tmp_path / "begun"),))
+
+
+def test_an_edited_config_is_refused_even_where_the_shapes_fit(compared, small, tmp_path):
+    workdir = Workdir(tmp_path / "edited")
+    save(workdir, small())
+    workdir.write_config(configuration.to_dict(small({"model.prediction": "x"})))
+    with pytest.raises(ValueError, match='edited.*model.prediction: "v" -> "x".*put that back') as raised:
+        compared(workdirs=(str(workdir.path),))
+    assert "\n" not in str(raised.value)
+
+
+def test_unequal_images_are_refused(compared, small, runs, tmp_path):
+    save(Workdir(tmp_path / "large"), small({"data.image_size": 16}))
+    with pytest.raises(configuration.ConfigError, match="other images.*'image_size': 16"):
+        compared(workdirs=(runs["log_snr"], str(tmp_path / "large")))
+
+
+def test_one_name_for_two_configurations_is_refused(compared, small, tmp_path):
+    for name, changes in (("seed0", {}), ("seed1", {"weighting": "eps"})):
+        save(Workdir(tmp_path / "run" / name), small(changes))
+    with pytest.raises(configuration.ConfigError, match="differ in more than the seed: weighting"):
+        compared(workdirs=(str(tmp_path / "run" / "seed0"), str(tmp_path / "run" / "seed1")))
+
+
+def test_a_damaged_line_is_named(compared, tmp_path):
+    compared(schedules=("linear",))
+    path = tmp_path / "out" / "compare.jsonl"
+    path.write_text("nonsense\n" + path.read_text())
+    with pytest.raises(ValueError, match="compare.jsonl, line 1"):
+        compared(schedules=("linear",))
+
+
+def test_more_images_than_there_are_is_said_before_sampling(compared, monkeypatch):
+    monkeypatch.setattr(compare, "generate", lambda *_, **__: pytest.fail("sampled"))
+    with pytest.raises(ValueError, match="148"):  # half of the 297
+        compared(num_images=200)
+
+
+# -- training, through the command line
+
+def test_runs_are_trained_first_and_only_once(run, words, tmp_path):
+    config = tmp_path / "comparison.py"
+    changes = dict(word.removeprefix("--config.").split("=", 1) for word in words()[1:])
+    settings = "\n".join(f"    override(small, {name!r}, {value!r})" for name, value in changes.items())
+    config.write_text(f"""
+import ast
+from configs import compare, digits
+
+def override(config, name, value):
+    *groups, last = name.split(".")
+    for group in groups:
+        config = config[group]
+    config[last] = ast.literal_eval(value)
+
+def get_config():
+    config = compare.get_config()
+    small = digits.get_config()
+{settings}
+    config.runs.small = small
+    config.train_seeds = (0, 1)
+    config.metrics = ("frechet(raw)",)
+    config.num_images = 30
+    config.reference = "test"
+    config.schedules = ("cosine",)
+    config.calls = (2,)
+    return config
+""")
+    root = compare.__file__.rsplit("/noisesched/", 1)[0]
+    (tmp_path / "configs").symlink_to(os.path.join(root, "configs"))
+    (tmp_path / "mine").mkdir()
+    config = config.rename(tmp_path / "mine" / "comparison.py")
+    out = tmp_path / "out"
+    code, text, error = run("compare", f"--config={config}", f"--out={out}")
+    assert code == 0, error
+    assert "training run 2 of 2: small, seed 1" in text and "2 of them new" in text
+    assert (out / "runs" / "small" / "seed1" / "evaluation" / "evaluation.json").is_file()
+    described = json.loads((out / "runs.json").read_text())["small"]
+    assert len(described["workdirs"]) == 2 and min(described["seconds"]) > 0
+    code, text, error = run("compare", f"--config={config}", f"--out={out}")
+    assert code == 0 and "training run" not in text and "0 of them new" in text
+    code, _, error = run("compare", f"--config={config}", f"--out={out}", "--config.num_images=31", "--config.outside=never")
+    assert code == 2 and error.count("\n") == 1 and "choose one of refuse, clamp" in error

@@ -1,0 +1,345 @@
+"""Evaluating a run: what is written, what it depends on, what is done once only, what is refused."""
+
+import dataclasses
+import json
+import sys
+import time
+import types
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import noisesched
+from noisesched import __main__ as cli
+from noisesched import config as configuration
+from noisesched import data, denoiser, evaluate, train
+from noisesched.checkpoints import Checkpoints
+from noisesched.workdir import Workdir
+
+ASKED = evaluate.Request(num_images=6, noises=4, profile_levels=9)
+TABLE = "discrete(linear,num_steps=50)"
+DRAW = evaluate.draw
+KINDS = {
+    "plain": {},
+    "classes": {"model.num_classes": 10},
+    "eps": {"model.prediction": "eps", "schedule": "linear"},
+    "table": {"schedule": TABLE, "conditioning.kind": "timestep", "conditioning.table": TABLE},
+}
+
+
+def parameters(config, seed):
+    """Random ones, with no layer at zero: an untrained network's output is."""
+    random, shapes = np.random.default_rng(seed), shapes_of(config)[1]
+    return jax.tree.map(lambda leaf: random.normal(0, 0.2, leaf.shape).astype(np.float32), shapes)
+
+
+def shapes_of(config):
+    return denoiser.split(nnx.eval_shape(lambda: configuration.make_denoiser(config)))
+
+
+@pytest.fixture(scope="module")
+def runs(small, tmp_path_factory):
+    """{kind: the path of a run with a checkpoint of step 20, the plain one also of step 10}, made without training."""
+    made = {}
+    for kind, changes in KINDS.items():
+        workdir, config = Workdir(tmp_path_factory.mktemp(kind) / "run"), small(changes)
+        workdir.write_config(configuration.to_dict(config))
+        with Checkpoints(workdir, max_to_keep=None) as checkpoints:
+            for step in (10, 20) if kind == "plain" else (20,):
+                params, ema = parameters(config, step), parameters(config, step + 1)
+                checkpoints.save(step, train.State(np.int32(step), params, ema, ())._asdict())
+        made[kind] = str(workdir.path)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def small_batches_and_no_picture(monkeypatch):
+    monkeypatch.setattr(evaluate, "BATCH", 8)
+    monkeypatch.setattr(evaluate, "draw", lambda path, result, config: path.touch())
+
+
+@pytest.fixture
+def evaluated(runs, tmp_path):
+    """`evaluated("plain", noises=2, ..)` -> (what evaluation.json holds, lines said)."""
+
+    def run(kind="plain", **changes):
+        lines = []
+        request = dataclasses.replace(ASKED, **({"out": str(tmp_path / "out")} | changes))
+        return evaluate.run(runs[kind], request, lines.append), lines
+
+    return run
+
+
+def bits(result):
+    return result["bits_per_dim"]["value"]
+
+
+def stored(folder):
+    return json.loads((folder / "evaluation.json").read_text(), parse_constant=lambda token: pytest.fail(token))
+
+
+# -- what is written
+
+def test_what_is_written(evaluated, runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "draw", DRAW)
+    result, lines = evaluated(discrete=(("cosine", 20), ("karras", 5)))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"evaluation.json", "profile.png"}
+    assert (tmp_path / "out" / "profile.png").stat().st_size > 10_000
+    assert stored(tmp_path / "out") == result
+    assert (result["checkpoint"], result["parameters"], result["split"]) == (20, "ema", "test")
+    assert (result["num_images"], result["noises"], result["request"]["seed"]) == (6, 4, 0)
+    found = result["bits_per_dim"]
+    assert found["value"] == pytest.approx(found["diffusion"] + found["prior"] + found["reconstruction"])
+    assert (found["log_snr_min"], found["log_snr_max"]) == (-12.0, 13.3) and found["std_error"] > 0
+    cosine, karras = result["discrete"]
+    assert (cosine["schedule"], cosine["num_levels"], cosine["log_snr_min"], cosine["prior"]) == ("cosine", 20, "-inf", 0)
+    assert (karras["num_levels"], karras["log_snr_min"]) == (5, pytest.approx(-8.76, abs=0.01))
+    last = np.log(np.tan(np.pi / 40) ** -2)  # cosine's at u = 1/20, but for its s; the SNR then doubles
+    assert cosine["log_snr_max"] == pytest.approx(last + np.log(2), abs=0.3)
+    profile = result["profile"]
+    assert profile["log_snr"] == pytest.approx(np.linspace(-12, 13.3, 9)) and profile["noises"] == 2
+    for kind in ("eps", "x", "v"):
+        assert len(profile[kind]) == len(profile[f"{kind}_std_error"]) == 9 and min(profile[kind]) > 0
+    np.testing.assert_allclose(profile["v"], np.add(profile["x"], profile["eps"]), rtol=1e-12)  # |v|^2 = |eps|^2 + |x|^2
+    assert "quality" not in result
+    assert lines[0] == "step 20 (ema), 6 images of 'test', bits per dimension:"
+    assert f"{found['value']:.4f} +- {found['std_error']:.4f}" in lines[1] and "cosine, 20 levels" in lines[2]
+
+
+def test_the_workdir_holds_it_unless_told_otherwise(evaluated, runs, tmp_path):
+    result, _ = evaluated("eps", out="")
+    assert stored(Workdir(runs["eps"]).path / "evaluation") == result
+
+
+def test_the_numbers_are_those_of_the_network(evaluated, runs, small):
+    """The bound once more, from the denoiser itself and the definitions, image by image."""
+    result, _ = evaluated()
+    config = small()
+    definition, _ = shapes_of(config)
+    network = jax.jit(denoiser.merge(definition, parameters(config, 21)))
+    images = data.examples(data.open_split("digits", split="test", image_size=8, channels=1), 6)["image"]
+    low, high = -12.0, 13.3
+    total = []
+    for i, x in enumerate(np.asarray(data.scale(images))):
+        # Each image's draws: two in each half of the range.
+        positions = (np.array([0, 0, 1, 1]) + np.random.default_rng((0, i)).random(4)) / 2
+        levels = high + positions * (low - high)
+        for k, level in enumerate(levels):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), i), k)
+            eps = np.asarray(jax.random.normal(key, x.shape))
+            z = x / np.sqrt(1 + np.exp(-level)) + eps / np.sqrt(1 + np.exp(level))
+            x_hat = network(z[None].astype(np.float32), np.float32([level]))[0]
+            total.append(0.5 * (high - low) * np.exp(level) * np.square(x - np.asarray(x_hat)).sum())
+    assert result["bits_per_dim"]["diffusion"] == pytest.approx(np.mean(total) / 64 / np.log(2), rel=1e-3)
+
+
+def test_the_profile_agrees_with_the_bound(evaluated):
+    result, _ = evaluated(num_images=16, noises=32, profile_levels=33)
+    found, profile = result["bits_per_dim"], result["profile"]
+    margin = np.hypot(found["std_error"], profile["bits_per_dim_std_error"])
+    assert margin < 0.05 * found["diffusion"]
+    assert abs(found["diffusion"] - profile["bits_per_dim"]) < 4 * margin
+
+
+def test_levels_never_drawn_in_training(evaluated):
+    """DDPM's betas begin with 1e-4, so a table of them at log-SNR 9.2; cosine draws from -inf up to where 320 images reached."""
+    table, lines = evaluated("table")
+    untrained = table["bits_per_dim"]["untrained"]
+    assert 9 < untrained["log_snr_max"] < 9.5 and untrained["log_snr_min"] > -12
+    assert untrained["share"] == pytest.approx((untrained["noisier"] + untrained["cleaner"]) / bits(table))
+    assert 0 < untrained["noisier"] < untrained["cleaner"] < table["bits_per_dim"]["diffusion"]
+    assert f"{untrained['share']:.1%} of the bound" in lines[-1]
+    cosine, _ = evaluated("plain")
+    assert cosine["bits_per_dim"]["untrained"]["log_snr_min"] == "-inf" and cosine["bits_per_dim"]["untrained"]["noisier"] == 0
+
+
+# -- what it depends on
+
+def test_neither_batch_nor_devices_matter(evaluated, monkeypatch):
+    result, _ = evaluated()
+    monkeypatch.setattr(evaluate, "BATCH", 7)
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    again, _ = evaluated(discrete=(("cosine", 3),))
+    np.testing.assert_allclose(again["profile"]["x"], result["profile"]["x"], rtol=1e-4)
+    assert bits(again) == pytest.approx(bits(result), rel=1e-4)
+
+
+def test_an_image_s_part_does_not_depend_on_the_others(small, runs):
+    config = small()
+    definition, _ = shapes_of(config)
+    params = parameters(config, 0)
+    images = data.examples(data.open_split("digits", split="test", image_size=8, channels=1), 12)["image"]
+    levels = np.linspace(-5, 5, 36).reshape(12, 3)
+    all_of_them, some = (
+        evaluate.spread(definition, params, images[:n], None, 0, lambda count: None)(levels[:n]) for n in (12, 5)
+    )
+    np.testing.assert_allclose(all_of_them[:5], some, rtol=1e-4)
+
+
+def test_which_parameters_checkpoint_seed_and_translation(evaluated):
+    made = [bits(evaluated(**changes)[0]) for changes in (
+        {}, {"parameters": "params"}, {"checkpoint": 10}, {"seed": 1}, {"split": "train"}, {"num_images": 5})]  # fmt: skip
+    assert len(set(made)) == len(made)
+    table = [bits(evaluated("table", translation=kind)[0]) for kind in (None, "nearest", "interpolated")]
+    assert table[0] == table[1] != table[2]
+
+
+def test_a_network_of_classes_is_told_the_true_ones(evaluated, small):
+    result, _ = evaluated("classes")
+    config = small(KINDS["classes"])
+    definition, _ = shapes_of(config)
+    examples = data.examples(data.open_split("digits", split="test", image_size=8, channels=1), 6)
+    true, false = (
+        evaluate.likelihood_of(config, definition, parameters(config, 21), examples["image"], labels, ASKED)
+        for labels in (examples["label"], (examples["label"] + 1) % 10)
+    )
+    assert bits(true) == pytest.approx(bits(result), rel=1e-5) and bits(false) != pytest.approx(bits(result), rel=1e-4)
+
+
+def test_one_compilation_for_all_parts_and_data(evaluated):
+    before = evaluate.squared_errors._cache_size()
+    evaluated("classes", discrete=(("cosine", 20), ("linear", 50)), noises=6)
+    evaluated("classes", parameters="params", seed=3, num_images=9)
+    assert evaluate.squared_errors._cache_size() <= before + 1
+
+
+# -- what is done once only
+
+def test_nothing_is_done_twice(evaluated, runs, monkeypatch):
+    first, _ = evaluated(discrete=(("cosine", 20),))
+    with monkeypatch.context() as patch:
+        for module, name in ((evaluate, "Checkpoints"), (data, "open_split")):
+            patch.setattr(module, name, lambda *args, **kwargs: pytest.fail("opened again"))
+        begin = time.perf_counter()
+        again, lines = evaluated(discrete=(("cosine", 20),), checkpoint=20)  # which is the latest
+        assert time.perf_counter() - begin < 0.5
+    assert again == first and "is evaluated already" in lines[0] and len(lines) == 1
+    assert evaluated(discrete=(("cosine", 20),), checkpoint=10)[0]["checkpoint"] == 10
+    assert bits(evaluated()[0]) == bits(first)
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "{}"])
+def test_a_damaged_evaluation_is_made_again(evaluated, tmp_path, damage):
+    first, _ = evaluated()
+    (tmp_path / "out" / "evaluation.json").write_text(damage)
+    assert evaluated()[0] == first == stored(tmp_path / "out")
+
+
+# -- samples
+
+@pytest.fixture
+def features(monkeypatch):
+    """Stands for the module that knows distances: records what it is asked, and measures the mean."""
+    asked = {}
+
+    def reference(given, n, measures, **options):
+        asked.update(n=n, measures=[str(measure) for measure in measures], **options)
+        name, about = f"brightness(n={n})", {"split": options["split"], "n": n}
+        return types.SimpleNamespace(measure=lambda images: {name: float(images.mean())}, floor={name: 1.5}, about=about)
+
+    stand_in = types.SimpleNamespace(reference=reference)
+    monkeypatch.setitem(sys.modules, "noisesched.features", stand_in)
+    monkeypatch.setattr(noisesched, "features", stand_in, raising=False)
+    return asked
+
+
+def test_quality_of_samples(evaluated, features):
+    result, lines = evaluated(metrics=("brightness",), num_samples=5, steps=3, schedule="linear", method="heun")
+    assert features["n"] == 5 and features["measures"] == ["brightness"] and features["split"] == "train"
+    assert 0 <= result["quality"]["brightness(n=5)"] <= 255 and result["floor"] == {"brightness(n=5)": 1.5}
+    assert result["reference"] == {"split": "train", "n": 5}
+    assert lines[-1].startswith("brightness(n=5)") and "(between real images: 1.5)" in lines[-1]
+    assert evaluated(metrics=("brightness",), num_samples=5, steps=3, schedule="linear", method="heun")[0] == result
+
+
+def test_the_likelihood_is_kept_when_sampling_fails(evaluated, features, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError("not finite")
+
+    monkeypatch.setattr(evaluate.sample, "generate", fail)
+    with pytest.raises(ValueError, match="not finite"):
+        evaluated(metrics=("brightness",), num_samples=5)
+    _, lines = evaluated(num_samples=5)  # the same without metrics is there already
+    assert "is evaluated already" in lines[0]
+
+
+# -- what is refused
+
+@pytest.mark.parametrize(("kind", "changes", "message"), [
+    ("plain", {"split": "validation"}, "no split 'validation' in data set 'digits': it has test, train"),
+    ("plain", {"num_images": 298}, "num_images=298: data set 'digits', test has 297 images"),
+    ("plain", {"num_images": 1}, "2 or more, or 0 for all"),
+    ("plain", {"noises": 3}, "noises=3: draws come in pairs"),
+    ("plain", {"profile_levels": 2}, "profile_levels=2"),
+    ("plain", {"log_snr_min": 14.0}, "log-SNR 14 to 13.3, must rise"),
+    ("plain", {"log_snr_max": float("inf")}, "log-SNR -12 to inf"),
+    ("plain", {"discrete": (("kosine", 5),)}, "did you mean 'cosine'"),
+    ("plain", {"discrete": (("discrete(linear)", 2000),)}, "choose 1 to 1000"),
+    ("plain", {"discrete": (("uniform_log_snr(log_snr_max=20, log_snr_min=14)", 3),)}, "3 levels"),
+    ("eps", {"discrete": (("cosine", 5),)}, "starts at zero SNR"),
+    ("plain", {"checkpoint": 11}, "holds no checkpoint of step 11 (complete: 10, 20)"),
+    ("plain", {"translation": "nearest"}, "for networks told a timestep, not log_snr"),
+    ("table", {"translation": "raw"}, "known: nearest, interpolated"),
+    ("plain", {"metrics": ("brightness",), "method": "dim"}, "did you mean 'ddim'"),
+    ("plain", {"metrics": ("brightness",), "schedule": "kosine"}, "did you mean 'cosine'"),
+])  # fmt: skip
+def test_refused_in_one_line(evaluated, features, tmp_path, kind, changes, message):
+    with pytest.raises(ValueError) as refused:
+        evaluated(kind, **changes)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        evaluate.run(tmp_path, ASKED)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_a_checkpoint_yet(small, tmp_path):
+    Workdir(tmp_path / "run").write_config(configuration.to_dict(small()))
+    with pytest.raises(ValueError, match="no checkpoint"):
+        evaluate.run(tmp_path / "run", ASKED)
+    assert [path.name for path in tmp_path.rglob("*")] == ["run", "config.json"]
+
+
+def test_an_estimate_that_is_not_finite_names_its_level(small):
+    config = small()
+    definition, shapes = shapes_of(config)
+    broken = jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan, np.float32), shapes)
+    errors = evaluate.spread(definition, broken, np.zeros((3, 8, 8, 1), np.uint8), None, 0, lambda count: None)
+    with pytest.raises(ValueError, match=r"not finite at log-SNR 2.5 \(3 of 3 estimates, from 2.5 to 2.5\)"):
+        errors(np.full((3, 1), 2.5))
+
+
+# -- from the command line
+
+def test_an_evaluation_from_the_command_line(run, runs, tmp_path):
+    out = tmp_path / "out"
+    code, said, err = run("evaluate", f"--workdir={runs['plain']}", f"--out={out}", "--num_images=4", "--noises=2",
+                          "--profile_levels=5", "--discrete", "cosine:3", "shifted(cosine, by=-1):4")  # fmt: skip
+    assert code == 0 and "Traceback" not in err, err
+    assert "step 20 (ema), 4 images of 'test'" in said and "shifted(cosine, by=-1), 4 levels" in said
+    result = stored(out)
+    assert result["checkpoint"] == 20 and result["request"]["discrete"] == [["cosine", 3], ["shifted(cosine, by=-1)", 4]]
+    assert 0 < bits(result) < 100 and (out / "profile.png").stat().st_size > 10_000
+
+
+def test_the_command_line_asks_for_what_a_request_has(monkeypatch, capsys):
+    """Every flag of the command is a field of the request, the defaults are those of the request, and the help says them."""
+    given, _ = cli.parser().parse_known_args(["evaluate", "--workdir=w"])
+    flags = {name: value for name, value in vars(given).items() if name not in ("command", "debug", "workdir")}
+    assert flags == {}
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for field in dataclasses.fields(evaluate.Request):
+        assert f"--{field.name} " in text
+        if type(field.default) in (int, float):
+            assert f"({field.default:g})" in text.partition("options:")[2].partition(f"--{field.name} ")[2][:120]
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "--workdir=w", "--discrete", "cosine"])
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "SPEC:N, such as cosine:100" in err

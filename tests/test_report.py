@@ -1,0 +1,573 @@
+"""The report of comparisons made up here, with a known effect: its numbers are those of an independent computation."""
+
+import hashlib
+import html.parser
+import itertools
+import json
+import re
+import statistics
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from noisesched import __main__, document, figures, findings, report, sentences
+from noisesched.findings import Condition, Task
+from noisesched.pictures import grid, write_png
+
+MAIN, BRIGHT, RECALL = "frechet(classifier, n=256)", "brightness(n=256)", "recall(classifier, n=256)"
+TABLE = "discrete(linear(beta_min=0.1), num_steps=1000)"
+TOLD = ("log_snr", "timestep", "none")
+
+
+def jitter(*what):
+    """A number in [-1, 1] that is a function of what it belongs to."""
+    return int.from_bytes(hashlib.sha256(json.dumps(what).encode()).digest()[:4]) / 2**31 - 1
+
+
+def value(metric, drawn, told, translation, schedule, calls, train_seed, seed):
+    """Under other schedules than linear, timesteps cost 6; being told nothing costs nothing. A seed moves all alike, up to 9."""
+    base = 300 / calls + 5 * (schedule != "linear") + 9 * jitter("seed", train_seed) + 12
+    effect = 6 * (told == "timestep" and schedule != "linear")
+    noise = 0.4 * jitter(metric, drawn, told, translation, schedule, calls, train_seed, seed)
+    if metric == RECALL:
+        return 0.9 - (base + effect + noise) / 100
+    return base + effect + noise if metric == MAIN else 0.1 * abs(noise) + 0.01
+
+
+def make(folder, *, told=TOLD, drawn=("linear", TABLE), labels=None, train_seeds=(0, 1, 2), schedules=("linear", "cosine"),
+         methods=("ddim",), calls=(5, 25), seeds=(0,), translations=("nearest", "raw"), metrics=(MAIN, BRIGHT, RECALL),
+         refused=lambda row: None, keep=lambda row: True, evaluated=True, images=True):  # fmt: skip
+    """A folder as `compare` leaves it; returns its rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "previews").mkdir(exist_ok=True)
+    runs, rows, keys = {}, [], []
+    for drawn_index, (schedule_drawn, kind) in enumerate(itertools.product(drawn, told)):
+        label = labels[drawn_index] if labels else f"{'table' if 'discrete' in schedule_drawn else 'curve'}_{kind}"
+        workdirs = [str(folder / "runs" / f"{drawn_index}" / f"seed{seed}") for seed in train_seeds]
+        runs[label] = {"drawn": schedule_drawn, "told": kind, "table": TABLE if kind == "timestep" else "", "workdirs": workdirs,
+                       "num_parameters": 163_000, "train_steps": 2000, "batch_size": 64,
+                       "seconds": [100.0 + 10 * seed for seed in train_seeds]}  # fmt: skip
+        for seed in train_seeds:
+            if evaluated:
+                evaluate(folder / "runs" / f"{drawn_index}" / f"seed{seed}", kind, seed)
+        for train_seed, schedule, method, n, seed, translation in itertools.product(
+                train_seeds, schedules, methods, calls, seeds, translations if kind == "timestep" else (None,)):  # fmt: skip
+            key = f"{len(keys):08x}"
+            keys.append(key)
+            clamped = kind == "timestep" and schedule == "cosine" and translation != "raw"
+            row = {"key": key, "run": label, "train_seed": train_seed, "workdir": workdirs[train_seeds.index(train_seed)],
+                   "checkpoint": 2000, "drawn": schedule_drawn, "told": kind, "schedule": schedule, "method": method,
+                   "spacing": "trailing", "levels": n, "calls": n, "network_calls": n, "seed": seed, "translation": translation,
+                   "outside": {"levels": 2 * clamped, "by": 2.1 * clamped, "handled": "clamped" if clamped else None},
+                   "num_images": 256, "metrics": {}, "refused": None, "seconds": 1.5, "preview": None}  # fmt: skip
+            row["refused"] = refused(row)
+            if not row["refused"]:
+                row["metrics"] = {name: value(name, schedule_drawn, kind, translation, schedule, n, train_seed, seed)
+                                  for name in metrics}  # fmt: skip
+                row["preview"] = f"previews/{key}.png" if images else None
+            if keep(row):
+                rows.append(row)
+                if row["preview"]:
+                    noise = np.random.default_rng(len(keys)).integers(0, 256, (8, 8, 8, 1), np.uint8)
+                    write_png(folder / row["preview"], grid(noise, 8, scale=2))
+    asked = {"schedules": schedules, "metrics": [re.sub(r"\(n=.*|, n=\d+", "", name) for name in metrics], "parameters": "ema"}
+    dump(folder / "config.json", {"command": "noisesched compare --config=x.py --out=here", "comparison": asked, "keys": keys})
+    dump(folder / "runs.json", runs)
+    dump(folder / "reference.json", {"floor": {name: 1.25 if name != RECALL else 0.7 for name in metrics},
+                                     "about": {"split": "train", "n": 256, "extractors": {"classifier": {"accuracy": 0.98}}}})
+    (folder / "compare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def evaluate(workdir, told, seed):
+    log_snr = np.linspace(-12, 10, 23)
+    v = 0.1 + 0.6 / np.cosh(log_snr / 4) + 0.05 * (told == "none") + 0.01 * jitter(told, seed)
+    (workdir / "evaluation").mkdir(parents=True)
+    dump(workdir / "evaluation" / "evaluation.json", {
+        "checkpoint": 2000, "bits_per_dim": {"value": 2.5 + 0.25 * seed, "untrained": {"share": 0.25}},
+        "profile": {"log_snr": log_snr.tolist(), "v": v.tolist(), "eps": (v / (1 + np.exp(-log_snr))).tolist()},
+    })  # fmt: skip
+
+
+def dump(path, content):
+    path.write_text(json.dumps(content))
+
+
+# -- reading what was written
+
+class Page(html.parser.HTMLParser):
+    """The tables [[cells of a row]] of a page, its text, tags and the addresses that it would load or lead to."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.text, self.tags, self.addresses, self.inside = [], "", [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attributes if name in ("src", "href", "srcset", "action", "data")]
+        assert not [name for name, _ in attributes if name.startswith("on")]
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        self.inside = tag
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+    def handle_data(self, text):
+        if self.inside in ("td", "th"):
+            self.tables[-1][-1][-1] += text
+        elif self.inside not in ("style", "script"):
+            self.text += text
+
+    def table(self, *header):
+        """The rows of the one table whose header has all these columns, as dictionaries."""
+        found, = [table for table in self.tables if set(header) <= set(table[0])]
+        return [dict(zip(found[0], row, strict=True)) for row in found[1:]]
+
+
+def read(folder):
+    return Page((folder / "report" / "report.html").read_text())
+
+
+def cell(rows, **where):
+    """{training seed: mean of the main number over sampling seeds}, independently of the package."""
+    found = [row for row in rows if all(row[name] == wanted for name, wanted in where.items()) and row["metrics"]]
+    return {seed: statistics.fmean(row["metrics"][MAIN] for row in found if row["train_seed"] == seed)
+            for seed in sorted({row["train_seed"] for row in found})}  # fmt: skip
+
+
+def close(text, expected):
+    """Whether a number as it is printed is the expected one, rounded to the digits that it has."""
+    text = text.replace(",", "")
+    return abs(float(text) - expected) <= 0.5001 * 10.0 ** -len(text.partition(".")[2])
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """(folder, rows) of a finished comparison, whose report is written."""
+    folder = tmp_path_factory.mktemp("full")
+    rows = make(folder)
+    report.run(folder, say=lambda text: None)
+    return folder, rows
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """`quick(folder)`: the page of a comparison's report, whose pictures are drawn but not rendered."""
+    monkeypatch.setattr(figures, "png", lambda figure: b"")
+
+    def page(folder):
+        report.run(folder, say=lambda text: None)
+        return read(folder)
+
+    return page
+
+
+# -- the numbers
+
+def test_every_cell_is_the_mean_and_spread_of_its_rows(full):
+    folder, rows = full
+    table = read(folder).table("condition", "notes")
+    assert len(table) == (4 + 4) * 2 * 2  # three runs and one more translation, twice; schedules; calls
+    for line in table:
+        run, _, translation = line["condition"].partition(", ")
+        values = cell(rows, run=run, translation=translation or None, schedule=line["schedule"], calls=int(line["calls"]))
+        mean, std = line[MAIN].split(" ± ")
+        assert close(mean, statistics.fmean(values.values())) and close(std, statistics.stdev(values.values()))
+        assert line["rows"] == "3"
+        assert (line["notes"] == "3 clamped") == (translation == "nearest" and line["schedule"] == "cosine")
+
+
+def test_every_verdict_is_that_of_a_paired_t_test(full):
+    folder, rows = full
+    table = read(folder).table("first", "second", "schedule", "the first is")
+    assert len(table) == 2 * 5 * 2 * 2  # log_snr with two translations and none, each translation with none; twice; the cells
+    for line in table:
+        values = []
+        for side in (line["first"], line["second"]):
+            run, _, translation = side.partition(", ")
+            where = {"schedule": line["schedule"], "calls": int(line["calls"])}
+            values.append(cell(rows, run=run, translation=translation or None, **where))
+        found = stats.ttest_rel(list(values[0].values()), list(values[1].values()))
+        mean = statistics.fmean(values[0][seed] - values[1][seed] for seed in values[0])
+        assert close(line["difference ± standard error"].split(" ± ")[0], mean)
+        for text, limit in zip(line["95 % interval"].split(" to "), found.confidence_interval(0.95), strict=True):
+            assert close(text, limit)
+        assert line["the first is"] == ("no difference seen" if found.pvalue > 0.05 else "better" if mean < 0 else "worse")
+
+
+def test_the_known_effect_is_found_where_it_is(full):
+    folder, _ = full
+    table = read(folder).table("first told", "second told")
+    found = {(line["first told"], line["second told"], line["schedules"]): line for line in table}
+    for translation in ("nearest", "raw"):
+        others = found["log_snr", f"timestep ({translation})", "others"]
+        assert others["the first is"] == "better"
+        assert float(others["difference ± standard error"].split(" ± ")[0]) == pytest.approx(-6, abs=0.5)
+        training = found["log_snr", f"timestep ({translation})", "of training"]
+        assert abs(float(training["difference ± standard error"].split(" ± ")[0])) < 0.5
+        assert found[f"timestep ({translation})", "none", "others"]["the first is"] == "worse"
+    assert abs(float(found["log_snr", "none", "others"]["difference ± standard error"].split(" ± ")[0])) < 0.5
+
+
+def test_an_average_is_over_both_ways_of_drawing_and_all_calls(full):
+    folder, rows = full
+    by_seed = {seed: [] for seed in (0, 1, 2)}
+    for name, calls, seed in itertools.product(("curve", "table"), (5, 25), by_seed):
+        a, b = (cell(rows, run=f"{name}_{kind}", translation=translation, schedule="cosine", calls=calls)[seed]
+                for kind, translation in (("log_snr", None), ("timestep", "raw")))  # fmt: skip
+        by_seed[seed].append(a - b)
+    expected = stats.ttest_1samp([statistics.fmean(values) for values in by_seed.values()], 0).confidence_interval(0.95)
+    line, = [line for line in read(folder).table("first told", "second told") if (
+        line["first told"], line["second told"], line["schedules"]) == ("log_snr", "timestep (raw)", "others")]
+    assert all(close(text, limit) for text, limit in zip(line["95 % interval"].split(" to "), expected, strict=True))
+    assert line["cells"] == "4 of 4" and line["seeds"] == "3"
+
+
+def test_seeds_that_move_all_runs_alike_do_not_hide_a_difference(full):
+    """The spread over seeds is larger than the effect, yet the paired difference is seen."""
+    comparison = findings.read(full[0])
+    a, b = (Condition(f"curve_{kind}", "linear", kind, translation)
+            for kind, translation in (("log_snr", None), ("timestep", "raw")))  # fmt: skip
+    task = Task("cosine", "ddim", "trailing", 25)
+    found = findings.difference(findings.differences(comparison, a, b, task, MAIN).values())
+    assert comparison.summary(a, task, MAIN).std > 4 * found.std_error
+    assert findings.verdict(found, MAIN) == "better"
+
+
+def test_what_is_better_follows_the_metric():
+    low = findings.difference([-1.0, -1.1, -0.9])
+    assert [findings.verdict(low, name) for name in (MAIN, RECALL, BRIGHT)] == ["better", "worse", "better"]
+    high = findings.difference([1.0, 1.1, 0.9])
+    assert [findings.verdict(high, name) for name in (MAIN, RECALL)] == ["worse", "better"]
+    assert findings.verdict(findings.difference([5.0]), MAIN) == "one seed"
+    assert findings.verdict(findings.difference([0.0, 0.0]), MAIN) == "no difference seen"
+
+
+def test_sampling_seeds_are_averaged_and_paired_before_anything_else(tmp_path):
+    rows = make(tmp_path, seeds=(0, 1), images=False, evaluated=False, drawn=("linear",),
+                keep=lambda row: not (row["told"] == "none" and row["train_seed"] == 1 and row["seed"] == 1))  # fmt: skip
+    comparison = findings.read(tmp_path)
+    a, b = (Condition(f"curve_{kind}", "linear", kind, None) for kind in ("log_snr", "none"))
+    task = Task("cosine", "ddim", "trailing", 5)
+    where = {"schedule": "cosine", "calls": 5}
+    expected = statistics.fmean(cell(rows, run="curve_log_snr", **where).values())
+    assert comparison.summary(a, task, MAIN)[::2] == (pytest.approx(expected), 3)
+    found = findings.differences(comparison, a, b, task, MAIN)
+    only = [cell(rows, run=f"curve_{kind}", train_seed=1, seed=0, **where)[1] for kind in ("log_snr", "none")]
+    assert found[1] == pytest.approx(only[0] - only[1])  # the sampling seed that both have
+    both = [cell(rows, run=f"curve_{kind}", **where)[2] for kind in ("log_snr", "none")]
+    assert found[2] == pytest.approx(both[0] - both[1])
+
+
+@pytest.mark.parametrize("drawn, schedule, same", [
+    ("linear", "linear", True), ("linear", "linear(beta_min=0.1)", True), ("discrete(linear)", "linear", True),
+    (TABLE, "linear", True), ("discrete(linear(beta_min=0.1), num_steps=50)", "linear", True),
+    ("discrete(cosine)", "cosine", True), ("linear", "cosine", False), ("linear", "scaled_linear", False),
+    ("linear", "zero_terminal(linear)", False),
+    ("cosine", "shifted(cosine, by=-0.5)", False), (TABLE, "linear(beta_max=15)", False),
+])  # fmt: skip
+def test_the_schedule_of_training_is_known_also_as_a_table(drawn, schedule, same):
+    assert findings.own(drawn, schedule) == same
+
+
+@pytest.mark.parametrize("value, text", [
+    (0.0, "0"), (4.5678, "4.57"), (45.678, "45.7"), (456.78, "457"), (45678.9, "45,679"), (-0.012345, "-0.0123"),
+    (1.2e-7, "1.2e-07"), (3.2e7, "3.2e+07"),
+])  # fmt: skip
+def test_numbers_have_three_digits(value, text):
+    assert document.number(value) == text
+
+
+@pytest.mark.parametrize("mean, spread, text", [
+    (30.123, 1.5678, "30.1 ± 1.6"), (-5.98765, 0.00812, "-5.988 ± 0.008"), (-0.00216, 0.01977, "-0.002 ± 0.020"),
+    (110, 10, "110 ± 10"), (12345.6, 78.9, "12,346 ± 79"), (4.5678, None, "4.57"), (2.0, 0.0, "2.00 ± 0"),
+    (1e-7, 1e-8, "1.0e-07 ± 1.0e-08"),
+])  # fmt: skip
+def test_a_mean_has_the_digits_that_its_spread_allows(mean, spread, text):
+    assert document.plus_minus(mean, spread) == text
+
+
+def test_the_abstract_says_what_the_tables_say(full):
+    folder, rows = full
+    text = read(folder).text
+    names = ("run", "translation", "schedule")
+    means = {key: statistics.fmean(cell(rows, calls=25, **dict(zip(names, key, strict=True))).values())
+             for key in {tuple(row[name] for name in names) for row in rows}}  # fmt: skip
+    best, worst = min(means, key=means.get), max(means, key=means.get)
+    name = lambda key: f"{key[0]}, {key[1]}" if key[1] else key[0]
+    assert f"({name(best)} under {best[2]}) to" in text and f"({name(worst)} under {worst[2]})" in text
+    assert f"{len(rows)} of {len(rows)} rows." in text
+    assert "Told log_snr rather than timestep (raw): -6.0" in text or "rather than timestep (raw): -5.9" in text
+    assert "under schedules other than that of training (better in 4 of 4 cells)" in text
+    assert "3 training seeds: spreads and intervals rest on 3 networks each, so few that real differences are missed." in text
+    assert "12 rows with levels outside the network's table of timesteps, told as its nearest end (up to 2.1 in log-SNR" in text
+    assert f"{MAIN}: no cell reaches the floor." in text
+    assert "noisesched compare --config=x.py --out=here\nnoisesched report --compare=" in text
+
+
+def test_bits_per_dimension_are_averaged_over_seeds(full):
+    line = read(full[0]).table("bits per dimension")[0]
+    assert line["bits per dimension"] == "2.75 ± 0.25" and line["of it at levels never drawn"] == "25.0%"
+
+
+def test_costs_are_sums_of_the_rows(full):
+    folder, rows = full
+    *lines, total = read(folder).table("network calls x images")
+    assert int(total["network calls x images"].replace(",", "")) == sum(row["network_calls"] * 256 for row in rows)
+    assert lines[0]["training, seconds each"] == "110 ± 10" and close(total["training, seconds each"], 6 * 330)
+
+
+# -- the two files
+
+def test_the_page_needs_nothing_but_itself(full):
+    page = read(full[0])
+    assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
+    assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", (full[0] / "report" / "report.html").read_text())
+    anchors = set(re.findall(r'id="([^"]*)"', (full[0] / "report" / "report.html").read_text()))
+    assert {address[1:] for address in page.addresses if address.startswith("#")} <= anchors
+
+
+def test_every_picture_is_in_the_markdown_folder_and_shows_something(full):
+    from PIL import Image
+
+    folder = full[0] / "report"
+    named = re.findall(r"\]\((report_pictures/[a-z0-9_]+\.png)\)", (folder / "report.md").read_text())
+    assert sorted(named) == sorted(f"report_pictures/{path.name}" for path in (folder / "report_pictures").iterdir())
+    assert len(named) == 8  # two heat-maps, quality, differences, profiles, levels, two strips
+    for name in named:
+        with Image.open(folder / name) as image:
+            assert min(image.size) > 300 and np.asarray(image.convert("L")).std() > 5
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_markdown_and_page_have_the_same_tables(full):
+    text = (full[0] / "report" / "report.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| ---")]
+    assert len(lines) == sum(len(table) for table in read(full[0]).tables)
+
+
+def test_the_same_comparison_gives_the_same_bytes(full, tmp_path, quick):
+    quick(full[0])
+    first = (full[0] / "report" / "report.html").read_bytes()
+    quick(full[0])
+    assert (full[0] / "report" / "report.html").read_bytes() == first
+
+
+# -- comparisons that are not complete, or not like the study
+
+LEAN = {"images": False, "evaluated": False}
+
+
+def test_an_unfinished_comparison_says_so_and_a_torn_line_is_left_out(tmp_path, quick):
+    rows = make(tmp_path, keep=lambda row: row["train_seed"] < 2 or row["calls"] == 5, **LEAN)
+    with open(tmp_path / "compare.jsonl", "a") as file:
+        file.write('{"key": "0000')
+    page = quick(tmp_path)
+    assert len(rows) == 80 and "80 of 96 rows. The comparison is unfinished." in page.text
+    assert "16 of 96 rows are not there yet" in page.text and "No run has been evaluated" in page.text
+    assert {line["rows"] for line in page.table("condition", "notes")} == {"2", "3"}
+
+
+def test_runs_with_fewer_seeds_are_not_said_to_have_as_many(tmp_path):
+    make(tmp_path, keep=lambda row: row["train_seed"] == 0 or row["told"] == "none", **LEAN)
+    assert "6 ways of training a network, 1 to 3 seeds each" in sentences.scope(findings.read(tmp_path))
+
+
+def test_one_seed_gives_no_error_and_no_verdict(tmp_path, quick):
+    make(tmp_path, train_seeds=(7,), **LEAN)
+    page = quick(tmp_path)
+    table = page.table("first", "second", "schedule", "the first is")
+    assert table and all(line["the first is"] == "one seed" and line["95 % interval"] == "-" for line in table)
+    assert not any(" ± " in value for line in table + page.table("condition", "notes") for value in line.values())
+    assert "1 training seed: no spread, no error and no verdict can be given." in page.text
+    assert "better in" not in page.text
+
+
+def test_runs_that_cannot_be_paired(tmp_path, quick):
+    make(tmp_path, told=("log_snr",), drawn=("linear", "cosine"), labels=["a", "b"], metrics=(BRIGHT,), calls=(5,), **LEAN)
+    text = quick(tmp_path).text
+    assert "nothing can be paired" in text and "How do these networks do under inference schedules" in text
+
+
+HOSTILE = ['<script>alert("1")</script>', "a|b *c* $d$ `e` [f](http://x)", "_under $x$ & </details>"]
+
+
+def test_hostile_labels_are_text(tmp_path, quick):
+    make(tmp_path, labels=HOSTILE, drawn=("linear",), **LEAN,
+         refused=lambda row: "<img src=http://x onerror=1>" if row["calls"] == 5 and row["told"] == "none" else None)  # fmt: skip
+    page = quick(tmp_path)
+    assert "script" not in page.tags and all(address.startswith(("data:", "#")) for address in page.addresses)
+    assert {line["run"] for line in page.table("levels drawn in training")} == set(HOSTILE)
+    assert "6 rows refused, and in no mean: <img src=http://x onerror=1>" in page.text
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "<script" not in text and "<img" not in text and not re.search(r"(?<!\\)\]\(http", text)
+    assert text.count("<details>") == text.count("</details>")
+    assert "| a\\|b \\*c\\* \\$d\\$ \\`e\\` \\[f\\](http://x)" in text
+
+
+def test_what_was_refused_is_in_no_mean(tmp_path, quick):
+    rows = make(tmp_path, refused=lambda row: "too noisy" if row["schedule"] == "cosine" and row["train_seed"] else None, **LEAN)
+    table = quick(tmp_path).table("condition", "notes")
+    kept = [line for line in table if line["schedule"] == "cosine"]
+    assert all("2 refused" in line["notes"] and "±" not in line[MAIN] for line in kept)
+    run, _, translation = kept[0]["condition"].partition(", ")
+    only = cell(rows, run=run, translation=translation or None, schedule="cosine", calls=int(kept[0]["calls"]))
+    assert list(only) == [0] and close(kept[0][MAIN], only[0])
+
+
+def test_several_methods_are_kept_apart(tmp_path, quick):
+    make(tmp_path, methods=("ddim", "heun"), drawn=("linear",), calls=(5,), **LEAN)
+    page = quick(tmp_path)
+    assert {line["method"] for line in page.table("condition", "notes")} == {"ddim", "heun"}
+    assert {"quality_1.png", "quality_2.png"} <= {path.name for path in (tmp_path / "report" / "report_pictures").iterdir()}
+
+
+def test_a_metric_that_is_better_when_higher_can_be_the_main_one(tmp_path, quick):
+    make(tmp_path, metrics=(RECALL, MAIN), **LEAN)
+    page = quick(tmp_path)
+    found = {(line["first told"], line["second told"], line["schedules"]): line for line in page.table("first told")}
+    line = found["log_snr", "timestep (raw)", "others"]
+    assert line["the first is"] == "better"
+    assert float(line["difference ± standard error"].split(" ± ")[0]) == pytest.approx(0.06, abs=0.005)
+    assert f"{RECALL} (higher is better)" in page.text
+
+
+def test_rows_of_earlier_requests_are_left_out(tmp_path, quick):
+    make(tmp_path, drawn=("linear",), **LEAN)
+    config = json.loads((tmp_path / "config.json").read_text())
+    dump(tmp_path / "config.json", config | {"keys": config["keys"][:-2]})
+    text = quick(tmp_path).text
+    assert "46 of 46 rows" in text and "2 rows of earlier requests" in text
+
+
+def test_a_row_made_again_stands_for_the_older_one(tmp_path):
+    rows = make(tmp_path, **LEAN)
+    again = rows[0] | {"metrics": {name: 1000.0 for name in rows[0]["metrics"]}}
+    with open(tmp_path / "compare.jsonl", "a") as file:
+        file.write(json.dumps(again) + "\n")
+    comparison = findings.read(tmp_path)
+    assert len(comparison.rows) == len(rows)
+    assert [row["metrics"][MAIN] for row in comparison.rows if row["key"] == rows[0]["key"]] == [1000.0]
+
+
+def test_infinite_numbers_are_in_no_mean(tmp_path):
+    make(tmp_path, **LEAN)
+    lines = (tmp_path / "compare.jsonl").read_text().splitlines()
+    broken = json.loads(lines[0])
+    broken["metrics"][MAIN] = "inf"
+    (tmp_path / "compare.jsonl").write_text("\n".join([json.dumps(broken), *lines[1:]]) + "\n")
+    comparison = findings.read(tmp_path)
+    condition, task = next(iter(comparison.cells))
+    assert comparison.summary(condition, task, MAIN).n == 2
+
+
+# -- mistakes
+
+@pytest.mark.parametrize("name", ["config.json", "runs.json", "reference.json", "compare.jsonl"])
+def test_a_missing_file_is_named(tmp_path, name):
+    make(tmp_path, **LEAN)
+    (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"^[^\n]*{name} is missing: give the --compare=DIR[^\n]*$"):
+        findings.read(tmp_path)
+
+
+def damaged(path, *keys, value):
+    """A JSON file (or the first line of one) with the entry at `keys` changed, or removed for `value` None."""
+    first, *rest = path.read_text().split("\n")
+    inner = content = json.loads(first)
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner.pop(keys[-1]) if value is None else inner.update({keys[-1]: value})
+    path.write_text("\n".join([json.dumps(content), *rest]))
+
+
+@pytest.mark.parametrize("name, keys, value, said", [
+    ("compare.jsonl", ("metrics",), None, "line 1 is damaged: it has no 'metrics'"),
+    ("compare.jsonl", ("calls",), "5", "line 1 is damaged: 'calls' cannot be '5'"),
+    ("compare.jsonl", ("calls",), True, "line 1 is damaged: 'calls' cannot be True"),
+    ("compare.jsonl", ("metrics", MAIN), "high", "must be a number; got 'high'"),
+    ("compare.jsonl", ("metrics", "beauty(n=256)"), 1.0, "unknown metric 'beauty'"),
+    ("compare.jsonl", ("run",), "other", "lacks the run 'other' of compare.jsonl"),
+    ("config.json", ("keys",), None, "has no 'keys'"),
+    ("config.json", ("keys",), ["none"], "holds no row yet of those that config.json asks for"),
+    ("config.json", ("comparison", "metrics"), None, "has no 'metrics'"),
+    ("reference.json", ("floor", MAIN), "low", "cannot be 'low'"),
+    ("reference.json", ("about", "extractors"), [1], "cannot be"),
+    ("runs.json", ("curve_log_snr", "drawn"), "lineal", "unknown schedule 'lineal'"),
+    ("runs.json", ("curve_log_snr", "workdirs"), [3], "workdirs is damaged"),
+])  # fmt: skip
+def test_damage_is_named_in_one_line(tmp_path, name, keys, value, said):
+    make(tmp_path, **LEAN)
+    damaged(tmp_path / name, *keys, value=value)
+    with pytest.raises(ValueError) as error:
+        findings.read(tmp_path)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    make(tmp_path, **LEAN)
+    lines = (tmp_path / "compare.jsonl").read_text().split("\n")
+    (tmp_path / "compare.jsonl").write_text("\n".join([lines[0], lines[1][:40], *lines[2:]]))
+    with pytest.raises(ValueError, match="compare.jsonl, line 2: "):
+        findings.read(tmp_path)
+
+
+def test_a_damaged_evaluation_is_named(tmp_path):
+    make(tmp_path, images=False)
+    path = tmp_path / "runs" / "0" / "seed0" / "evaluation" / "evaluation.json"
+    damaged(path, "profile", "v", value=[1.0])
+    with pytest.raises(ValueError, match="log_snr, eps and v of its profile must be as many numbers each"):
+        findings.read(tmp_path)
+
+
+@pytest.mark.parametrize("preview", ["../../etc/passwd", "previews/../x.png", "/etc/passwd"])
+def test_a_preview_from_elsewhere_is_not_read(tmp_path, preview):
+    with pytest.raises(ValueError, match="is not in previews/"):
+        figures.preview(tmp_path, {"preview": preview})
+
+
+def test_a_damaged_preview_is_named(tmp_path):
+    (tmp_path / "previews").mkdir()
+    with pytest.raises(FileNotFoundError, match="a.png is missing"):
+        figures.preview(tmp_path, {"preview": "previews/a.png"})
+    (tmp_path / "previews" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="a.png is no picture that can be read"):
+        figures.preview(tmp_path, {"preview": "previews/a.png"})
+
+
+def test_if_all_was_refused_there_is_no_report(tmp_path):
+    make(tmp_path, refused=lambda row: "no table goes there", **LEAN)
+    with pytest.raises(ValueError, match="none of its 96 rows has a number, all were refused: no table goes there"):
+        report.run(tmp_path)
+    assert not (tmp_path / "report").exists()
+
+
+def test_the_command_line_says_it_in_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        __main__.main(["report", f"--compare={tmp_path}"])
+    assert end.value.code == 2
+    assert re.fullmatch(r"noisesched: error: \S+config.json is missing: [^\n]+\n", capsys.readouterr().err)
+
+
+# -- the document
+
+def test_markdown_is_escaped_at_the_start_of_a_line_too():
+    text = "\n\n".join(block.markdown("p") for block in [
+        document.Text("- no list"), document.Text("1. nor this"), document.Text("# no heading\n\nin one line"),
+        document.Code("```\ncode"),
+    ])  # fmt: skip
+    assert text.split("\n\n") == ["\\- no list", "1\\. nor this", "\\# no heading in one line", "````\n```\ncode\n````"]
+
+
+def test_columns_of_numbers_are_set_to_the_right():
+    table = document.Table(["a", "b", "c", "d"], [["1.5 ± 0.2", "x", "-", "3 refused"], ["-0.1", "2", "1e-07", "-"]])
+    assert table.numeric == [True, False, True, True]
+    assert "\n| ---: | --- | ---: | ---: |\n" in table.markdown("p")
