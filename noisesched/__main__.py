@@ -91,6 +91,8 @@ def parser():
     evaluate.add_argument("--profile_levels", type=positive, metavar="N", **given_only, help="levels of the loss profile (41)")
     evaluate.add_argument("--discrete", nargs="+", type=schedule_and_count, metavar="SPEC:N", **given_only,
                           help="also the bound in discrete time, for N levels of a schedule, e.g. cosine:100")  # fmt: skip
+    evaluate.add_argument("--best_levels", type=natural, metavar="N", **given_only,
+                          help="also find the N levels of the least discrete bound, written as a schedule (0: none)")  # fmt: skip
     evaluate.add_argument("--checkpoint", type=natural, metavar="STEP", **given_only, help="step of the checkpoint (the latest)")
     evaluate.add_argument("--parameters", choices=("ema", "params"), **given_only, help="averaged or raw parameters (ema)")
     evaluate.add_argument("--translation", choices=("nearest", "interpolated"), **given_only,

@@ -43,6 +43,7 @@ class Request:
     log_snr_max: float = likelihood.LOG_SNR_MAX
     profile_levels: int = 41
     discrete: tuple[tuple[str, int], ...] = ()  # (schedule, number of levels): a bound in discrete time for each
+    best_levels: int = 0  # also find the so many levels of the least bound in discrete time; 0: none
     checkpoint: int | None = None  # a step, or None for the latest
     parameters: str = "ema"  # "ema" | "params"
     translation: str | None = None  # "nearest" | "interpolated", or None for the run's own
@@ -93,6 +94,10 @@ def run(directory, request, say=tqdm.write):
     for line in summary(result, config):
         say(line)
     draw(out / "profile.png", result, config)
+    if request.best_levels:
+        path = out / f"best_{request.best_levels}_levels.txt"
+        path.write_text("".join(f"{level:.6f}\n" for level in best_levels(result["profile"], images, request.best_levels)))
+        say(f"  the {request.best_levels} levels of the least bound in discrete time: \"piecewise('{path}')\"")
     write(out, result)
     if not reference:
         return strict(result)
@@ -121,6 +126,7 @@ def check(config, request):
     require(-30 <= low < high <= 20, f"the ends of the bound, log-SNR {low:g} to {high:g}, must rise and lie in -30 to 20")
     require(2 <= request.noises < PROFILE_DRAWS and request.noises % 2 == 0,
             f"noises={request.noises}: draws come in pairs, which tell the error; give an even number, 2 to {PROFILE_DRAWS - 2}")
+    require(0 <= request.best_levels <= 200, f"best_levels={request.best_levels} must be 0 to 200")
     require(5 <= request.profile_levels <= 10_000, f"profile_levels={request.profile_levels} must be 5 to 10000")
     require(request.num_images != 1 and request.num_images >= 0, f"num_images={request.num_images}: give 2 or more, or 0 for all")
     kind, known = config.conditioning.kind, conditioning.TRANSLATIONS
@@ -134,11 +140,9 @@ def check(config, request):
 
 
 def discrete_paths(config, request):
-    """[(schedule, number of levels, path)] of `request.discrete`: the levels that sampling visits, and an end.
+    """[(schedule, number of levels, path)] of `request.discrete`: the levels that sampling visits, and `likelihood.end_of` them.
 
-    Any end at which the image is then read off, without another call of the network, gives a bound. The best has the SNR of
-    the last level over the eps error there: here, twice the SNR, within 0.02 nats of it for errors of 0.4 to 0.66. (A leap to
-    log_snr_max would cost hundreds of bits.) Levels from log_snr_max on are left out. The first level may be -inf.
+    Levels that are cleaner than log_snr_max are left out. The first level may be -inf.
     """
     paths = []
     for text, n in request.discrete:
@@ -251,6 +255,19 @@ def squared_errors(definition, params, seed, images, labels, index, draw, log_sn
     return likelihood.squared_errors(denoise, seed, data.scale(images), index, draw, log_snr)
 
 
+def best_levels(profile, images, n, resolution=0.05):
+    """The levels of the least discrete bound as a file for the schedule `piecewise`, cleanest first: the end, then n levels."""
+    given = np.asarray(profile["log_snr"])
+    log_snrs = np.arange(given[0], likelihood.LOG_SNR_MAX - 1.5, resolution)  # the end lies up to log 3 beyond
+    x = np.exp(np.interp(log_snrs, given, np.log(profile["x"])))
+    bit = math.log(2) * math.prod(images.shape[1:])
+    prior = [float(likelihood.prior(images, level).mean()) / bit for level in log_snrs]
+    ends = np.linspace(0, likelihood.LOG_SNR_MAX, 28)
+    read = [float(likelihood.reconstruction(images, level).mean()) / bit for level in ends]
+    chosen = likelihood.best_levels(log_snrs, x, prior, np.interp(likelihood.end_of(log_snrs), ends, read), n)
+    return [float(likelihood.end_of(chosen[-1])), *chosen[::-1].tolist()]
+
+
 # -- on disk and on paper
 
 def strict(value):
@@ -289,7 +306,7 @@ def wanted(workdir, request):
 
 def summary(result, config):
     """The table of an evaluation, line by line."""
-    bits, profile = result["bits_per_dim"], result["profile"]
+    bits, profile, untrained = result["bits_per_dim"], result["profile"], result["bits_per_dim"]["untrained"]
     yield (f"step {result['checkpoint']} ({result['parameters']}), {result['num_images']} images of {result['split']!r}, bits "
            "per dimension:")  # fmt: skip
     rows = {"continuous time": bits} | {f"{row['schedule']}, {row['num_levels']} levels": row for row in result["discrete"]}
@@ -297,9 +314,8 @@ def summary(result, config):
         yield (f"  {name:28} {row['value']:.4f} +- {row['std_error']:.4f} = diffusion {row['diffusion']:.4f} + prior "
                f"{row['prior']:.4f} + reconstruction {row['reconstruction']:.4f}")  # fmt: skip
     yield f"  {'diffusion, by the profile':28} {profile['bits_per_dim']:.4f} +- {profile['bits_per_dim_std_error']:.4f}"
-    noisier, cleaner = bits["untrained"]["noisier"], bits["untrained"]["cleaner"]
-    yield (f"  {'at levels never drawn':28} {noisier:.4f} noisier, {cleaner:.4f} cleaner than training with {config.schedule} "
-           f"went, together {bits['untrained']['share']:.1%} of the bound")  # fmt: skip
+    yield (f"  {'at levels never drawn':28} {untrained['noisier']:.4f} noisier, {untrained['cleaner']:.4f} cleaner than training "
+           f"with {config.schedule} went, together {untrained['share']:.1%} of the bound")  # fmt: skip
 
 
 def draw(path, result, config):

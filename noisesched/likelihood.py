@@ -144,6 +144,38 @@ def plan(path, seed, index, noises):
     return Plan(log_snr, weight)
 
 
+def end_of(log_snr):
+    """Where a discrete path whose last call is at `log_snr` had best end, so that little is left to read off: 1 / (the mean
+    squared error of x) of SNR beyond, for pixels as if normal, 1 / (1 + SNR). A leap to LOG_SNR_MAX could cost hundreds of bits.
+    """
+    return np.log1p(2 * np.exp(log_snr))
+
+
+def best_levels(log_snrs, x, prior_bits, read_bits, n):
+    """The n of the levels `log_snrs` [L] (increasing) whose bound in discrete time is the least, by dynamic programming: [n].
+
+    x           mean squared errors of x at them, [L]: a profile's
+    prior_bits  the prior term of a path that begins there, bits per dimension, [L]
+    read_bits   the reconstruction term of one that ends at `end_of` them, [L]
+
+    The bound is a sum over steps of 1/2 (SNR_next - SNR) x (VDM, eq. 14), so the best way to each level is a best way to one
+    before it and a step (as Watson et al. 2021 choose timesteps).
+    """
+    if not 1 <= n <= len(log_snrs):
+        raise ValueError(f"{n} levels cannot be chosen among {len(log_snrs)}")
+    snr, slope = np.exp(log_snrs), np.asarray(x) / (2 * math.log(2))
+    step = np.where(snr[None] > snr[:, None], (snr[None] - snr[:, None]) * slope[:, None], np.inf)  # [from, to]
+    cost, before = np.asarray(prior_bits, np.float64), []
+    for _ in range(n - 1):
+        ways = cost[:, None] + step
+        before.append(ways.argmin(axis=0))
+        cost = ways.min(axis=0)
+    chosen = [int(np.argmin(cost + (np.exp(end_of(log_snrs)) - snr) * slope + read_bits))]
+    for came_from in reversed(before):
+        chosen.append(int(came_from[chosen[-1]]))
+    return np.asarray(log_snrs)[chosen[::-1]]
+
+
 # -- what the network does there
 
 def squared_errors(denoise, seed, x, index, draw, log_snr):

@@ -301,3 +301,22 @@ def test_refused_in_one_line(make, message):
     with pytest.raises(ValueError) as refused:
         make()
     assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+# -- the best levels
+
+def test_the_best_levels_are_those_of_an_exhaustive_search():
+    import itertools
+
+    log_snrs = np.linspace(-6, 6, 11)
+    x = 1 / (1 + np.exp(log_snrs)) ** 0.8
+    prior, read = 0.3 * np.exp(log_snrs / 2), 3 * np.exp(-log_snrs / 3)
+
+    def cost(chosen):
+        levels = log_snrs[list(chosen)]
+        gains = np.diff(np.exp(np.append(levels, likelihood.end_of(levels[-1]))))
+        return prior[chosen[0]] + read[chosen[-1]] + (gains * x[list(chosen)]).sum() / (2 * math.log(2))
+
+    for n in (1, 3, 4):
+        best = min(itertools.combinations(range(11), n), key=cost)
+        np.testing.assert_allclose(likelihood.best_levels(log_snrs, x, prior, read, n), log_snrs[list(best)])
