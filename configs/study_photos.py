@@ -21,8 +21,9 @@ def get_config():
     photos.training.num_steps = 3000
     photos.training.checkpoint_every = 3000
     photos.preview.every = 3000
-    for name in ("continuous_none", "t1000_log_snr", "t1000_none", "t50_none", "continuous_timestep"):
-        del config.runs[name]
+    for name in list(config.runs):
+        if name not in ("continuous_log_snr", "t1000_timestep", "t50_timestep"):
+            del config.runs[name]
     for run in config.runs.values():
         for group in ("data", "model", "optimizer", "training", "preview"):
             run[group].update(photos[group])

@@ -242,10 +242,10 @@ def run_plot(given, overrides, chosen):
 def run_compare(given, overrides, chosen):
     import shlex
 
-    from noisesched import compare
+    from noisesched import compare, study
 
     command = shlex.join(["noisesched", "compare", f"--config={given.config}", f"--out={given.out}", *overrides])
-    compare.run(compare.load(given.config, overrides), given.out, command)
+    compare.run(study.load(given.config, overrides), given.out, command)
 
 
 def run_report(given, overrides, chosen):

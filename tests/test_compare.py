@@ -9,13 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from noisesched import compare, features, sample, train
+from noisesched import compare, features, sample, study, train
 from noisesched import config as configuration
 from noisesched.checkpoints import Checkpoints
 from noisesched.workdir import Workdir, read_lines
 
 TABLE = "discrete(linear,num_steps=20)"
-ASKED = compare.Comparison(
+ASKED = study.Study(
     workdirs=(), runs={}, train_seeds=(0,), parameters="ema", schedules=("linear", "cosine"), methods=("ddim",), calls=(2, 3),
     spacing="trailing", seeds=(0,), translations=("nearest",), outside="clamp", metrics=("frechet(raw)", "brightness"),
     num_images=40, reference="test", inception_weights="", likelihood="", likelihood_images=0,
@@ -135,7 +135,7 @@ def test_a_full_disk_costs_the_row_that_was_being_written(compared, monkeypatch,
         return usual(file)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"compare\.jsonl.*No space left"):
+    with pytest.raises(OSError, match=r"No space left.*compare\.jsonl"):
         compared()
     monkeypatch.setattr(os, "fsync", usual)
     rows, lines = compared()
@@ -179,8 +179,8 @@ def test_raw_tells_the_steps_of_the_table(small):
 def test_levels_beyond_the_table_are_counted_and_refused_or_clamped(compared, handling):
     rows, lines = compared(outside=handling, calls=(3,), translations=("nearest", "raw"))
     by = {(row["told"], row["schedule"], row["translation"]): row for row in rows}
-    beyond = by["timestep", "cosine", "nearest"]  # its first level is log-SNR -inf, which no table of linear's has
-    assert beyond["outside"] == {"levels": 1, "by": np.inf, "handled": {"refuse": "refused", "clamp": "clamped"}[handling]}
+    beyond = by["timestep", "cosine", "nearest"]  # from log-SNR -inf; 20 steps of DDPM's betas end at 3
+    assert beyond["outside"] == {"levels": 3, "by": np.inf, "handled": {"refuse": "refused", "clamp": "clamped"}[handling]}
     assert bool(beyond["refused"]) == (handling == "refuse") and bool(beyond["metrics"]) == (handling == "clamp")
     for others in (by["log_snr", "cosine", None], by["timestep", "cosine", "raw"]):
         assert others["outside"]["levels"] == 0 and others["metrics"]
@@ -216,6 +216,7 @@ FAULTS = {
     "parameters": ({"parameters": "raw"}, "parameters='raw'"),
     "seed": ({"seeds": (-1,)}, "seed -1"),
     "num_images": ({"num_images": 0}, "num_images=0"),
+    "a table's steps": ({"schedules": ("discrete(linear, num_steps=2)",)}, "num_steps=2.*, 3 calls of ddim: "),
 }
 
 
@@ -223,7 +224,7 @@ FAULTS = {
 def test_what_cannot_be_asked_is_said_in_one_line(runs, fault):
     changes, message = FAULTS[fault]
     with pytest.raises(configuration.ConfigError, match=message) as raised:
-        compare.check(dataclasses.replace(ASKED, **({"workdirs": tuple(runs.values())} | changes)))
+        study.check(dataclasses.replace(ASKED, **({"workdirs": tuple(runs.values())} | changes)))
     assert "\n" not in str(raised.value)
 
 
@@ -300,6 +301,7 @@ def get_config():
     config.metrics = ("frechet(raw)",)
     config.num_images = 30
     config.reference = "test"
+    config.likelihood_images = 4
     config.schedules = ("cosine",)
     config.calls = (2,)
     return config

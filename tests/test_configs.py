@@ -9,7 +9,7 @@ import jax
 import pytest
 from conftest import BASE, ROOT
 
-from noisesched import compare, conditioning, config, objective
+from noisesched import conditioning, config, objective, study
 
 EVERY = sorted(ROOT.glob("configs/*.py"))
 COMPARISONS = [path for path in EVERY if path.stem == "compare" or path.stem.startswith("study_")]
@@ -89,20 +89,20 @@ def test_the_base_page_names_every_choice():
 # -- comparisons
 
 def test_the_page_of_comparisons_has_every_setting():
-    assert {"workdirs", "runs"} < set(stated(ROOT / "configs" / "compare.py")) == set(fields(compare.Comparison))
+    assert {"workdirs", "runs"} < set(stated(ROOT / "configs" / "compare.py")) == set(fields(study.Study))
 
 
 @pytest.mark.parametrize("path", [path for path in COMPARISONS if path.stem != "compare"], ids=lambda path: path.stem)
 def test_a_study_can_be_carried_out(path, tmp_path):
-    study = compare.load(str(path))
-    runs = compare.find_runs(study, tmp_path)
-    assert len(runs) == len(study.runs) * len(study.train_seeds) and all(run.trainable for run in runs)
-    rows = compare.rows_of(study, runs)
-    assert len({row.key for row in rows}) == len(rows) >= len(runs) * len(study.schedules) * len(study.calls)
+    asked = study.load(str(path))
+    runs = study.find_runs(asked, tmp_path)
+    assert len(runs) == len(asked.runs) * len(asked.train_seeds) and all(run.trainable for run in runs)
+    rows = study.rows_of(asked, runs)
+    assert len({row.key for row in rows}) == len(rows) >= len(runs) * len(asked.schedules) * len(asked.calls)
 
 
 def test_the_runs_of_the_study_of_conditioning_differ_in_what_is_drawn_and_told_alone(tmp_path):
-    study = compare.load(str(ROOT / "configs" / "study_conditioning.py"))
-    settings = [flat(config.to_dict(run.config)) for run in compare.find_runs(study, tmp_path) if run.seed == 0]
+    asked = study.load(str(ROOT / "configs" / "study_conditioning.py"))
+    settings = [flat(config.to_dict(run.config)) for run in study.find_runs(asked, tmp_path) if run.seed == 0]
     differing = {name for name in settings[0] if len({str(each[name]) for each in settings}) > 1}
     assert differing == {"schedule", "conditioning.kind", "conditioning.table"} and len(settings) == 9

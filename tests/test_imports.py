@@ -13,8 +13,8 @@ LAYERS = {  # lowest first; a module imports from its own layer and earlier ones
     "algorithms": ["objective", "samplers", "likelihood", "metrics"],
     "outside world": ["backend", "parallel", "pictures", "workdir", "checkpoints", "builders", "data", "config",
                       "features", "document"],
-    "programs": ["train", "sample", "evaluate", "compare", "findings", "sentences", "figures", "heatmaps", "report", "plot",
-                 "benchmark", "__main__"],
+    "programs": ["train", "sample", "evaluate", "study", "compare", "findings", "sentences", "figures", "heatmaps", "report",
+                 "plot", "benchmark", "__main__"],
 }
 DEPTH = {module: depth for depth, modules in enumerate(LAYERS.values()) for module in modules}
 PACKAGE = {path.stem: path for path in ROOT.glob("noisesched/*.py") if path.stem != "__init__"}
@@ -103,7 +103,7 @@ def test_the_mathematics_loads_no_flax_and_no_data_library():
     assert looked_for({"flax", "optax", "orbax", "grain", "tensorflow_datasets", "ml_collections"}, program) == set()
 
 
-HELP = [["--help"], ["--version"], *([name, "--help"] for name in ("train", "evaluate", "compare", "report"))]
+HELP = [["--help"], ["--version"], *([name, "--help"] for name in ("train", "compare", "report"))]
 
 
 @pytest.mark.parametrize("words", HELP, ids=" ".join)

@@ -1,0 +1,184 @@
+"""A study: what a comparison is asked for, as typed, checked settings; the networks it names, and its rows.
+
+The page `configs/compare.py` says what each field of a `Study` means. Nothing here trains, samples or writes.
+"""
+
+import dataclasses
+import itertools
+import json
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+from noisesched import config as configuration
+from noisesched import metrics, sample, samplers, schedules, tables
+from noisesched.config import ConfigError
+from noisesched.workdir import Workdir, differences
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is asked: the page `configs/compare.py` says what each field means."""
+
+    workdirs: tuple[str, ...]
+    runs: dict
+    train_seeds: tuple[int, ...]
+    parameters: str
+    schedules: tuple[str, ...]
+    methods: tuple[str, ...]
+    calls: tuple[int, ...]
+    spacing: str
+    seeds: tuple[int, ...]
+    translations: tuple[str, ...]
+    outside: str
+    metrics: tuple[str, ...]
+    num_images: int
+    reference: str
+    inception_weights: str
+    likelihood: str
+    likelihood_images: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One network: `label` names what is compared, whose `seed`s differ in nothing else."""
+
+    label: str
+    seed: int
+    workdir: Workdir
+    config: configuration.Config
+    trainable: bool  # described by the study, which trains it
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One combination; `asked` is all that its numbers depend on, as JSON."""
+
+    run: Run
+    schedule: str
+    method: str
+    calls: int
+    seed: int
+    translation: str | None
+    asked: dict[str, Any]
+
+    @property
+    def key(self):
+        return f"{zlib.crc32(json.dumps(self.asked, sort_keys=True).encode()):08x}"
+
+    @property
+    def levels(self):
+        return num_levels(self.method, self.calls)
+
+    @property
+    def network_calls(self):
+        return samplers.network_calls(samplers.parse(self.method)[0], self.levels)
+
+
+def num_levels(method, calls):
+    """The most levels that a sampler visits with no more than so many network calls."""
+    return (calls - 1) // samplers.METHODS[samplers.parse(method)[0]].calls + 1
+
+
+# -- what is asked
+
+def load(path, overrides=()):
+    """The checked Study of a config file. Raises ConfigError, in one line, for anything that cannot be had."""
+    study = configuration.typed(Study, configuration.read(path, Study, overrides))
+    check(study)
+    return study
+
+
+def check(study):
+    """Raises ConfigError for what can be seen to be wrong without looking at any run."""
+    given = dataclasses.asdict(study)
+    require = lambda good, message: None if good else _fail(message)
+    for name in ("schedules", "methods", "calls", "seeds", "translations", "metrics", "train_seeds"):
+        require(given[name], f"{name} is empty: nothing is asked")
+        require(len(set(given[name])) == len(given[name]), f"{name}: an entry is there twice")
+    require(study.runs or study.workdirs, "runs and workdirs are both empty: there is nothing to compare; give "
+            "--config.workdirs=\"('DIR', 'DIR')\"")  # fmt: skip
+    choices = {"parameters": ("ema", "params"), "spacing": tables.SPACINGS, "outside": ("refuse", "clamp")}
+    for name, known in choices.items():
+        require(given[name] in known, f"{name}={given[name]!r}: choose one of {', '.join(known)}")
+    for translation in study.translations:
+        require(translation in sample.TRANSLATIONS, f"translations: {translation!r} is none of {', '.join(sample.TRANSLATIONS)}")
+    for calls in study.calls:
+        require(1 <= calls <= 10**5, f"calls: {calls} is not a whole number from 1 to 100000")
+    for seed in (*study.seeds, *study.train_seeds):
+        require(0 <= seed < 2**32, f"seed {seed} is not a whole number from 0 to 2**32 - 1")
+    require(study.likelihood_images >= 0, f"likelihood_images={study.likelihood_images} must be 0 (all) or more")
+    require(study.num_images >= 1, f"num_images={study.num_images} must be at least 1")
+    parsed = {}
+    for name, parse in (("schedules", schedules.make), ("methods", samplers.parse), ("metrics", metrics.parse)):
+        for text in given[name]:
+            try:
+                parsed[text] = parse(text)
+            except ValueError as error:
+                _fail(f"{name}: {error}")
+    for schedule, method, calls in itertools.product(study.schedules, study.methods, study.calls):
+        try:
+            schedules.levels(parsed[schedule], num_levels(method, calls), study.spacing)
+        except ValueError as error:  # a table has no more steps than it has
+            _fail(f"{schedule}, {calls} calls of {method}: {error}")
+
+
+def find_runs(study, out):
+    """The networks asked for, [Run]: existing ones read, described ones checked. Nothing is trained yet."""
+    found = []
+    for label, values in study.runs.items():
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.=-]*", label):
+            _fail(f"runs: {label!r} cannot be the name of a folder: use letters, digits and _.=-")
+        for seed in study.train_seeds:
+            try:
+                config = configuration.from_dict(values | {"seed": seed})
+            except ValueError as error:
+                _fail(f"runs.{label}: {error}")
+            found.append(Run(label, seed, Workdir(Path(out) / "runs" / label / f"seed{seed}"), config, True))
+    for directory in study.workdirs:
+        workdir = Workdir(directory)
+        config = configuration.from_dict(workdir.read_config())
+        numbered = re.fullmatch(r"seed_?\d+", workdir.path.name)
+        found.append(Run(workdir.path.parent.name if numbered else workdir.path.name, config.seed, workdir, config, False))
+    for run in found:
+        first = next(other for other in found if other.label == run.label)
+        settings = [configuration.to_dict(each.config) | {"seed": 0} for each in (first, run)]
+        if changed := differences(*settings):
+            _fail(f"{first.workdir.path} and {run.workdir.path} have one name, {run.label!r}, but differ in more than the seed: "
+                  f"{'; '.join(changed)}")  # fmt: skip
+        if run is not first and sum((other.label, other.seed) == (run.label, run.seed) for other in found) > 1:
+            _fail(f"{first.workdir.path} and {run.workdir.path} are both seed {run.seed} of one run, {run.label!r}")
+        if images_of(run.config) != images_of(found[0].config):
+            _fail(f"{run.workdir.path} was trained on other images than {found[0].workdir.path}: "
+                  f"{images_of(run.config)} against {images_of(found[0].config)}; no distance compares them")  # fmt: skip
+    return found
+
+
+def images_of(config):
+    """What must agree for two networks to be measured against the same real images."""
+    given = config.data
+    return {"name": given.name, "path": given.path, "image_size": given.image_size, "channels": given.channels}
+
+
+def rows_of(study, runs):
+    """All combinations, [Row], those of one run together and the fewest calls first."""
+    rows = []
+    for run in runs:
+        timesteps = run.config.conditioning.kind == "timestep"
+        shared = {
+            "run": configuration.to_dict(run.config), "parameters": study.parameters, "spacing": study.spacing,
+            "metrics": study.metrics, "num_images": study.num_images, "reference": study.reference,
+            "inception_weights": study.inception_weights, "outside": study.outside if timesteps else None,
+            "workdir": None if run.trainable else str(run.workdir.path),
+        }  # fmt: skip
+        translations = study.translations if timesteps else (None,)
+        for method, translation, calls, schedule, seed in itertools.product(
+                study.methods, translations, sorted(study.calls), study.schedules, study.seeds):  # fmt: skip
+            own = {"schedule": schedule, "method": method, "calls": calls, "seed": seed, "translation": translation}
+            rows.append(Row(run, schedule, method, calls, seed, translation, shared | own))
+    return rows
+
+
+def _fail(message):
+    raise ConfigError(message)
