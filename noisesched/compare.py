@@ -173,21 +173,15 @@ def complete(each):
     if changed := differences(written, configuration.to_dict(each.config)):
         _fail(f"{each.workdir.path} holds a run of another configuration ({'; '.join(changed)}): take another --out, or "
               "move it away")  # fmt: skip
-    return steps_on_disk(each.workdir) == each.config.training.num_steps
+    return each.workdir.latest_step() == each.config.training.num_steps
 
 
 def latest(each):
     """The step of a run's last checkpoint. ValueError if it has none."""
-    step = steps_on_disk(each.workdir)
+    step = each.workdir.latest_step()
     if step is None:
         _fail(f"{each.workdir.path} holds no checkpoint yet: train it first")
     return step
-
-
-def steps_on_disk(workdir):
-    """The last complete checkpoint, or None, seen from the names of folders alone: in a moment."""
-    folders = workdir.checkpoints.iterdir() if workdir.checkpoints.exists() else ()
-    return max((int(path.name) for path in folders if path.name.isdigit()), default=None)
 
 
 def describe(runs):

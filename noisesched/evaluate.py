@@ -25,7 +25,7 @@ from tqdm import tqdm
 from noisesched import conditioning, data, denoiser, likelihood, sample, samplers, schedules
 from noisesched import config as configuration
 from noisesched.checkpoints import Checkpoints
-from noisesched.workdir import Workdir
+from noisesched.workdir import Workdir, read_json, write_json
 
 BATCH = 128  # images per dispatch and device
 PROFILE_NOISES = 2  # of each image at each level of the profile: the fewest that tell the error of its integral
@@ -60,7 +60,7 @@ class Request:
 # -- the program
 
 def run(directory, request, say=tqdm.write):
-    """Evaluates the run in `directory`; returns what evaluation.json holds, an infinite number as the string "-inf".
+    """Evaluates the run in `directory`; returns what evaluation.json holds.
 
     Raises ValueError or FileNotFoundError, in one line, before long work, for anything that cannot be had; and ValueError,
     naming the level, if the network's estimates are not finite.
@@ -73,8 +73,9 @@ def run(directory, request, say=tqdm.write):
     check(config, request)
     paths = discrete_paths(config, request)
     asked = {name: value for name, value in dataclasses.asdict(request).items() if name not in ("out", "checkpoint")}
-    subject = strict({"config_crc32": zlib.crc32(json.dumps(stored).encode()), "request": asked})
-    if (found := read(out)) and found["checkpoint"] == wanted(workdir, request) and subject.items() <= found.items():
+    subject = {"config_crc32": zlib.crc32(json.dumps(stored).encode()), "request": json.loads(json.dumps(asked))}
+    wanted = workdir.latest_step() if request.checkpoint is None else request.checkpoint
+    if (found := read(out)) and found["checkpoint"] == wanted and subject.items() <= found.items():
         say(f"{out}: step {found['checkpoint']} is evaluated already, as asked")
         return found
 
@@ -98,9 +99,9 @@ def run(directory, request, say=tqdm.write):
         path = out / f"best_{request.best_levels}_levels.txt"
         path.write_text("".join(f"{level:.6f}\n" for level in best_levels(result["profile"], images, request.best_levels)))
         say(f"  the {request.best_levels} levels of the least bound in discrete time: \"piecewise('{path}')\"")
-    write(out, result)
+    write_json(out / "evaluation.json", result)
     if not reference:
-        return strict(result)
+        return result
 
     # ---- Samples.
     schedule = schedules.make(request.schedule or config.schedule)
@@ -112,8 +113,8 @@ def run(directory, request, say=tqdm.write):
     for name, value in quality.items():
         say(f"{name:34} {value:.4g}   (between real images: {reference.floor[name]:.4g})")
     result |= subject | {"quality": quality, "floor": reference.floor, "reference": reference.about}
-    write(out, result)
-    return strict(result)
+    write_json(out / "evaluation.json", result)
+    return result
 
 
 def check(config, request):
@@ -207,7 +208,9 @@ def likelihood_of(config, definition, params, images, labels, request, paths=(),
         drawn, found, bits = bounded(everywhere)
         discrete = [{"schedule": text, "num_levels": n} | bounded(path)[2] for text, n, path in paths]
         found_profile = errors(repeated, PROFILE_DRAWS).reshape(len(images), request.profile_levels, PROFILE_NOISES)
-    profile = dataclasses.asdict(likelihood.profile(profile_levels, found_profile, dimensions)) | {"noises": PROFILE_NOISES}
+    profile = dataclasses.asdict(likelihood.profile(profile_levels, found_profile, dimensions))
+    profile = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in profile.items()}
+    profile["noises"] = PROFILE_NOISES
     first, last = sample.trained_range(config, step)
     noisier, cleaner = likelihood.diffusion_outside(drawn, found, images, first, last)
     untrained = {"log_snr_min": first, "log_snr_max": last, "noisier": noisier, "cleaner": cleaner,
@@ -270,38 +273,13 @@ def best_levels(profile, images, n, resolution=0.05):
 
 # -- on disk and on paper
 
-def strict(value):
-    """A value as strict JSON holds it: lists for tuples and arrays, the strings "inf", "-inf" and "nan" for such numbers."""
-    if isinstance(value, dict):
-        return {name: strict(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [strict(entry) for entry in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write(out, result):
-    """evaluation.json, whole or not at all."""
-    temporary = out / "evaluation.json.tmp"
-    temporary.write_text(json.dumps(strict(result), indent=1, allow_nan=False) + "\n")
-    os.replace(temporary, out / "evaluation.json")
-
-
 def read(out):
     """The evaluation in a folder, or None if there is none that is complete."""
     try:
-        found = json.loads((out / "evaluation.json").read_bytes())
+        found = read_json(out / "evaluation.json")
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    return found if isinstance(found, dict) and "checkpoint" in found and (out / "profile.png").exists() else None
-
-
-def wanted(workdir, request):
-    """The step of the checkpoint asked for, without opening it; None if there is none yet."""
-    if request.checkpoint is not None or not workdir.checkpoints.exists():
-        return request.checkpoint
-    return max((int(path.name) for path in workdir.checkpoints.iterdir() if path.name.isdecimal()), default=None)
+    return found if "checkpoint" in found and (out / "profile.png").exists() else None
 
 
 def summary(result, config):

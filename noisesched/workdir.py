@@ -57,6 +57,11 @@ class Workdir:
     def samples(self) -> epath.Path:
         return self.path / "samples"
 
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint, or None: seen from folders' names alone, in a moment."""
+        folders = self.checkpoints.iterdir() if self.checkpoints.exists() else ()
+        return max((int(path.name) for path in folders if path.name.isdecimal()), default=None)
+
     @contextlib.contextmanager
     def held(self):
         """Holds the workdir for this process alone, until it leaves the context or ends, by kill -9 too.

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import sys
-import time
 import types
 
 import jax
@@ -16,7 +15,7 @@ from noisesched import __main__ as cli
 from noisesched import config as configuration
 from noisesched import data, denoiser, evaluate, train
 from noisesched.checkpoints import Checkpoints
-from noisesched.workdir import Workdir
+from noisesched.workdir import Workdir, read_json
 
 ASKED = evaluate.Request(num_images=6, noises=4, profile_levels=9)
 TABLE = "discrete(linear,num_steps=50)"
@@ -77,7 +76,8 @@ def bits(result):
 
 
 def stored(folder):
-    return json.loads((folder / "evaluation.json").read_text(), parse_constant=lambda token: pytest.fail(token))
+    json.loads((folder / "evaluation.json").read_text(), parse_constant=lambda token: pytest.fail(token))
+    return read_json(folder / "evaluation.json")
 
 
 # -- what is written
@@ -94,7 +94,7 @@ def test_what_is_written(evaluated, runs, tmp_path, monkeypatch):
     assert found["value"] == pytest.approx(found["diffusion"] + found["prior"] + found["reconstruction"])
     assert (found["log_snr_min"], found["log_snr_max"]) == (-12.0, 13.3) and found["std_error"] > 0
     cosine, karras = result["discrete"]
-    assert (cosine["schedule"], cosine["num_levels"], cosine["log_snr_min"], cosine["prior"]) == ("cosine", 20, "-inf", 0)
+    assert (cosine["schedule"], cosine["num_levels"], cosine["log_snr_min"], cosine["prior"]) == ("cosine", 20, -np.inf, 0)
     assert (karras["num_levels"], karras["log_snr_min"]) == (5, pytest.approx(-8.76, abs=0.01))
     last = np.log(np.tan(np.pi / 40) ** -2)  # cosine's at u = 1/20, but for its s; the SNR then doubles
     assert cosine["log_snr_max"] == pytest.approx(last + np.log(2), abs=0.3)
@@ -152,7 +152,7 @@ def test_levels_never_drawn_in_training(evaluated):
     assert 0 < untrained["noisier"] < untrained["cleaner"] < table["bits_per_dim"]["diffusion"]
     assert f"{untrained['share']:.1%} of the bound" in lines[-1]
     cosine, _ = evaluated("plain")
-    assert cosine["bits_per_dim"]["untrained"]["log_snr_min"] == "-inf" and cosine["bits_per_dim"]["untrained"]["noisier"] == 0
+    assert cosine["bits_per_dim"]["untrained"]["log_snr_min"] == -np.inf and cosine["bits_per_dim"]["untrained"]["noisier"] == 0
 
 
 # -- what it depends on
@@ -212,9 +212,7 @@ def test_nothing_is_done_twice(evaluated, runs, monkeypatch):
     with monkeypatch.context() as patch:
         for module, name in ((evaluate, "Checkpoints"), (data, "open_split")):
             patch.setattr(module, name, lambda *args, **kwargs: pytest.fail("opened again"))
-        begin = time.perf_counter()
         again, lines = evaluated(discrete=(("cosine", 20),), checkpoint=20)  # which is the latest
-        assert time.perf_counter() - begin < 0.5
     assert again == first and "is evaluated already" in lines[0] and len(lines) == 1
     assert evaluated(discrete=(("cosine", 20),), checkpoint=10)[0]["checkpoint"] == 10
     assert bits(evaluated()[0]) == bits(first)
