@@ -29,7 +29,8 @@ def get_config():
             run[group].update(photos[group])
     config.train_seeds = (0,)
     config.schedules = ("linear", "cosine", "karras", "flow")
-    config.calls = (10, 25, 50)
+    config.calls = (10, 25)
+    config.translations = ("nearest", "raw")
     config.num_images = config.likelihood_images = 512
     config.reference = config.likelihood = "train[90%:]"
     return config
