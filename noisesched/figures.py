@@ -202,7 +202,7 @@ def strips(comparison, variant, n):
             missing[place] = "refused" if found and found[0]["refused"] else "not there"
     height, width = next(iter(shown.values())).shape[:2] if shown else (1, STRIP)
     pitch = np.array([height * 1.12, width * 1.04])
-    left = 0.08 * max(len(str(condition)) for condition in rows) + 0.3
+    left = 0.1 * max(len(str(condition)) for condition in rows) + 0.3
     figure = Figure(figsize=(1.75 * len(columns) + left, 1.75 * height / width * 1.08 * len(rows) + 0.8), layout="constrained")
     axis = figure.subplots()
     for (row, column), strip in shown.items():
