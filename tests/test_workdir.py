@@ -201,7 +201,7 @@ def test_where_files_cannot_be_appended_to_flush_writes_them(tmp_path, monkeypat
 def test_held_by_one_process_at_a_time(tmp_path):
     run = Workdir(tmp_path / "run")
     with run.held():
-        with pytest.raises(ValueError, match="is in use: another process is training that run"), run.held():
+        with pytest.raises(ValueError, match="is in use by another process"), run.held():
             pass
     with run.held():
         pass
