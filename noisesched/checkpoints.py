@@ -317,11 +317,17 @@ def _quiet(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.CRITICAL or f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
+def _not_about_lost_reads(record: logging.LogRecord) -> bool:
+    """When one array cannot be read, the failures of orbax's other reads, which nobody waits for, are told at their end."""
+    return "exception was never retrieved" not in str(record.msg)
+
+
 def _orbax():
     """orbax.checkpoint, its chatter silenced; imported here, as not every program needs to wait for it."""
     import orbax.checkpoint as ocp
 
     logging.getLogger("absl").addFilter(_quiet)  # has no effect the second time
+    logging.getLogger("asyncio").addFilter(_not_about_lost_reads)
     if getattr(sys.unraisablehook, "__name__", "") != "_without_closed_loops":
         usual = sys.unraisablehook
 

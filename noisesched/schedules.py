@@ -125,13 +125,16 @@ def unevenness(schedule, log_snr_min=-10.0, log_snr_max=10.0):
     The Kolmogorov distance: of the levels that uniform u draws between the two log-SNRs (or as far as the schedule reaches), the
     greatest gap between their cumulative distribution and the uniform one.
     """
-    schedule = make(schedule)
-    low, high = max(float(schedule(1.0)), log_snr_min), min(float(schedule(0.0)), log_snr_max)
+    u = np.linspace(0.0, 1.0, 2**14 + 1)
+    log_snr = np.asarray(make(schedule)(u), np.float64)
+    reached = np.isfinite(log_snr)
+    u, log_snr = u[reached], log_snr[reached]
+    low, high = max(log_snr[-1], log_snr_min), min(log_snr[0], log_snr_max)
     if not low < high:
         raise ValueError(f"schedule {str(schedule)!r} has no levels between log-SNR {log_snr_min:g} and {log_snr_max:g}")
     even = np.linspace(0.0, 1.0, 1001)
-    u = np.asarray(invert(schedule, high + even * (low - high)), np.float64)
-    return float(np.abs((u - u[0]) / (u[-1] - u[0]) - even).max())
+    at = np.interp(-(high + even * (low - high)), -log_snr, u)
+    return float(np.abs((at - at[0]) / (at[-1] - at[0]) - even).max())
 
 
 def rate(schedule, u):
