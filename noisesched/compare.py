@@ -95,7 +95,7 @@ def measure(rows, steps, study, reference, out, progress):
             "method": row.method, "spacing": study.spacing, "levels": row.levels, "calls": row.calls,
             "network_calls": row.network_calls, "seed": row.seed, "translation": row.translation,
             "outside": outside(config, log_snrs, row.translation, study.outside), "num_images": study.num_images,
-            "metrics": {}, "refused": None, "preview": None,
+            "features": features.VERSION, "metrics": {}, "refused": None, "preview": None,
         }  # fmt: skip
         try:
             check_levels(config, row, log_snrs, line["outside"])
@@ -208,7 +208,8 @@ def seconds_spent(each):
 def stands_beside(row, runs, study):
     """Whether a row that was asked for earlier belongs in one report with those asked for now."""
     seeds = {(each.label, each.seed) for each in runs}
-    return (row["run"], row["train_seed"]) in seeds and row["num_images"] == study.num_images
+    same = row["num_images"] == study.num_images and row.get("features") == features.VERSION
+    return same and (row["run"], row["train_seed"]) in seeds
 
 
 def read_rows(path):

@@ -144,6 +144,12 @@ def open_split(
     return _open(builder, title, split, image_size, channels)
 
 
+def open_config(given, split: str = "") -> Split:
+    """The split that a Config's `data` names, or another `split` of the same images; raises as `open_split` does."""
+    return open_split(given.name, split=split or given.split, image_size=given.image_size, channels=given.channels,
+                      path=given.path, data_dir=given.data_dir)  # fmt: skip
+
+
 def _check_split(split: str, known: collections.abc.Iterable[str], title: str) -> None:
     for part in split.split("+"):
         base = part.split("[")[0].strip()

@@ -161,9 +161,7 @@ def discrete_paths(config, request):
 
 def held_out(config, request):
     """The images uint8 [n, H, W, C] of the split asked for, and their labels [n], or None for a network without classes."""
-    given = config.data
-    split = data.open_split(given.name, split=request.split, image_size=given.image_size, channels=given.channels,
-                            path=given.path, data_dir=given.data_dir)  # fmt: skip
+    split = data.open_config(config.data, request.split)
     if config.model.num_classes not in (0, split.num_classes):
         raise configuration.ConfigError(f"this network knows {config.model.num_classes} classes, {split.name} has "
                                         f"{split.num_classes}")  # fmt: skip

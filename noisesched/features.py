@@ -69,7 +69,7 @@ def reference(config_data, n, measures, *, split, inception_weights="", say=tqdm
     measures = list(dict.fromkeys(metrics.parse(each) if isinstance(each, str) else each for each in measures))
     for each in measures:
         metrics.METRICS[each.metric].check(n)
-    real = _open(config_data, split)
+    real = data.open_config(config_data, split)
     if not 0 < 2 * n <= len(real):
         raise ValueError(f"n={n}: {real.name} has {len(real)} images, of which two sets of n are taken: n is 1 to "
                          f"{len(real) // 2}")  # fmt: skip
@@ -103,11 +103,6 @@ def _see(extractors, images, kept=None, key=None):
 def _compare(distances, seen):
     return {name: distance(seen[each.extractor][metrics.METRICS[each.metric].takes])
             for name, (each, distance) in distances.items()}  # fmt: skip
-
-
-def _open(config_data, split):
-    return data.open_split(config_data.name, split=split, image_size=config_data.image_size, channels=config_data.channels,
-                           path=config_data.path, data_dir=config_data.data_dir)  # fmt: skip
 
 
 # -- what is kept beside the data set
@@ -231,7 +226,7 @@ VERSION = 2  # raise it when anything about the classifier changes
 @extractor("classifier")
 def _classifier(config_data, inception_weights, kept, say):
     """The last hidden layer of a classifier of the data set's own classes, trained once on its split 'train'."""
-    train = _open(config_data, "train")
+    train = data.open_config(config_data, "train")
     if train.num_classes < 2:
         raise ValueError(f"{train.name}: a classifier needs images of two or more labelled classes, not {train.num_classes}; "
                          "measure by raw instead, e.g. frechet(raw)")  # fmt: skip
@@ -262,7 +257,7 @@ def labelled(config_data, train):
     numbers = rng.permutation(len(train))
     for split in ("test", "validation"):
         try:
-            other = _open(config_data, split)
+            other = data.open_config(config_data, split)
         except ValueError:  # there is none
             continue
         held = other.source.read(rng.permutation(len(other))[:HELD_OUT])

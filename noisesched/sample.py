@@ -76,8 +76,10 @@ def make_sampler(config, definition, method):
 
 def told_raw(config, n, spacing="trailing"):
     """What people tell a network that knows timesteps when they change its schedule and forget the network: the levels [n] of
-    the steps of its own table, spaced as ever, float32."""
-    return np.asarray(schedules.make(config.conditioning.table)(schedules.positions(n, spacing)), np.float32)
+    the steps of its own table, spaced as ever, float32. More levels than steps repeat them."""
+    steps = schedules.make(config.conditioning.table)
+    levels = schedules.levels(steps, n, spacing) if n <= steps.table.num_steps else steps(schedules.positions(n, spacing))
+    return np.asarray(levels, np.float32)
 
 
 def generate(draw, params, log_snrs, num_images, *, seed, told=None, labels=None, progress=None):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from noisesched import config as configuration
-from noisesched import metrics, sample, samplers, schedules, tables
+from noisesched import features, metrics, sample, samplers, schedules, tables
 from noisesched.config import ConfigError
 from noisesched.workdir import Workdir, differences
 
@@ -169,8 +169,8 @@ def rows_of(study, runs):
         shared = {
             "run": configuration.to_dict(run.config), "parameters": study.parameters, "spacing": study.spacing,
             "metrics": study.metrics, "num_images": study.num_images, "reference": study.reference,
-            "inception_weights": study.inception_weights, "outside": study.outside if timesteps else None,
-            "workdir": None if run.trainable else str(run.workdir.path),
+            "inception_weights": study.inception_weights, "features": features.VERSION,
+            "outside": study.outside if timesteps else None, "workdir": None if run.trainable else str(run.workdir.path),
         }  # fmt: skip
         translations = study.translations if timesteps else (None,)
         for method, translation, calls, schedule, seed in itertools.product(

@@ -207,11 +207,9 @@ def train(config, directory, say=tqdm.write):
 
 def open_data(config):
     """The training split a config names, found to agree with it."""
-    given = config.data
-    split = data.open_split(given.name, split=given.split, image_size=given.image_size, channels=given.channels,
-                            path=given.path, data_dir=given.data_dir)  # fmt: skip
+    split = data.open_config(config.data)
     if config.model.num_classes not in (0, split.num_classes):
-        raise configuration.ConfigError(f"model.num_classes={config.model.num_classes}, but {given.name} has "
+        raise configuration.ConfigError(f"model.num_classes={config.model.num_classes}, but {config.data.name} has "
                                         f"{split.num_classes} classes; 0 trains without labels")  # fmt: skip
     return split
 

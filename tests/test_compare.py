@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from noisesched import compare, features, sample, study, train
+from noisesched import compare, features, sample, schedules, study, train
 from noisesched import config as configuration
 from noisesched.checkpoints import Checkpoints
 from noisesched.workdir import Workdir, read_lines
@@ -89,6 +89,14 @@ def test_what_is_asked_in_addition_is_all_that_is_made(compared, tmp_path):
     assert len(json.loads((tmp_path / "out" / "config.json").read_text())["keys"]) == 2 * len(first)  # a report shows all
     both = read_lines(tmp_path / "out" / "compare.jsonl")
     assert both[: len(first)] == first and len(both) == 2 * len(first)
+
+
+def test_numbers_of_another_classifier_neither_stand_for_nor_beside_todays(compared, monkeypatch, tmp_path):
+    first, _ = compared(schedules=("linear",))
+    monkeypatch.setattr(features, "VERSION", features.VERSION + 1)
+    second, lines = compared(schedules=("linear",))
+    assert f"{len(first)} of them new" in lines[-1] and not {row["key"] for row in first} & {row["key"] for row in second}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["keys"] == [row["key"] for row in second]
 
 
 def test_a_new_checkpoint_makes_its_rows_anew(runs, compared, small):
@@ -172,6 +180,8 @@ def test_raw_tells_the_steps_of_the_table(small):
     config = small({"schedule": TABLE, "conditioning.kind": "timestep", "conditioning.table": TABLE})
     table = configuration.make_conditioning(config).table
     np.testing.assert_allclose(sample.told_raw(config, 5), [table[step - 1] for step in (20, 16, 12, 8, 4)], rtol=1e-6)
+    for n in (3, 7, 19):  # which do not divide the table: the training schedule's own levels all the same
+        np.testing.assert_allclose(sample.told_raw(config, n), schedules.levels(TABLE, n), rtol=1e-6)
     np.testing.assert_allclose(sample.told_raw(config, 40)[:4], [table[19], table[19], table[18], table[18]], rtol=1e-6)
 
 

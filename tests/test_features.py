@@ -285,7 +285,7 @@ def test_held_out_images_have_labels_and_are_not_trained_on(monkeypatch, others,
             raise ValueError("no such split")
         return Numbered(7, others[split])
 
-    monkeypatch.setattr(features, "_open", opened)
+    monkeypatch.setattr(features.data, "open_config", opened)
     (images, _), (held, labels), said = features.labelled(None, Numbered(100, 0))
     assert said == where and labels.min() >= 0
     if "train" in where:
@@ -297,7 +297,7 @@ def test_held_out_images_have_labels_and_are_not_trained_on(monkeypatch, others,
 def test_of_many_images_a_random_part_is_trained_on(monkeypatch):
     monkeypatch.setattr(features, "TRAINED_ON", 20)
     monkeypatch.setattr(features, "HELD_OUT", 4)
-    monkeypatch.setattr(features, "_open", lambda config_data, split: Numbered(200, 0))
+    monkeypatch.setattr(features.data, "open_config", lambda config_data, split: Numbered(200, 0))
     (images, _), (held, _), _ = features.labelled(None, Numbered(200, 0))
     assert len(set(images.ravel())) == 20 and images.max() > 100 and len(set(held.ravel())) == 4
 
