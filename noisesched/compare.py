@@ -1,28 +1,29 @@
 """Comparison: runs x inference schedules x samplers x network calls x seeds, each a row of numbers.
 
 Everything is in one directory: config.json (what was asked), runs.json (the networks), reference.json (the real images, and the
-distance between two halves of them), previews/, and compare.jsonl, a line for each row, with all that made it. A row is
-never computed twice: its key is a checksum of what it depends on. So a killed comparison goes on where it was, and asking
-for more adds to what is there.
+distance between two halves of them), evaluations/ (bits per dimension), previews/, and compare.jsonl, a line for each row, with
+all that made it. A row is never computed twice: its key is a checksum of what it depends on. So a killed comparison goes on
+where it was, and asking for more adds to what is there.
 """
 
 import dataclasses
 import functools
 import os
+import shlex
 import time
 
 import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from noisesched import conditioning, denoiser, evaluate, features, schedules, train
+from noisesched import conditioning, data, denoiser, evaluate, features, schedules, train
 from noisesched import config as configuration
-from noisesched.checkpoints import Checkpoints
+from noisesched.checkpoints import CheckpointError, Checkpoints
 from noisesched.config import ConfigError
 from noisesched.pictures import grid, write_png
 from noisesched.sample import cycled_labels, generate, make_sampler, told_raw
-from noisesched.study import find_runs, rows_of
-from noisesched.workdir import Workdir, differences, json_line, read_lines, read_metrics, write_atomically, write_json
+from noisesched.study import find_runs, rows_of, shared
+from noisesched.workdir import Workdir, differences, json_line, read_json, read_lines, read_metrics, write_atomically, write_json
 
 PREVIEW = 8  # images of a row that are kept
 SAY_EVERY = 60  # seconds, where no bar is shown
@@ -33,45 +34,52 @@ def run(study, out, command="", say=tqdm.write):
 
     Raises ValueError, OSError or TrainingStopped, each with one line; what is finished by then stays.
     """
+    # ---- What could go wrong at once, does so here.
     out = Workdir(out)
     runs = find_runs(study, out.path)
-    rows = rows_of(study, runs)
+    given = check_images(study, runs[0].config)
+    rows = rows_of(study, runs, given)
+    if out.config.exists() and "keys" not in out.read_config():
+        _fail(f"{out.path} is the workdir of a run: give a comparison a folder of its own, --out=DIR")
     with out.held():
         # ---- The networks: trained to their end if need be.
         for number, each in enumerate(runs, 1):
             if each.trainable and not complete(each):
                 say(f"training run {number} of {len(runs)}: {each.label}, seed {each.seed}")
                 train.train(each.config, each.workdir.path, say)
+        for each in runs:
+            latest(each)  # they all have one
+        evaluated = {each: evaluation(study, each, out.path, say) for each in runs}
         steps = {each: latest(each) for each in runs}
-        write_json(out.path / "runs.json", {label: describe([each for each in runs if each.label == label])
-                                            for label in dict.fromkeys(each.label for each in runs)})  # fmt: skip
-        if study.likelihood:
-            request = evaluate.Request(split=study.likelihood, num_images=study.likelihood_images, parameters=study.parameters)
-            for each in runs:
-                evaluate.run(each.workdir.path, request, say)
+        labels = dict.fromkeys(each.label for each in runs)
+        write_json(out.path / "runs.json", {label: describe([each for each in runs if each.label == label], evaluated)
+                                            for label in labels})  # fmt: skip
 
         # ---- Which rows are not there yet.
         path = out.path / "compare.jsonl"
         known = {row["key"]: row for row in read_rows(path)}
         missing = [row for row in rows if row.key not in known or known[row.key]["checkpoint"] != steps[row.run]]
-        keys = [row.key for row in rows] + [key for key, row in known.items() if stands_beside(row, runs, study)]
+        beside = {(each.label, each.seed): (shared(study, each, given), steps[each]) for each in runs}
+        keys = [row.key for row in rows] + [key for key, row in known.items() if stands_beside(row, beside)]
         write_json(out.path / "config.json", {"command": command, "comparison": dataclasses.asdict(study),
                                               "keys": list(dict.fromkeys(keys))})  # fmt: skip
 
         # ---- Those are made, each on disk before the next.
-        if missing:
+        asked = {"reference": given, "metrics": list(study.metrics)}
+        if missing or asked != asked_of(out.path / "reference.json"):
             reference = features.reference(runs[0].config.data, study.num_images, study.metrics, split=study.reference,
                                            inception_weights=study.inception_weights, say=say)  # fmt: skip
-            write_json(out.path / "reference.json", {"floor": reference.floor, "about": reference.about})
+            write_json(out.path / "reference.json", {"floor": reference.floor, "about": reference.about, "asked": asked})
+        if missing:
             say(f"{len(missing)} of {len(rows)} rows to make, {study.num_images} images each")
-            with open(path, "a", encoding="utf-8") as file, Progress(missing, study.num_images, say) as progress:
+            with Progress(missing, study.num_images, say) as progress:
                 for row, line in measure(missing, steps, study, reference, out.path, progress):
                     known[row.key] = line
-                    append(file, line)
+                    append(path, line)
                     if line["refused"]:
                         say(f"no numbers for {row.run.label}, {row.schedule}, {row.calls} calls: {line['refused']}")
         say(f"{path}: all {len(rows)} rows are there, {len(missing)} of them new; "
-            f"see them by: noisesched report --compare={out.path}")  # fmt: skip
+            f"see them by: {shlex.join(['noisesched', 'report', f'--compare={out.path}'])}")  # fmt: skip
     return [known[row.key] for row in rows]
 
 
@@ -84,7 +92,7 @@ def measure(rows, steps, study, reference, out, progress):
         definition, template = _network(config, None if row.translation == "raw" else row.translation)
         if row.run is not current:  # the rows of a run are together
             with Checkpoints(row.run.workdir, max_to_keep=None) as checkpoints:
-                _, items = checkpoints.restore({study.parameters: template}, steps[row.run])
+                steps[row.run], items = checkpoints.restore({study.parameters: template})  # an older one, if that is damaged
             current, params = row.run, items[study.parameters]
         if (definition, row.method) not in programs:
             programs[definition, row.method] = make_sampler(config, definition, row.method)
@@ -95,7 +103,7 @@ def measure(rows, steps, study, reference, out, progress):
             "method": row.method, "spacing": study.spacing, "levels": row.levels, "calls": row.calls,
             "network_calls": row.network_calls, "seed": row.seed, "translation": row.translation,
             "outside": outside(config, log_snrs, row.translation, study.outside), "num_images": study.num_images,
-            "features": features.VERSION, "metrics": {}, "refused": None, "preview": None,
+            "log_snrs": log_snrs.tolist(), "asked": row.asked, "metrics": {}, "refused": None, "preview": None,
         }  # fmt: skip
         try:
             check_levels(config, row, log_snrs, line["outside"])
@@ -130,14 +138,15 @@ def outside(config, log_snrs, translation, handling):
     return {"levels": count, "by": round(by, 3), "handled": handled}
 
 
-def append(file, line):
+def append(path, line):
     """Puts a row on disk. OSError, with the file's name, if it cannot be: complete rows stay, and a restart goes on from them."""
     try:
-        file.write(json_line(line))
-        file.flush()
-        os.fsync(file.fileno())
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json_line(line))
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
-        raise OSError(error.errno, error.strerror, file.name) from None
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 class Progress:
@@ -165,6 +174,39 @@ class Progress:
 
 # -- the runs
 
+def check_images(study, config):
+    """What the names of the real images stand for, `features.check`. ConfigError for what could not be measured on them."""
+    try:
+        given = features.check(config.data, study.num_images, study.metrics, split=study.reference,
+                               inception_weights=study.inception_weights)  # fmt: skip
+    except (ValueError, FileNotFoundError) as error:
+        _fail(f"reference={study.reference!r}, num_images={study.num_images}: {error}")
+    if study.likelihood:
+        try:
+            number = len(data.open_config(config.data, study.likelihood))
+        except (ValueError, FileNotFoundError) as error:
+            _fail(f"likelihood={study.likelihood!r}: {error}")
+        if number < max(study.likelihood_images, 2):
+            _fail(f"likelihood_images={study.likelihood_images}: {study.likelihood!r} has {number} images")
+    return given
+
+
+def evaluation(study, each, out, say):
+    """Evaluates a run in evaluations/<label>/seed<n> of the comparison; returns why it cannot be, or None."""
+    if not study.likelihood:
+        return "not asked for"
+    request = evaluate.Request(split=study.likelihood, num_images=study.likelihood_images, parameters=study.parameters,
+                               out=str(out / "evaluations" / each.label / f"seed{each.seed}"))  # fmt: skip
+    try:
+        evaluate.run(each.workdir.path, request, say)
+    except CheckpointError:
+        raise
+    except ValueError as error:  # of this run alone
+        say(f"no bits per dimension for {each.label}, seed {each.seed}: {error}")
+        return str(error)
+    return None
+
+
 def complete(each):
     """Whether a described run has been trained to its end. ConfigError if its workdir holds another one."""
     if not each.workdir.config.exists():
@@ -184,13 +226,15 @@ def latest(each):
     return step
 
 
-def describe(runs):
-    """What the report says of the seeds of one run."""
+def describe(runs, evaluated):
+    """What the report says of the seeds of one run. `evaluated`: {run: why there is no evaluation, or None}."""
     config = runs[0].config
     _, params = _network(config, None)
     return {
+        "config": configuration.to_dict(config), "evaluations": {str(each.workdir.path): evaluated[each] for each in runs},
         "drawn": config.schedule, "told": config.conditioning.kind, "table": config.conditioning.table,
-        "workdirs": [str(each.workdir.path) for each in runs], "num_parameters": denoiser.num_parameters(params),
+        "workdirs": [str(each.workdir.path) for each in runs], "train_seeds": [each.seed for each in runs],
+        "num_parameters": denoiser.num_parameters(params),
         "train_steps": config.training.num_steps, "batch_size": config.training.batch_size,
         "seconds": [round(seconds_spent(each), 1) for each in runs],
     }  # fmt: skip
@@ -205,11 +249,22 @@ def seconds_spent(each):
     return seconds
 
 
-def stands_beside(row, runs, study):
-    """Whether a row that was asked for earlier belongs in one report with those asked for now."""
-    seeds = {(each.label, each.seed) for each in runs}
-    same = row["num_images"] == study.num_images and row.get("features") == features.VERSION
-    return same and (row["run"], row["train_seed"]) in seeds
+def stands_beside(row, beside):
+    """Whether a row that was asked for earlier belongs in one report with those asked for now: of the same checkpoint, by the
+    same measure, under another schedule, sampler, number of calls, seed or translation.
+
+    `beside`: {(label, training seed): (what its rows share, its checkpoint)}.
+    """
+    common, step = beside.get((row.get("run"), row.get("train_seed")), ({}, None))
+    return row["checkpoint"] == step and {name: row.get("asked", {}).get(name) for name in common} == common
+
+
+def asked_of(path):
+    """What a reference.json was asked for, or None."""
+    try:
+        return read_json(path).get("asked")
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def read_rows(path):
@@ -218,7 +273,7 @@ def read_rows(path):
         return []
     rows = read_lines(path)
     for number, row in enumerate(rows, 1):
-        if not isinstance(row.get("key"), str) or "checkpoint" not in row:
+        if not isinstance(row.get("key"), str) or "checkpoint" not in row or not isinstance(row.get("asked", {}), dict):
             raise ValueError(f"{path}, line {number}: no row of a comparison")
     if not path.read_bytes().endswith(b"\n"):
         write_atomically(path, "".join(map(json_line, rows)))

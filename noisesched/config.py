@@ -140,7 +140,10 @@ def read(path, kind, overrides=()):
     for override in overrides:
         prefix = next((p for p in ("--config.", "--noconfig.") if override.startswith(p)), None)
         _require(prefix, f"{override!r} is no setting: write --config.NAME=value")
-        _check_override(kind, override.partition("=")[0].removeprefix(prefix))
+        name = override.partition("=")[0].removeprefix(prefix)
+        _check_override(kind, name)
+        given = [other for other in overrides if other.partition("=")[0].endswith(f"config.{name}")]
+        _require(len(given) == 1, f"--config.{name} is given {len(given)} times: which of them?")
     values, arguments = flags.FlagValues(), ["noisesched", *overrides]
     config_flags.DEFINE_config_dict("config", _run_file(path), flag_values=values, sys_argv=arguments)
     try:

@@ -66,26 +66,48 @@ def reference(config_data, n, measures, *, split, inception_weights="", say=tqdm
     Raises ValueError or FileNotFoundError, in one line, if the split holds less than 2 n images, n is too small for a metric,
     or the data or the files cannot give what an extractor needs. Trains the classifier if need be, which takes a while.
     """
-    measures = list(dict.fromkeys(metrics.parse(each) if isinstance(each, str) else each for each in measures))
+    measures = _parsed(measures)
+    real = _real(config_data, n, measures, split)
+    kept = Kept(real.folder, say)
+    made = {name: ready(config_data, inception_weights, kept, say) for name, ready in EXTRACTORS.items()
+            if any(each.extractor == name for each in measures)}  # fmt: skip
+    numbers = np.random.default_rng(SEED).permutation(len(real))
+    halves = [real.source.read(numbers[:n])[0], real.source.read(numbers[n : 2 * n])[0]]
+    key = {"data": real.identity, "split": split, "image_size": config_data.image_size, "channels": config_data.channels, "n": n}
+    seen, distances = [_see(made, images, kept, key) for images in halves], {}
+    for each in measures:
+        metric = metrics.METRICS[each.metric]
+        distances[metrics.name(each, n)] = each, metric.against(seen[0][each.extractor][metric.takes])
+    about = {"data": real.identity, "split": split, "split_size": len(real), "n": n, "seed": SEED,
+             "extractors": {name: each.about for name, each in made.items()}}  # fmt: skip
+    return Reference(halves[0].shape, _compare(distances, seen[1]), about, made, distances)
+
+
+def check(config_data, n, measures, *, split, inception_weights=""):
+    """Raises what `reference` would for its arguments, but trains and extracts nothing. Returns what their names stand for
+    today: {"data": the data set's identity, "split", "n", "version": of the extractors, "weights_crc32": Inception's or None}."""
+    measures = _parsed(measures)
+    real = _real(config_data, n, measures, split)
+    wanted, crc32 = {each.extractor for each in measures}, None
+    if "classifier" in wanted:
+        _labelled_train(config_data)
+    if "inception" in wanted:
+        crc32 = EXTRACTORS["inception"](config_data, inception_weights, None, None).about["weights_crc32"]
+    return {"data": real.identity, "split": split, "n": n, "version": VERSION, "weights_crc32": crc32}
+
+
+def _parsed(measures):
+    return list(dict.fromkeys(metrics.parse(each) if isinstance(each, str) else each for each in measures))
+
+
+def _real(config_data, n, measures, split):
     for each in measures:
         metrics.METRICS[each.metric].check(n)
     real = data.open_config(config_data, split)
     if not 0 < 2 * n <= len(real):
         raise ValueError(f"n={n}: {real.name} has {len(real)} images, of which two sets of n are taken: n is 1 to "
                          f"{len(real) // 2}")  # fmt: skip
-    kept = Kept(real.folder, say)
-    made = {name: ready(config_data, inception_weights, kept, say) for name, ready in EXTRACTORS.items()
-            if any(each.extractor == name for each in measures)}  # fmt: skip
-    numbers = np.random.default_rng(SEED).permutation(len(real))
-    halves = [real.source.read(numbers[:n])[0], real.source.read(numbers[n : 2 * n])[0]]
-    key = {"data": kept.data, "split": split, "image_size": config_data.image_size, "channels": config_data.channels, "n": n}
-    seen, distances = [_see(made, images, kept, key) for images in halves], {}
-    for each in measures:
-        metric = metrics.METRICS[each.metric]
-        distances[metrics.name(each, n)] = each, metric.against(seen[0][each.extractor][metric.takes])
-    about = {"data": kept.data, "split": split, "split_size": len(real), "n": n, "seed": SEED,
-             "extractors": {name: each.about for name, each in made.items()}}  # fmt: skip
-    return Reference(halves[0].shape, _compare(distances, seen[1]), about, made, distances)
+    return real
 
 
 def _see(extractors, images, kept=None, key=None):
@@ -112,9 +134,6 @@ class Kept:
 
     def __init__(self, folder, say):
         self.path, self.say, self.writable = epath.Path(folder) / FOLDER, say, True
-        # Shards, their lengths and bytes are in this file: data prepared anew are other data.
-        info = zlib.crc32((epath.Path(folder) / "dataset_info.json").read_bytes())
-        self.data = f"{'/'.join(epath.Path(folder).parts[-2:])}, info crc32 {info:08x}"
 
     def get(self, what, key, make):
         """{name: array} that `key` (JSON's kinds, all that decides the arrays) made before, or else makes now by `make()`.
@@ -226,11 +245,8 @@ VERSION = 2  # raise it when anything about the classifier changes
 @extractor("classifier")
 def _classifier(config_data, inception_weights, kept, say):
     """The last hidden layer of a classifier of the data set's own classes, trained once on its split 'train'."""
-    train = data.open_config(config_data, "train")
-    if train.num_classes < 2:
-        raise ValueError(f"{train.name}: a classifier needs images of two or more labelled classes, not {train.num_classes}; "
-                         "measure by raw instead, e.g. frechet(raw)")  # fmt: skip
-    key = {"data": kept.data, "image_size": config_data.image_size, "channels": config_data.channels, "version": VERSION}
+    train = _labelled_train(config_data)
+    key = {"data": train.identity, "image_size": config_data.image_size, "channels": config_data.channels, "version": VERSION}
 
     def make():
         (images, labels), (held_images, held_labels), where = labelled(config_data, train)
@@ -246,6 +262,14 @@ def _classifier(config_data, inception_weights, kept, say):
     about |= {"dimension": FEATURES, "classes": train.num_classes, "weights_crc32": crc32}
     network = lambda part: {"features": _network(params, part)[0]}
     return Extractor(lambda images: in_batches(network, images, BATCH), about, {"version": VERSION, "weights_crc32": crc32})
+
+
+def _labelled_train(config_data):
+    train = data.open_config(config_data, "train")
+    if train.num_classes < 2:
+        raise ValueError(f"{train.name}: a classifier needs images of two or more labelled classes, not {train.num_classes}; "
+                         "measure by raw instead, e.g. frechet(raw)")  # fmt: skip
+    return train
 
 
 def labelled(config_data, train):

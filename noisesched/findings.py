@@ -110,7 +110,8 @@ ROW = {
     "levels": int, "seed": int, "num_images": int, "metrics": dict, "outside": dict, "seconds": (int, float),
     "refused": (str, NoneType), "translation": (str, NoneType), "preview": (str, NoneType),
 }  # fmt: skip
-RUN = {"drawn": str, "told": str, "workdirs": list, "seconds": list, "num_parameters": int, "train_steps": int, "batch_size": int}
+RUN = {"drawn": str, "told": str, "workdirs": list, "seconds": list, "num_parameters": int, "train_steps": int, "batch_size": int,
+       "config": dict, "evaluations": dict, "train_seeds": list}  # fmt: skip
 
 
 def read(directory):
@@ -126,7 +127,7 @@ def read(directory):
     for label, run in runs.items():
         where = f"{folder / 'runs.json'}, run {label!r}"
         _check(run, RUN, where)
-        for name, kind in (("workdirs", str), ("seconds", (int, float))):
+        for name, kind in (("workdirs", str), ("train_seeds", int), ("seconds", (int, float))):
             _check(dict(enumerate(run[name])), dict.fromkeys(range(len(run[name])), kind), f"{where}, {name}")
         schedules.make(run["drawn"])
     rows = _read_rows(folder / "compare.jsonl", runs)
@@ -146,8 +147,12 @@ def read(directory):
             raise ValueError(f"{folder / 'runs.json'} lacks the run {row['run']!r} of compare.jsonl; it has "
                              f"{', '.join(map(repr, runs))}")  # fmt: skip
         condition = Condition(row["run"], run["drawn"], run["told"], row["translation"])
-        cells.setdefault((condition, Task(row["schedule"], row["method"], row["spacing"], row["calls"])), []).append(row)
-    evaluations = {label: _read_evaluations(run["workdirs"]) for label, run in runs.items()}
+        cell = cells.setdefault((condition, Task(row["schedule"], row["method"], row["spacing"], row["calls"])), [])
+        if any((other["train_seed"], other["seed"]) == (row["train_seed"], row["seed"]) for other in cell):
+            where = f"{condition}, {row['schedule']}, {row['calls']} calls, seed {row['seed']}"
+            raise ValueError(f"{folder / 'compare.jsonl'} holds two numbers for {where}: run `compare` again")
+        cell.append(row)
+    evaluations = {label: _read_evaluations(folder / "evaluations" / label, run) for label, run in runs.items()}
     return Comparison(folder, config, runs, asked, len(rows) - len(asked), reference["floor"], reference["about"], evaluations,
                       names, cells)  # fmt: skip
 
@@ -168,12 +173,12 @@ def _read_rows(path, runs):
     return rows
 
 
-def _read_evaluations(workdirs):
-    """{workdir: evaluation}, of those that have one."""
+def _read_evaluations(folder, run):
+    """{workdir: evaluation}, of those that have one: in `folder`/seed<n>."""
     found = {}
-    for directory in map(str, workdirs):
-        path = workdir.Workdir(directory).path / "evaluation" / "evaluation.json"
-        if not path.exists():
+    for directory, seed in zip(run["workdirs"], run["train_seeds"], strict=True):
+        path = folder / f"seed{seed}" / "evaluation.json"
+        if run["evaluations"].get(directory) is not None or not path.exists():
             continue
         result = found[directory] = _read(path)
         _check(result, {"bits_per_dim": dict, "profile": dict}, path)

@@ -4,15 +4,15 @@ The page `configs/compare.py` says what each field of a `Study` means. Nothing h
 """
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import re
-import zlib
 from pathlib import Path
 from typing import Any
 
 from noisesched import config as configuration
-from noisesched import features, metrics, sample, samplers, schedules, tables
+from noisesched import metrics, sample, samplers, schedules, spec, tables
 from noisesched.config import ConfigError
 from noisesched.workdir import Workdir, differences
 
@@ -53,7 +53,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One combination; `asked` is all that its numbers depend on, as JSON."""
+    """One combination; `asked` is all that its numbers depend on but the checkpoint, in JSON's kinds."""
 
     run: Run
     schedule: str
@@ -65,7 +65,7 @@ class Row:
 
     @property
     def key(self):
-        return f"{zlib.crc32(json.dumps(self.asked, sort_keys=True).encode()):08x}"
+        return hashlib.sha256(json.dumps(self.asked, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def levels(self):
@@ -110,18 +110,26 @@ def check(study):
         require(0 <= seed < 2**32, f"seed {seed} is not a whole number from 0 to 2**32 - 1")
     require(study.likelihood_images >= 0, f"likelihood_images={study.likelihood_images} must be 0 (all) or more")
     require(study.num_images >= 1, f"num_images={study.num_images} must be at least 1")
-    parsed = {}
+    parsed, names = {}, {}
     for name, parse in (("schedules", schedules.make), ("methods", samplers.parse), ("metrics", metrics.parse)):
         for text in given[name]:
             try:
                 parsed[text] = parse(text)
             except ValueError as error:
                 _fail(f"{name}: {error}")
+            same = names.setdefault((name, canonical(text)), text)
+            require(same == text, f"{name}: {same!r} and {text!r} are the same")
     for schedule, method, calls in itertools.product(study.schedules, study.methods, study.calls):
         try:
             schedules.levels(parsed[schedule], num_levels(method, calls), study.spacing)
         except ValueError as error:  # a table has no more steps than it has
             _fail(f"{schedule}, {calls} calls of {method}: {error}")
+
+
+def canonical(text):
+    """One text for all ways to write a schedule, sampler or metric; a schedule's from a file has the file's levels in it."""
+    call = spec.parse(text)
+    return str(schedules.make(text)) if call.name in schedules.DEFINITIONS else str(call)
 
 
 def find_runs(study, out):
@@ -142,6 +150,8 @@ def find_runs(study, out):
         numbered = re.fullmatch(r"seed_?\d+", workdir.path.name)
         found.append(Run(workdir.path.parent.name if numbered else workdir.path.name, config.seed, workdir, config, False))
     for run in found:
+        if run.label in ("nan", "inf", "-inf"):  # see `workdir`
+            _fail(f"{run.workdir.path}: the name {run.label!r} stands for a number in our files; take another")
         first = next(other for other in found if other.label == run.label)
         settings = [configuration.to_dict(each.config) | {"seed": 0} for each in (first, run)]
         if changed := differences(*settings):
@@ -161,22 +171,27 @@ def images_of(config):
     return {"name": given.name, "path": given.path, "image_size": given.image_size, "channels": given.channels}
 
 
-def rows_of(study, runs):
+def shared(study, run, given):
+    """What all rows of a run ask for, in JSON's kinds. `given`: what the names of the real images stand for, `features.check`."""
+    timesteps = run.config.conditioning.kind == "timestep"
+    return json.loads(json.dumps({
+        "run": configuration.to_dict(run.config), "parameters": study.parameters, "spacing": study.spacing,
+        "metrics": study.metrics, "num_images": study.num_images, "reference": given,
+        "outside": study.outside if timesteps else None, "workdir": None if run.trainable else str(run.workdir.path),
+    }))  # fmt: skip
+
+
+def rows_of(study, runs, given):
     """All combinations, [Row], those of one run together and the fewest calls first."""
     rows = []
     for run in runs:
-        timesteps = run.config.conditioning.kind == "timestep"
-        shared = {
-            "run": configuration.to_dict(run.config), "parameters": study.parameters, "spacing": study.spacing,
-            "metrics": study.metrics, "num_images": study.num_images, "reference": study.reference,
-            "inception_weights": study.inception_weights, "features": features.VERSION,
-            "outside": study.outside if timesteps else None, "workdir": None if run.trainable else str(run.workdir.path),
-        }  # fmt: skip
-        translations = study.translations if timesteps else (None,)
+        common = shared(study, run, given)
+        translations = study.translations if run.config.conditioning.kind == "timestep" else (None,)
         for method, translation, calls, schedule, seed in itertools.product(
                 study.methods, translations, sorted(study.calls), study.schedules, study.seeds):  # fmt: skip
-            own = {"schedule": schedule, "method": method, "calls": calls, "seed": seed, "translation": translation}
-            rows.append(Row(run, schedule, method, calls, seed, translation, shared | own))
+            own = {"schedule": canonical(schedule), "method": canonical(method), "calls": calls, "seed": seed,
+                   "translation": translation}  # fmt: skip
+            rows.append(Row(run, schedule, method, calls, seed, translation, common | own))
     return rows
 
 

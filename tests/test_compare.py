@@ -4,12 +4,13 @@ import dataclasses
 import errno
 import json
 import os
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from noisesched import compare, features, sample, schedules, study, train
+from noisesched import compare, data, features, sample, schedules, study, train
 from noisesched import config as configuration
 from noisesched.checkpoints import Checkpoints
 from noisesched.workdir import Workdir, read_lines
@@ -97,6 +98,41 @@ def test_numbers_of_another_classifier_neither_stand_for_nor_beside_todays(compa
     second, lines = compared(schedules=("linear",))
     assert f"{len(first)} of them new" in lines[-1] and not {row["key"] for row in first} & {row["key"] for row in second}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["keys"] == [row["key"] for row in second]
+
+
+@pytest.mark.parametrize("changes", [{"parameters": "params"}, {"num_images": 30}, {"metrics": ("brightness",)},
+                                     {"reference": "train"}, {"outside": "refuse"}])  # fmt: skip
+def test_what_was_asked_differently_does_not_stand_in_one_report(compared, runs, tmp_path, changes):
+    only = {"workdirs": (runs["timestep"],), "schedules": (TABLE,), "calls": (2,)}
+    keys = lambda: json.loads((tmp_path / "out" / "config.json").read_text())["keys"]
+    first, _ = compared(**only)
+    second, _ = compared(**only | changes)
+    assert keys() == [row["key"] for row in second] != [row["key"] for row in first]
+    again, lines = compared(**only)
+    assert again == first and keys() == [row["key"] for row in first] and "0 of them new" in lines[-1]
+    about = json.loads((tmp_path / "out" / "reference.json").read_text())["about"]
+    assert (about["split"], about["n"]) == ("test", 40)  # the floor is of what is asked now
+
+
+def test_a_schedules_file_may_change(compared, runs, tmp_path):
+    """The numbers follow; what was sampled is in the rows."""
+    file = tmp_path / "levels.txt"
+    only = {"workdirs": (runs["log_snr"],), "schedules": (f"piecewise('{file}')",), "calls": (2,)}
+    made = []
+    for levels in ("5\n0\n-5\n", "5\n3\n-5\n"):
+        file.write_text(levels)
+        rows, lines = compared(**only)
+        assert "1 of them new" in lines[-1]
+        made.append(rows[0])
+    assert made[0]["log_snrs"] == [-5, 0] and made[1]["log_snrs"] == [-5, 3] and made[0]["metrics"] != made[1]["metrics"]
+
+
+def test_the_data_may_change(compared, runs, monkeypatch):
+    only = {"workdirs": (runs["log_snr"],), "calls": (2,)}
+    first, _ = compared(**only)
+    monkeypatch.setattr(data.Split, "identity", property(lambda split: "digits/1.0.0, info crc32 00000000"))
+    second, _ = compared(**only)
+    assert not {row["key"] for row in first} & {row["key"] for row in second}
 
 
 def test_a_new_checkpoint_makes_its_rows_anew(runs, compared, small):
@@ -206,6 +242,32 @@ def test_images_that_are_not_finite_cost_their_row_alone(compared, small, runs, 
     assert "not finite" in rows[0]["refused"] and rows[0]["metrics"] == {}
 
 
+def test_a_diverged_network_costs_its_own_likelihood_alone(compared, small, runs, tmp_path):
+    save(Workdir(tmp_path / "wild"), small({"schedule": "linear"}), size=1e30)
+    rows, lines = compared(workdirs=(str(tmp_path / "wild"), runs["log_snr"]), likelihood="test", likelihood_images=4, calls=(2,))
+    assert [bool(row["refused"]) for row in rows] == [True] * 2 + [False] * 2
+    assert any("no bits per dimension for wild, seed 0: the network's estimate" in line for line in lines)
+    described = json.loads((tmp_path / "out" / "runs.json").read_text())
+    assert "not finite" in described["wild"]["evaluations"][str(tmp_path / "wild")]
+    assert list(described["log_snr"]["evaluations"].values()) == [None]
+    assert (tmp_path / "out" / "evaluations" / "log_snr" / "seed0" / "evaluation.json").is_file()
+    assert not (Workdir(runs["log_snr"]).path / "evaluation").exists()  # what `evaluate` writes is left alone
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(compared, small, tmp_path):
+    workdir, config = Workdir(tmp_path / "run"), small({"schedule": "linear"})
+    save(workdir, config, step=6)
+    with Checkpoints(workdir, max_to_keep=2) as checkpoints:
+        _, state = train.init(config)
+        params = jax.tree.map(np.asarray, state.params)
+        checkpoints.save(8, train.State(np.int32(8), params, params, ())._asdict())
+    for file in Path(workdir.checkpoints / "8" / "ema").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    rows, _ = compared(workdirs=(str(workdir.path),), calls=(2,))
+    assert {row["checkpoint"] for row in rows} == {6} and all(row["metrics"] for row in rows)
+
+
 def test_noise_predictors_at_zero_snr_cost_their_row_alone(compared, small, tmp_path):
     save(Workdir(tmp_path / "eps"), small({"schedule": "linear", "model.prediction": "eps"}))
     rows, _ = compared(workdirs=(str(tmp_path / "eps"),), calls=(3,))
@@ -226,6 +288,7 @@ FAULTS = {
     "parameters": ({"parameters": "raw"}, "parameters='raw'"),
     "seed": ({"seeds": (-1,)}, "seed -1"),
     "num_images": ({"num_images": 0}, "num_images=0"),
+    "twice in other words": ({"schedules": ("cosine", "cosine()")}, "schedules: 'cosine' and 'cosine\\(\\)' are the same"),
     "a table's steps": ({"schedules": ("discrete(linear, num_steps=2)",)}, "num_steps=2.*, 3 calls of ddim: "),
 }
 
@@ -236,6 +299,41 @@ def test_what_cannot_be_asked_is_said_in_one_line(runs, fault):
     with pytest.raises(configuration.ConfigError, match=message) as raised:
         study.check(dataclasses.replace(ASKED, **({"workdirs": tuple(runs.values())} | changes)))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"num_images": 5000}, "num_images=5000: .*n is 1 to 148"),
+    ({"num_images": 1}, "num_images=1: frechet needs sets of at least 2"),
+    ({"reference": "nope"}, "reference='nope'.*no split 'nope'"),
+    ({"likelihood": "nope"}, "likelihood='nope'.*no split 'nope'"),
+    ({"likelihood": "test", "likelihood_images": 5000}, "likelihood_images=5000: 'test' has 297 images"),
+    ({"metrics": ("frechet(inception)",)}, "needs a file, inception_weights"),
+    ({"metrics": ("frechet(inception)",), "inception_weights": "/none.npz"}, "/none.npz: no such file"),
+])  # fmt: skip
+def test_what_the_data_cannot_give_is_said_before_anything_is_trained(compared, small, monkeypatch, tmp_path, changes, message):
+    monkeypatch.setattr(train, "train", lambda *_: pytest.fail("trained"))
+    with pytest.raises(configuration.ConfigError, match=message) as raised:
+        compared(workdirs=(), runs={"new": configuration.to_dict(small())}, **changes)
+    assert "\n" not in str(raised.value) and not (tmp_path / "out").exists()
+
+
+def test_a_run_is_not_overwritten(compared, runs):
+    workdir = Workdir(runs["log_snr"])
+    before = workdir.config.read_text()
+    study_of_it = dataclasses.replace(ASKED, workdirs=(runs["log_snr"],))
+    with pytest.raises(configuration.ConfigError, match="is the workdir of a run: give a comparison a folder of its own"):
+        compare.run(study_of_it, runs["log_snr"], say=print)
+    assert workdir.config.read_text() == before and not (workdir.path / "runs.json").exists()
+
+
+def test_a_name_that_json_would_read_as_a_number_is_refused(compared, small):
+    with pytest.raises(configuration.ConfigError, match="'nan' stands for a number"):
+        compared(workdirs=(), runs={"nan": configuration.to_dict(small())})
+
+
+def test_a_device_without_space_is_named():
+    with pytest.raises(OSError, match=r"No space left.*/dev/full"):
+        compare.append("/dev/full", {"key": "a"})
 
 
 def test_an_empty_workdir_is_named(compared, tmp_path):
@@ -324,10 +422,12 @@ def get_config():
     code, text, error = run("compare", f"--config={config}", f"--out={out}")
     assert code == 0, error
     assert "training run 2 of 2: small, seed 1" in text and "2 of them new" in text
-    assert (out / "runs" / "small" / "seed1" / "evaluation" / "evaluation.json").is_file()
+    assert (out / "evaluations" / "small" / "seed1" / "evaluation.json").is_file()
     described = json.loads((out / "runs.json").read_text())["small"]
     assert len(described["workdirs"]) == 2 and min(described["seconds"]) > 0
     code, text, error = run("compare", f"--config={config}", f"--out={out}")
     assert code == 0 and "training run" not in text and "0 of them new" in text
+    code, _, error = run("compare", f"--config={config}", f"--out={out}", "--config.calls=(2,)", "--config.calls=(3,)")
+    assert code == 2 and "--config.calls is given 2 times" in error
     code, _, error = run("compare", f"--config={config}", f"--out={out}", "--config.num_images=31", "--config.outside=never")
     assert code == 2 and error.count("\n") == 1 and "choose one of refuse, clamp" in error
