@@ -38,7 +38,7 @@ class Task(NamedTuple):
     """What was asked of every condition. `calls`: the budget; a method may make a few fewer network calls."""
 
     schedule: str
-    method: str
+    method: str  # with its guidance, if there is any: "ddim, cfg(3)"
     spacing: str
     calls: int
 
@@ -146,7 +146,9 @@ def read(directory):
             raise ValueError(f"{folder / 'runs.json'} lacks the run {row['run']!r} of compare.jsonl; it has "
                              f"{', '.join(map(repr, runs))}")  # fmt: skip
         condition = Condition(row["run"], run["drawn"], run["told"], row["translation"])
-        cells.setdefault((condition, Task(row["schedule"], row["method"], row["spacing"], row["calls"])), []).append(row)
+        guidance = row.get("guidance", "none")
+        method = row["method"] if guidance == "none" else f"{row['method']}, {guidance}"
+        cells.setdefault((condition, Task(row["schedule"], method, row["spacing"], row["calls"])), []).append(row)
     evaluations = {label: _read_evaluations(run["workdirs"]) for label, run in runs.items()}
     return Comparison(folder, config, runs, asked, len(rows) - len(asked), reference["floor"], reference["about"], evaluations,
                       names, cells)  # fmt: skip

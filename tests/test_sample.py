@@ -17,7 +17,7 @@ from noisesched.workdir import Workdir
 
 ASKED = sample.Request(
     schedules=("cosine",), steps=(3,), methods=("ddim",), spacing="trailing", num_images=5, seed=0, parameters="ema",
-    checkpoint=None, translation=None, labels=(), out="",
+    checkpoint=None, translation=None, labels=(), guidances=("none",), out="",
 )  # fmt: skip
 KINDS = {
     "plain": {},
