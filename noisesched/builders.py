@@ -1,7 +1,8 @@
 """The data sets themselves: prepared through tensorflow-datasets, without TensorFlow.
 
-`digits` is scikit-learn's handwritten digits, `brightness` the same from black to white, and `image_folder` a
-converted folder of photographs: all are written once, under a cache folder, as array_record files of uint8 images. `find_prepared` opens what was
+`digits` is scikit-learn's handwritten digits, `brightness` the same from black to white, and
+`image_folder` a converted folder of photographs: all are written once, under a cache folder, as array_record
+files of uint8 images. `find_prepared` opens what was
 prepared elsewhere. All return the tfds builder that reads the data. `noisesched.data` imports this module
 when a data set is opened.
 """
