@@ -23,6 +23,7 @@ def get_config():
     # What they are sampled with: every combination.
     config.schedules = ("linear", "cosine", "sigmoid", "karras", "flow")  # `noisesched plot --help` lists them
     config.methods = ("ddim",)
+    config.guidances = ("none",)  # for networks with classes, e.g. "none", "cfg(3)", "cfg(3, rescaled(0.7))"
     config.calls = (5, 10, 25, 50)  # network calls at most: a method with two a step takes half as many levels
     config.spacing = "trailing"  # trailing | leading | linspace
     config.seeds = (0,)  # of the noise; image i of a seed starts from the same noise in all rows

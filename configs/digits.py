@@ -16,7 +16,7 @@ def get_config():
 
     # The images. Scaled to [-1, 1] on the device.
     config.data = ConfigDict()
-    config.data.name = "digits"  # "digits" | "image_folder" | the name of a prepared tensorflow-datasets data set
+    config.data.name = "digits"  # digits | brightness | image_folder | the name of a prepared tensorflow-datasets data set
     config.data.path = ""  # image_folder: the folder that holds split/class/*.jpg|png
     config.data.data_dir = ""  # where prepared data sets are, a folder or gs:// bucket; "": a cache in the home folder
     config.data.split = "train"  # tensorflow-datasets' notation, e.g. "train[:90%]"

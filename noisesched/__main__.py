@@ -72,6 +72,8 @@ def parser():
     sample.add_argument("--checkpoint", type=natural, metavar="STEP", help="step of the checkpoint (the latest)")
     sample.add_argument("--translation", choices=("nearest", "interpolated", "raw"),
                         help="for a network told timesteps: how a level becomes one (as its config says)")  # fmt: skip
+    sample.add_argument("--guidance", nargs="+", default=["none"], metavar="SPEC",
+                        help='for a network with classes, e.g. none "cfg(3)" "cfg(3, rescaled(0.7))" (none)')  # fmt: skip
     sample.add_argument("--labels", nargs="+", type=natural, default=[], metavar="K", help="classes, cycled through (all)")
     sample.add_argument("--out", required=True, type=folder, help="folder to write to")
 
@@ -103,6 +105,7 @@ def parser():
     evaluate.add_argument("--schedule", metavar="SPEC", **given_only, help="of the samples (the training one)")
     evaluate.add_argument("--steps", type=positive, metavar="N", **given_only, help="levels of the samples (25)")
     evaluate.add_argument("--method", metavar="SPEC", **given_only, help="sampler (ddim)")
+    evaluate.add_argument("--guidance", metavar="SPEC", **given_only, help='of the samples, e.g. "cfg(3)" (none)')
     evaluate.add_argument("--num_samples", type=positive, metavar="N", **given_only, help="samples to measure (256)")
     evaluate.add_argument("--inception_weights", metavar="FILE", **given_only, help="Inception-V3's, for metrics that need it")
     evaluate.add_argument("--out", type=folder, **given_only, help="folder to write to (evaluation, in the workdir)")
@@ -141,7 +144,7 @@ def parser():
 def known_specs():
     import inspect
 
-    from noisesched import samplers, schedules, spec
+    from noisesched import guidance, samplers, schedules, spec
 
     def listed(title, rows):
         width = max(len(name) for name, _ in rows) + 2
@@ -158,6 +161,10 @@ def known_specs():
                [(schedules.EXAMPLES[name], first_line(f)) for name, f in schedules.DEFINITIONS.items()]),
         listed("methods, with their options:",
                [(with_options(name, method.move), first_line(method.move)) for name, method in samplers.METHODS.items()]),
+        listed("guidance: none, or cfg(scale, correction, log_snr_min=.., log_snr_max=..), scale 1 being the label, 0 none; "
+               "corrections:",
+               [(f"{name}({function.__defaults__[0]})", first_line(function))
+                for name, function in guidance.CORRECTIONS.items()]),
     ]) + "\n" + EXAMPLES  # fmt: skip
 
 
@@ -219,7 +226,7 @@ def run_sample(given, overrides, chosen):
     sample.run(given.workdir, sample.Request(
         schedules=tuple(given.schedule), steps=tuple(given.steps), methods=tuple(given.method), spacing=given.spacing,
         num_images=given.num_images, seed=given.seed, parameters=given.parameters, checkpoint=given.checkpoint,
-        translation=given.translation, labels=tuple(given.labels), out=given.out,
+        translation=given.translation, labels=tuple(given.labels), guidances=tuple(given.guidance), out=given.out,
     ))  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """The data sets themselves: prepared through tensorflow-datasets, without TensorFlow.
 
-`digits` is scikit-learn's handwritten digits and `image_folder` a converted folder of photographs: both are
-written once, under a cache folder, as array_record files of uint8 images. `find_prepared` opens what was
+`digits` is scikit-learn's handwritten digits, `brightness` the same from black to white, and
+`image_folder` a converted folder of photographs: all are written once, under a cache folder, as array_record
+files of uint8 images. `find_prepared` opens what was
 prepared elsewhere. All return the tfds builder that reads the data. `noisesched.data` imports this module
 when a data set is opened.
 """
@@ -42,16 +43,42 @@ class _Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         from sklearn.datasets import load_digits  # a second to import, needed only this once
 
         digits = load_digits()
-        # Ink from 0 to 16 becomes 0 to 255.
-        images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # [1797, 8, 8, 1]
+        ink = digits.images / 16  # [1797, 8, 8] in [0, 1]
         return {
-            "train": self._generate_examples(images[:1500], digits.target[:1500]),
-            "test": self._generate_examples(images[1500:], digits.target[1500:]),
+            "train": self._generate_examples(ink[:1500], digits.target[:1500]),
+            "test": self._generate_examples(ink[1500:], digits.target[1500:]),
         }
 
-    def _generate_examples(self, images, labels):
-        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            yield i, {"image": image, "label": int(label)}
+    def _generate_examples(self, ink, labels):
+        for i, (image, label) in enumerate(zip(ink, labels, strict=True)):
+            yield i, {"image": np.round(image * 255).astype(np.uint8)[..., None], "label": int(label)}
+
+
+class _Brightness(_Digits, skip_registration=True):
+    """The digits, 32x32, at every mean brightness from black to white, and one in five images flat (label 10).
+
+    The mean is uniform on [0, 1], stratified over the split, so that in [-1, 1] its deviation is 0.577. Contrast is the
+    largest, up to 0.5, that no pixel is clipped at: a digit near black or white is faint.
+    """
+
+    VERSION = tfds.core.Version(_VERSION)
+    name = "brightness"
+
+    def _info(self):
+        features = _features(32, 1, tfds.features.ClassLabel(names=[*map(str, range(10)), "flat"]))
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _generate_examples(self, ink, labels):
+        number, rng = 5 * len(ink), np.random.default_rng(0)
+        means = rng.permutation((np.arange(number) + rng.random(number)) / number)
+        for i, mean in enumerate(means):
+            image, label = np.kron(ink[i // 5], np.ones((4, 4))), int(labels[i // 5])
+            texture = image - image.mean()
+            if i % 5 == 4:
+                texture, label = np.zeros_like(texture), 10
+            room = min(mean / max(-texture.min(), 1e-9), (1 - mean) / max(texture.max(), 1e-9))
+            image = mean + min(0.5, room) * texture
+            yield i, {"image": np.round(image * 255).astype(np.uint8)[..., None], "label": label}
 
 
 class _ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -160,6 +187,11 @@ def _subfolders(path) -> list[os.DirEntry]:
 def digits(data_dir: str = ""):
     """The builder of the digits, prepared on first use under `data_dir` (default: the user's cache)."""
     return _prepared_once(_local(data_dir), "digits", _Digits)
+
+
+def brightness(data_dir: str = ""):
+    """The builder of the digits from black to white, prepared on first use under `data_dir` (default: the user's cache)."""
+    return _prepared_once(_local(data_dir), "brightness", _Brightness)
 
 
 def image_folder(listing: dict, path: str, image_size: int, channels: int, data_dir: str = ""):

@@ -16,12 +16,12 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from noisesched import conditioning, data, denoiser, evaluate, features, schedules, train
+from noisesched import conditioning, data, denoiser, evaluate, features, guidance, schedules, train
 from noisesched import config as configuration
 from noisesched.checkpoints import CheckpointError, Checkpoints
 from noisesched.config import ConfigError
 from noisesched.pictures import grid, write_png
-from noisesched.sample import cycled_labels, generate, make_sampler, told_raw
+from noisesched.sample import check_guidance, cycled_labels, generate, make_sampler, told_raw
 from noisesched.study import find_runs, rows_of, shared
 from noisesched.workdir import Workdir, differences, json_line, read_json, read_lines, read_metrics, write_atomically, write_json
 
@@ -100,16 +100,17 @@ def measure(rows, steps, study, reference, out, progress):
         line = {
             "key": row.key, "run": row.run.label, "train_seed": row.run.seed, "workdir": str(row.run.workdir.path),
             "checkpoint": steps[row.run], "drawn": config.schedule, "told": config.conditioning.kind, "schedule": row.schedule,
-            "method": row.method, "spacing": study.spacing, "levels": row.levels, "calls": row.calls,
-            "network_calls": row.network_calls, "seed": row.seed, "translation": row.translation,
+            "method": row.method, "guidance": row.guidance, "spacing": study.spacing, "levels": row.levels,
+            "calls": row.calls, "network_calls": row.network_calls, "seed": row.seed, "translation": row.translation,
             "outside": outside(config, log_snrs, row.translation, study.outside), "num_images": study.num_images,
             "log_snrs": log_snrs.tolist(), "asked": row.asked, "metrics": {}, "refused": None, "preview": None,
         }  # fmt: skip
         try:
             check_levels(config, row, log_snrs, line["outside"])
+            check_guidance(config, row.guidance)
             told = told_raw(config, row.levels, study.spacing) if row.translation == "raw" else None
             images = generate(programs[definition, row.method], params, log_snrs, study.num_images, seed=row.seed, told=told,
-                              labels=cycled_labels(config, study.num_images),
+                              guide=guidance.parse(row.guidance), labels=cycled_labels(config, study.num_images),
                               progress=lambda count, row=row: progress.made(count * row.network_calls))  # fmt: skip
             line["metrics"] = {name: float(value) for name, value in reference.measure(images).items()}
             line["preview"] = f"previews/{row.key}.png"

@@ -128,12 +128,12 @@ def open_split(
 ) -> Split:
     """Opens one split of a data set, preparing it first if it is one that this package prepares.
 
-    name        'digits' (built in), 'image_folder' (at `path`), or any TFDS image data set in `data_dir`
+    name        'digits' or 'brightness' (built in), 'image_folder' (at `path`), or any TFDS image data set in `data_dir`
     split       TFDS syntax: 'train', 'test', 'train[:90%]', 'train[100:200]', 'train+test'
     image_size  images of another size are cut to their centre square and resized, antialiased
     channels    1 or 3: an image folder is converted, any other data set must have that many
     path        the image folder, laid out as split/class/*.jpg|jpeg|png
-    data_dir    where prepared data lie; '' is the user's cache for the first two, TFDS's default for others
+    data_dir    where prepared data lie; '' is the user's cache for the first three, TFDS's default for others
 
     Raises ValueError or FileNotFoundError, with one line that says what to change.
     """
@@ -142,8 +142,8 @@ def open_split(
     if image_size < 1:
         raise ValueError(f"{image_size=} must be at least 1")
     title = f"data set {name!r}"
-    if name == "digits":
-        builder = builders.digits(data_dir)
+    if name in ("digits", "brightness"):
+        builder = getattr(builders, name)(data_dir)
     elif name == "image_folder":
         title = f"image folder {path}"
         listing = builders.list_folder(path)

@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from noisesched import conditioning, data, denoiser, likelihood, sample, samplers, schedules
+from noisesched import conditioning, data, denoiser, guidance, likelihood, sample, samplers, schedules
 from noisesched import config as configuration
 from noisesched.checkpoints import Checkpoints
 from noisesched.workdir import Workdir, read_json, write_json
@@ -52,6 +52,7 @@ class Request:
     schedule: str = ""  # of the samples; "": the one that the run was trained with
     steps: int = 25
     method: str = "ddim"
+    guidance: str = "none"
     num_samples: int = 256
     inception_weights: str = ""  # a file, for the metrics that see with it
     out: str = ""  # the folder to write to; "": <workdir>/evaluation
@@ -108,7 +109,8 @@ def run(directory, request, say=tqdm.write):
     sampler = sample.make_sampler(config, definition, request.method)
     with tqdm(total=request.num_samples, desc="sampling", unit="image", disable=None) as bar:
         made = sample.generate(sampler, params, schedules.levels(schedule, request.steps), request.num_samples, seed=request.seed,
-                               labels=sample.cycled_labels(config, request.num_samples), progress=bar.update)  # fmt: skip
+                               guide=guidance.parse(request.guidance), progress=bar.update,
+                               labels=sample.cycled_labels(config, request.num_samples))  # fmt: skip
     quality = reference.measure(made)
     for name, value in quality.items():
         say(f"{name:34} {value:.4g}   (between real images: {reference.floor[name]:.4g})")
@@ -138,6 +140,7 @@ def check(config, request):
         text = request.schedule or config.schedule
         configuration.check_levels(config, text, np.asarray(schedules.levels(schedules.make(text), request.steps)))
         samplers.parse(request.method)
+        sample.check_guidance(config, request.guidance)
 
 
 def discrete_paths(config, request):

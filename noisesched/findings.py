@@ -38,7 +38,7 @@ class Task(NamedTuple):
     """What was asked of every condition. `calls`: the budget; a method may make a few fewer network calls."""
 
     schedule: str
-    method: str
+    method: str  # with its guidance, if there is any: "ddim, cfg(3)"
     spacing: str
     calls: int
 
@@ -147,7 +147,9 @@ def read(directory):
             raise ValueError(f"{folder / 'runs.json'} lacks the run {row['run']!r} of compare.jsonl; it has "
                              f"{', '.join(map(repr, runs))}")  # fmt: skip
         condition = Condition(row["run"], run["drawn"], run["told"], row["translation"])
-        cell = cells.setdefault((condition, Task(row["schedule"], row["method"], row["spacing"], row["calls"])), [])
+        guidance = row.get("guidance", "none")
+        method = row["method"] if guidance == "none" else f"{row['method']}, {guidance}"
+        cell = cells.setdefault((condition, Task(row["schedule"], method, row["spacing"], row["calls"])), [])
         if any((other["train_seed"], other["seed"]) == (row["train_seed"], row["seed"]) for other in cell):
             where = f"{condition}, {row['schedule']}, {row['calls']} calls, seed {row['seed']}"
             raise ValueError(f"{folder / 'compare.jsonl'} holds two numbers for {where}: run `compare` again")

@@ -5,7 +5,6 @@ leave `overview.png`, a row for each schedule and sampler and a column for each 
 """
 
 import dataclasses
-import functools
 import itertools
 import json
 import math
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from noisesched import conditioning, data, denoiser, samplers, schedules
+from noisesched import conditioning, data, denoiser, guidance, samplers, schedules
 from noisesched import config as configuration
 from noisesched.checkpoints import Checkpoints
 from noisesched.pictures import grid, write_png
@@ -44,30 +43,33 @@ class Request:
     checkpoint: int | None  # a step, or None for the latest
     translation: str | None  # one of TRANSLATIONS, or None for the run's own
     labels: tuple[int, ...]  # cycled through; empty: all classes in turn
+    guidances: tuple[str, ...]  # such as "none", "cfg(3, rescaled(0.7))"
     out: str
 
 
 # -- the sampler of a run: used by training's previews too
 
 def make_sampler(config, definition, method):
-    """The compiled `draw(params, log_snrs [N], told [N] or None, seed, index [B], labels [B] or None)` -> images uint8
+    """The compiled `draw(params, log_snrs [N], told [N] or None, guide, seed, index [B], labels [B] or None)` -> images uint8
     [B, H, W, C], finite [B].
 
-    Image i is a function of (params, log_snrs, told, seed, i, its label): not of the batch it is made in. One compilation
-    serves all schedules of a length. `told`: see `told_raw`; None tells the network the levels as they are.
+    Image i is a function of (params, log_snrs, told, guide, seed, i, its label): not of the batch it is made in. One
+    compilation serves all schedules of a length, and all numbers of a kind of guidance. `told`: see `told_raw`; None tells
+    the network the levels as they are. `guide`: a Guidance, or None.
     """
     name, options = samplers.parse(method)
     shape = (config.data.image_size, config.data.image_size, config.data.channels)
 
     @jax.jit
-    def draw(params, log_snrs, told, seed, index, labels):
+    def draw(params, log_snrs, told, guide, seed, index, labels):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
         noise_keys, step_keys = jax.vmap(lambda key: jax.random.split(key), out_axes=1)(keys)
         z = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_keys)
         network = denoiser.merge(definition, params)
         # A level of the array is found exactly, -inf too; one between two (churned) counts as the cleaner.
         tell = (lambda level: None) if told is None else lambda level: told[jnp.searchsorted(log_snrs, level)]
-        denoise = lambda z, log_snr: network(z, log_snr, labels, tell(log_snr))
+        answer = lambda z, log_snr, labels: network(z, log_snr, labels, tell(log_snr))
+        denoise = guidance.guided(answer, guide, labels, config.model.num_classes)
         x = samplers.sample(denoise, step_keys, z, log_snrs, name, **options)
         return data.unscale(x), jnp.isfinite(x).all(axis=(1, 2, 3))
 
@@ -82,7 +84,7 @@ def told_raw(config, n, spacing="trailing"):
     return np.asarray(levels, np.float32)
 
 
-def generate(draw, params, log_snrs, num_images, *, seed, told=None, labels=None, progress=None):
+def generate(draw, params, log_snrs, num_images, *, seed, told=None, guide=None, labels=None, progress=None):
     """uint8 [num_images, H, W, C], in batches of one size, each spread over the local devices.
 
     Raises ValueError, and keeps nothing, if a value is not finite.
@@ -92,12 +94,12 @@ def generate(draw, params, log_snrs, num_images, *, seed, told=None, labels=None
     mesh = jax.sharding.Mesh(np.array(devices), ("devices",))
     shares = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    params, log_snrs, told, seed = jax.device_put((params, log_snrs, told, jnp.uint32(seed)), whole)
+    params, log_snrs, told, guide, seed = jax.device_put((params, log_snrs, told, guide, jnp.uint32(seed)), whole)
     images = []
     for first in range(0, num_images, size):
         index = np.arange(first, first + size) % num_images  # the last batch is filled up with images already made
         chosen = None if labels is None else jax.device_put(np.asarray(labels, np.int32)[index], shares)
-        made, finite = jax.device_get(draw(params, log_snrs, told, seed, jax.device_put(index, shares), chosen))
+        made, finite = jax.device_get(draw(params, log_snrs, told, guide, seed, jax.device_put(index, shares), chosen))
         if not finite.all():
             raise ValueError(f"{(~finite).sum()} of {size} images came out with values that are not finite, at log-SNRs from "
                              f"{float(log_snrs[0]):.4g} to {float(log_snrs[-1]):.4g}; none of them is kept")  # fmt: skip
@@ -117,7 +119,7 @@ def cycled_labels(config, num_images, chosen=()):
 # -- the program
 
 def run(directory, request, say=tqdm.write):
-    """Samples the run in `directory` as asked; returns {(schedule, method, steps): uint8 images}.
+    """Samples the run in `directory` as asked; returns {(schedule, way, steps): uint8 images}. A way is a method with a guidance.
 
     Raises ValueError or FileNotFoundError, in one line, before anything is computed, for anything that cannot be had.
     """
@@ -128,7 +130,11 @@ def run(directory, request, say=tqdm.write):
     chosen = {str(schedule): schedule for schedule in made_from}
     levels = {(text, n): np.asarray(schedules.levels(schedule, n, request.spacing))
               for (text, schedule), n in itertools.product(chosen.items(), request.steps)}  # fmt: skip
-    methods = {text: samplers.parse(text) for text in request.methods}
+    guides = {text: guidance.parse(text) for text in request.guidances}
+    ways = {method if text == "none" else f"{method}, {text}": (method, text)
+            for method, text in itertools.product(request.methods, request.guidances)}  # fmt: skip
+    nfe = {(way, n): samplers.network_calls(samplers.parse(method)[0], n)
+           for (way, (method, _)), n in itertools.product(ways.items(), request.steps)}  # fmt: skip
     check(config, request)
     for (text, _), log_snrs in levels.items():
         configuration.check_levels(config, text, log_snrs)
@@ -145,30 +151,29 @@ def run(directory, request, say=tqdm.write):
     out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
     labels = cycled_labels(config, request.num_images, request.labels)
     translation = (request.translation or config.conditioning.translation) if config.conditioning.kind == "timestep" else None
-    several = len(levels) * len(methods) > 1
+    several = len(levels) * len(ways) > 1
     images = {}
-    calls = sum(samplers.network_calls(name, n) for name, _ in methods.values() for _, n in levels) * request.num_images
-    bar = tqdm(total=calls, unit="call", unit_scale=True, disable=None)
-    for method, (name, _) in methods.items():
-        draw = make_sampler(config, definition, method)
+    bar = tqdm(total=sum(nfe.values()) * len(chosen) * request.num_images, unit="call", unit_scale=True, disable=None)
+    programs = {method: make_sampler(config, definition, method) for method in request.methods}
+    for way, (method, guide) in ways.items():
         for (text, n), log_snrs in sorted(levels.items(), key=lambda item: item[0][1]):
-            nfe = samplers.network_calls(name, n)
-            begin = time.perf_counter()
+            begin, calls = time.perf_counter(), nfe[way, n]
             told = told_raw(config, n, request.spacing) if raw else None
-            made = generate(draw, params, log_snrs, request.num_images, seed=request.seed, told=told, labels=labels,
-                            progress=lambda count, nfe=nfe: bar.update(count * nfe))  # fmt: skip
-            images[text, method, n] = made
+            made = generate(programs[method], params, log_snrs, request.num_images, seed=request.seed, told=told,
+                            guide=guides[guide], labels=labels,
+                            progress=lambda count, calls=calls: bar.update(count * calls))  # fmt: skip
+            images[text, way, n] = made
             settings = {
                 "workdir": str(workdir.path), "checkpoint": step, "parameters": request.parameters,
-                "schedule": text, "steps": n, "spacing": request.spacing, "method": method,
-                "network_calls": nfe, "log_snrs": [float(level) for level in log_snrs], "num_images": request.num_images,
+                "schedule": text, "steps": n, "spacing": request.spacing, "method": method, "guidance": guide,
+                "network_calls": calls, "log_snrs": [float(level) for level in log_snrs], "num_images": request.num_images,
                 "seed": request.seed, "translation": translation,
                 "labels": None if labels is None else labels.tolist(), "seconds": round(time.perf_counter() - begin, 3),
             }  # fmt: skip
-            write(out / slug(text, method, n) if several else out, made, settings)
+            write(out / slug(text, way, n) if several else out, made, settings)
     bar.close()
     if several:
-        overview(out / "overview.png", images, methods)
+        overview(out / "overview.png", images, nfe)
     say(f"{len(images)} x {request.num_images} images of step {step} in {out}" + (": see overview.png" if several else ""))
     return images
 
@@ -184,6 +189,16 @@ def check(config, request):
     if request.translation and config.conditioning.kind != "timestep":
         raise configuration.ConfigError(f"translation {request.translation!r} is for networks told a timestep; this one is "
                                         f"told {config.conditioning.kind}")  # fmt: skip
+    for text in request.guidances:
+        check_guidance(config, text)
+
+
+def check_guidance(config, text):
+    """Raises ConfigError for guidance that this network cannot be given. ValueError if there is no such guidance."""
+    guide, model = guidance.parse(text), config.model
+    if guide and guide.both and not (model.num_classes and model.label_dropout):
+        why = "was trained without classes" if not model.num_classes else "never went without its label (label_dropout=0)"
+        raise configuration.ConfigError(f"guidance {text!r} needs a network's answer with and without a label; this one {why}")
 
 
 def trained_range(config, step):
@@ -228,31 +243,34 @@ def write(folder, images, settings):
     (folder / "settings.json").write_text(json.dumps(settings | {"log_snrs": finite}, indent=2, allow_nan=False) + "\n")
 
 
-def overview(path, images, methods, columns=6):
-    """One picture: a row per schedule and sampler, a column per number of network calls, the same noise throughout."""
+def overview(path, images, nfe, columns=6):
+    """One picture: a row per schedule and way, a column per number of levels, the same noise throughout.
+
+    images: {(schedule, way, number of levels): uint8 [n, H, W, C]}; nfe: {(way, number of levels): network calls}.
+    """
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
     texts, steps = list(dict.fromkeys(k[0] for k in images)), sorted({k[2] for k in images})
-    rows = list(itertools.product(texts, methods))
+    ways = list(dict.fromkeys(way for way, _ in nfe))
+    rows = list(itertools.product(texts, ways))
     cells = {key: grid(made[:columns], columns) for key, made in images.items()}
-    calls = {method: functools.partial(samplers.network_calls, name) for method, (name, _) in methods.items()}
-    mixed = any(len({calls[method](n) for method in methods}) > 1 for n in steps)  # then a column's cells differ
+    mixed = any(len({nfe[way, n] for way in ways}) > 1 for n in steps)  # then a column's cells differ
     height, width = next(iter(cells.values())).shape[:2]
     size = (0.012 * width * len(steps) + 2.4, (0.012 * height + 0.25 * mixed) * len(rows) + 0.9)
     figure, axes = plt.subplots(len(rows), len(steps), figsize=size, squeeze=False)
-    for (row, (text, method)), (column, n) in itertools.product(enumerate(rows), enumerate(steps)):
+    for (row, (text, way)), (column, n) in itertools.product(enumerate(rows), enumerate(steps)):
         axis = axes[row, column]
-        cell = cells[text, method, n]
+        cell = cells[text, way, n]
         axis.imshow(cell[..., 0] if cell.shape[-1] == 1 else cell, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set(xticks=[], yticks=[])
         axis.set_frame_on(False)
         if row == 0 or mixed:
-            axis.set_title(f"{calls[method](n)} network calls", fontsize=10)
+            axis.set_title(f"{nfe[way, n]} network calls", fontsize=10)
         if column == 0:
-            label = "\n".join(textwrap.wrap(text, 30) + [method] * (len(methods) > 1))
+            label = "\n".join(textwrap.wrap(text, 30) + textwrap.wrap(way, 30) * (len(ways) > 1))
             axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
     figure.suptitle("One checkpoint, the same noise: inference schedules (rows) by network calls", fontsize=11)
     figure.tight_layout()

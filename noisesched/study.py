@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from noisesched import config as configuration
-from noisesched import metrics, sample, samplers, schedules, spec, tables
+from noisesched import guidance, metrics, sample, samplers, schedules, spec, tables
 from noisesched.config import ConfigError
 from noisesched.workdir import Workdir, differences
 
@@ -27,6 +27,7 @@ class Study:
     parameters: str
     schedules: tuple[str, ...]
     methods: tuple[str, ...]
+    guidances: tuple[str, ...]
     calls: tuple[int, ...]
     spacing: str
     seeds: tuple[int, ...]
@@ -58,6 +59,7 @@ class Row:
     run: Run
     schedule: str
     method: str
+    guidance: str
     calls: int
     seed: int
     translation: str | None
@@ -94,7 +96,7 @@ def check(study):
     """Raises ConfigError for what can be seen to be wrong without looking at any run."""
     given = dataclasses.asdict(study)
     require = lambda good, message: None if good else _fail(message)
-    for name in ("schedules", "methods", "calls", "seeds", "translations", "metrics", "train_seeds"):
+    for name in ("schedules", "methods", "guidances", "calls", "seeds", "translations", "metrics", "train_seeds"):
         require(given[name], f"{name} is empty: nothing is asked")
         require(len(set(given[name])) == len(given[name]), f"{name}: an entry is there twice")
     require(study.runs or study.workdirs, "runs and workdirs are both empty: there is nothing to compare; give "
@@ -111,7 +113,8 @@ def check(study):
     require(study.likelihood_images >= 0, f"likelihood_images={study.likelihood_images} must be 0 (all) or more")
     require(study.num_images >= 1, f"num_images={study.num_images} must be at least 1")
     parsed, names = {}, {}
-    for name, parse in (("schedules", schedules.make), ("methods", samplers.parse), ("metrics", metrics.parse)):
+    for name, parse in (("schedules", schedules.make), ("methods", samplers.parse), ("guidances", guidance.parse),
+                        ("metrics", metrics.parse)):  # fmt: skip
         for text in given[name]:
             try:
                 parsed[text] = parse(text)
@@ -187,11 +190,12 @@ def rows_of(study, runs, given):
     for run in runs:
         common = shared(study, run, given)
         translations = study.translations if run.config.conditioning.kind == "timestep" else (None,)
-        for method, translation, calls, schedule, seed in itertools.product(
-                study.methods, translations, sorted(study.calls), study.schedules, study.seeds):  # fmt: skip
+        for method, guide, translation, calls, schedule, seed in itertools.product(
+                study.methods, study.guidances, translations, sorted(study.calls), study.schedules, study.seeds):  # fmt: skip
             own = {"schedule": canonical(schedule), "method": canonical(method), "calls": calls, "seed": seed,
                    "translation": translation}  # fmt: skip
-            rows.append(Row(run, schedule, method, calls, seed, translation, common | own))
+            own |= {} if guide == "none" else {"guidance": canonical(guide)}
+            rows.append(Row(run, schedule, method, guide, calls, seed, translation, common | own))
     return rows
 
 

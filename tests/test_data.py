@@ -81,6 +81,23 @@ def test_digits_are_scikit_learns(cache):
         assert opened.num_classes == 10
 
 
+def test_brightness_spans_black_to_white_and_its_flat_images_are_flat(cache):
+    opened = data.open_split("brightness", split="test", image_size=32, channels=1, data_dir=cache)
+    examples = data.examples(opened)
+    images, labels = examples["image"] / 127.5 - 1, examples["label"]
+    assert images.shape == (5 * 297, 32, 32, 1) and opened.num_classes == 11
+    means, deviations = images.mean((1, 2, 3)), images.std((1, 2, 3))
+    assert means.std() == pytest.approx(2 / 12**0.5, rel=0.01) and means.min() < -0.99 and means.max() > 0.99  # uniform
+    assert (labels == 10).sum() == 297 and np.ptp(images[labels == 10], axis=(1, 2, 3)).max() == 0
+    middle = (labels < 10) & (np.abs(means) < 0.3)
+    assert deviations[middle].min() > 0.2  # digits, not faint ones
+    # The same digits as they are published, with the mean taken out.
+    ink = load_digits().images[1500:] / 16
+    texture = images[::5, ::4, ::4, 0] - means[::5, None, None]
+    same = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(texture, ink, strict=True) if a.std() > 0.1]
+    assert len(same) > 200 and min(same) > 0.99
+
+
 def test_split_is_random_access(digits):
     assert len(digits) == 1500
     assert digits[3]["image"].shape == (8, 8, 1) and digits[3]["label"] == load_digits().target[3]

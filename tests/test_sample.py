@@ -17,11 +17,12 @@ from noisesched.workdir import Workdir
 
 ASKED = sample.Request(
     schedules=("cosine",), steps=(3,), methods=("ddim",), spacing="trailing", num_images=5, seed=0, parameters="ema",
-    checkpoint=None, translation=None, labels=(), out="",
+    checkpoint=None, translation=None, labels=(), guidances=("none",), out="",
 )  # fmt: skip
 KINDS = {
     "plain": {},
     "classes": {"model.num_classes": 3},
+    "never": {"model.num_classes": 3, "model.label_dropout": 0.0},
     "linear": {"schedule": "linear"},
     "table": {"schedule": "discrete(linear,num_steps=100)", "conditioning.kind": "timestep",
               "conditioning.table": "discrete(linear,num_steps=100)"},
@@ -97,8 +98,8 @@ def test_files_of_one_combination(runs, sampled, tmp_path):
     assert settings.pop("seconds") > 0
     assert settings == {
         "workdir": runs["plain"], "checkpoint": 20, "parameters": "ema", "schedule": "zero_terminal(scaled_linear)", "steps": 3,
-        "spacing": "trailing", "method": "heun", "network_calls": 5, "num_images": 5, "seed": 0, "translation": None,
-        "labels": None,
+        "spacing": "trailing", "method": "heun", "guidance": "none", "network_calls": 5, "num_images": 5, "seed": 0,
+        "translation": None, "labels": None,
     }  # fmt: skip
     assert lines[-1] == f"1 x 5 images of step 20 in {out}"
 
@@ -168,6 +169,19 @@ def test_labels_go_round_and_decide(sampled, tmp_path):
     assert same == [True, False, False, False, False, False]
 
 
+def test_guidance_is_a_way_of_its_own(sampled, tmp_path):
+    """Scale 1 is no guidance; scale 0 is the network without a label, whatever the labels are."""
+    images, _ = sampled("classes", guidances=("none", "cfg(1)", "cfg(0)", "cfg(3, rescaled(0.7))"))
+    ways = [way for _, way, _ in images]
+    assert ways == ["ddim", "ddim, cfg(1)", "ddim, cfg(0)", "ddim, cfg(3, rescaled(0.7))"]
+    plain, same, without, guided = images.values()
+    np.testing.assert_array_equal(plain, same)
+    assert_same(without, sampled("classes", labels=(3,), out=str(tmp_path / "unlabelled"))[0])  # 3 is no label
+    assert (guided != plain).mean() > 0.1 and (tmp_path / "out" / "overview.png").stat().st_size > 1000
+    settings = [json.loads(path.read_text()) for path in sorted((tmp_path / "out").glob("*/settings.json"))]
+    assert sorted(each["guidance"] for each in settings) == ["cfg(0)", "cfg(1)", "cfg(3, rescaled(0.7))", "none"]
+
+
 def test_translation_of_levels_to_timesteps(sampled):
     nearest, between = (sampled("table", translation=kind)[0] for kind in ("nearest", "interpolated"))
     assert (nearest != between).mean() > 0.05
@@ -231,6 +245,10 @@ def test_notes_are_printed(sampled):
     ("plain", {"checkpoint": 11}, "holds no checkpoint of step 11 (complete: 10, 20)"),
     ("plain", {"labels": (1,)}, "this network was trained without classes"),
     ("classes", {"labels": (1, 4)}, "label 4: choose 0 to 2, or 3 for no label"),
+    ("plain", {"guidances": ("cfg(3)",)}, "guidance 'cfg(3)' needs a network's answer with and without a label; this one was "
+                                          "trained without classes"),
+    ("never", {"guidances": ("cfg(3)",)}, "this one never went without its label (label_dropout=0)"),
+    ("classes", {"guidances": ("cgf(3)",)}, "did you mean 'cfg'"),
     ("plain", {"translation": "nearest"}, "is for networks told a timestep; this one is told log_snr"),
 ])  # fmt: skip
 def test_refused_in_one_line(sampled, tmp_path, kind, changes, message):

@@ -1,0 +1,159 @@
+"""Guidance: from a network's two answers, with a label and without, to the one x_hat that every sampler takes.
+
+The scale's convention, stated once: x_hat = without + scale (with - without). Scale 1 is the network told the label, exactly;
+0 the one told none; above 1, what the label changes is exaggerated. (Ho & Salimans 2022 call scale - 1 their w.)
+
+At one z and one level, eps and v are affine in x_hat with coefficients that guidance, whose weights add up to one, leaves
+alone: guiding any of the three is the same, but at SNR = 0. There eps is z whatever x_hat is, so that guidance in eps does
+nothing. Here x_hat is guided, and it does what it should from log-SNR -inf on. Samplers derive eps from x_hat, so a corrected
+x_hat has its own eps.
+
+A spec is "none" or cfg(scale, correction, log_snr_min=.., log_snr_max=..), for example "cfg(3, rescaled(0.7))". Its numbers are
+data: another scale compiles nothing. To add a correction, write it below and put `@correction(..)` over it.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from noisesched import spec
+from noisesched.diffusion import alpha, like
+
+CORRECTIONS = {}  # name -> function(x [B, ...], conditional, z, log_snr [B], number) -> x
+RANGES = {}  # name of a correction -> (lowest, highest) of its number
+
+
+def correction(low, high):
+    """Enrols a correction of the guided x_hat under its function's name; its one number lies in [low, high]."""
+
+    def enrol(function):
+        CORRECTIONS[function.__name__], RANGES[function.__name__] = function, (low, high)
+        return function
+
+    return enrol
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """A pytree whose numbers are leaves. `both`: whether the network is asked with and without the label."""
+
+    scale: Any
+    log_snr_min: Any  # the interval in which it acts (Kynkaanniemi et al. 2024), in log-SNR: it survives a change of schedule
+    log_snr_max: Any
+    strength: Any  # the correction's number
+    correction: str  # "" for none
+    both: bool
+
+
+jax.tree_util.register_dataclass(Guidance, ["scale", "log_snr_min", "log_snr_max", "strength"], ["correction", "both"])
+
+
+def cfg(scale, correction=None, log_snr_min=-math.inf, log_snr_max=math.inf):
+    """Classifier-free guidance (Ho & Salimans 2022) at levels in [log_snr_min, log_snr_max], corrected by one of CORRECTIONS."""
+    for name, value in {"scale": scale, "log_snr_min": log_snr_min, "log_snr_max": log_snr_max}.items():
+        _require(_is_number(value), f"cfg: {name} is a number; got {spec.show(value)}")
+    _require(0 <= scale <= 1000, f"cfg: scale={scale:g} must be from 0 (no label) over 1 (the label) to 1000")
+    _require(log_snr_min < log_snr_max, f"cfg: the interval from log_snr_min={log_snr_min:g} to log_snr_max={log_snr_max:g} is "
+             "empty")  # fmt: skip
+    name, strength = "", 0.0
+    if correction is not None:
+        _require(isinstance(correction, spec.Call), f"cfg: a correction is one of {', '.join(CORRECTIONS)}; got "
+                 f"{spec.show(correction)}")  # fmt: skip
+        function = spec.bind(correction, CORRECTIONS, "correction", skip=4)
+        name, values = correction.name, [*correction.args, *dict(correction.kwargs).values()]
+        strength, (low, high) = values[0] if values else function.__defaults__[0], RANGES[name]
+        _require(_is_number(strength) and low <= strength <= high, f"{name} takes a number from {low:g} to {high:g}; got "
+                 f"{spec.show(strength)}")  # fmt: skip
+    return Guidance(float(scale), float(log_snr_min), float(log_snr_max), float(strength), name, scale != 1)
+
+
+def none():
+    """The network as it is: told the label if it has classes."""
+    return None
+
+
+DEFINITIONS = {"none": none, "cfg": cfg}
+
+
+def parse(text):
+    """The Guidance of a spec such as "cfg(3, rescaled(0.7))", or None for "none". ValueError, in one line, if it is neither."""
+    call = spec.parse(text)
+    return spec.bind(call, DEFINITIONS, "guidance", skip=0)(*call.args, **dict(call.kwargs))
+
+
+def guided(network, guidance, labels, null_label):
+    """The function denoise(z [B, ...], log_snr [B]) -> x_hat [B, ...] of a network(z, log_snr, labels) -> x_hat.
+
+    guidance    of `parse`; None is the network itself
+    labels      int [B], or None for a network without classes, which can be corrected and not guided
+    null_label  the label that says "no label"
+
+    Both answers are had by one network call, of 2 B images.
+    """
+
+    def denoise(z, log_snr):
+        if guidance is None or not guidance.both:
+            conditional = x = network(z, log_snr, labels)
+        else:
+            told = jnp.concatenate([labels, jnp.full_like(labels, null_label)])
+            answers = network(jnp.concatenate([z, z]), jnp.concatenate([log_snr, log_snr]), told)
+            conditional, unconditional = jnp.split(answers, 2)
+            acts = (guidance.log_snr_min <= log_snr) & (log_snr <= guidance.log_snr_max)
+            beyond = like(jnp.where(acts, guidance.scale - 1, 0.0), z)  # so written, scale 1 changes no bit
+            x = conditional + beyond.astype(z.dtype) * (conditional - unconditional)
+        if guidance is None or not guidance.correction:
+            return x
+        return CORRECTIONS[guidance.correction](x, conditional, z, log_snr, guidance.strength).astype(z.dtype)
+
+    return denoise
+
+
+# -- the corrections
+
+@correction(0, 1)
+def rescaled(x, conditional, z, log_snr, phi=0.7):
+    """v brought back to the standard deviation that it has without guidance, by a share phi (Lin et al. 2023, eq. 15 and 16).
+
+    One deviation for each sample, over all its pixels and channels. sigma v = alpha z - x_hat, in which sigma cancels.
+    """
+    noisy = alpha(like(log_snr, z)) * z
+    return noisy - _restoring(noisy - x, noisy - conditional, phi) * (noisy - x)
+
+
+@correction(0, 1)
+def rescaled_x(x, conditional, z, log_snr, phi=0.7):
+    """The same of x_hat itself: its mean is scaled with it."""
+    return _restoring(x, conditional, phi) * x
+
+
+@correction(0, math.inf)
+def static(x, conditional, z, log_snr, limit=1.0):
+    """x_hat cut at -limit and limit, the ends of the data's range."""
+    return jnp.clip(x, -limit, limit)
+
+
+@correction(0, 1)
+def dynamic(x, conditional, z, log_snr, percentile=0.995):
+    """x_hat cut at that quantile of its own absolute values, if it is above 1, and scaled back to 1 (Saharia et al. 2022)."""
+    limit = jnp.maximum(jnp.quantile(jnp.abs(x).reshape(len(x), -1), percentile, axis=1), 1.0)
+    limit = limit.reshape((-1,) + (1,) * (x.ndim - 1))
+    return jnp.clip(x, -limit, limit) / limit
+
+
+def _restoring(guided, conditional, phi):
+    """The factor [B, 1, ..] that takes a share phi of the way to the deviation of `conditional`; 1 where `guided` is flat."""
+    axes = tuple(range(1, guided.ndim))
+    have, want = (value.std(axis=axes, keepdims=True) for value in (guided, conditional))
+    return 1 + phi * jnp.where(have > 0, want / jnp.where(have > 0, have, 1.0) - 1, 0.0)
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _require(condition, message):
+    if not condition:
+        raise ValueError(message)
