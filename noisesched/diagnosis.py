@@ -5,7 +5,7 @@
 How bad a leak is, is judged by what it does to samples (see `leak`): a deterministic sampler that starts from pure noise at a
 level of some R^2 draws its images' brightness to mid-grey by sqrt(R^2) of the way. For images of 64x64 pixels with
 Var(m) = 0.07, as photographs have, the published schedules end at R^2 = 0.57 (scaled_linear), 0.043 (karras), 0.012 (linear)
-and 1e-6 (cosine's table): the first is known to make no very dark or bright images (Lin et al. 2023), the next two to do well
+and 7e-7 (cosine's table): the first is known to make no very dark or bright images (Lin et al. 2023), the next two to do well
 enough at that size; at 256x256 linear ends at 0.17.
 """
 
@@ -116,7 +116,7 @@ def examine(setting, inferences=(), measured=None):
 def _terminal(setting, measured):
     last, r2 = setting.last, float(setting.read_out(setting.last))
     severity = _leaks(setting, last)
-    beside = f" (measured {measured[0]:.4f} ± {measured[1]:.4f})" if measured else ""
+    beside = f" (measured {measured[0]:.2g} ± {measured[1]:.1g})" if measured else ""
     size = f"{setting.image_size}x{setting.image_size}"
     return Finding(
         severity, "end of the training schedule",

@@ -10,6 +10,7 @@ that vanish at SNR = 0 on the v error (eps, min-SNR, P2, the likelihood's) undo 
 matters: there the network gets no gradient at all.
 """
 
+import functools
 import inspect
 import math
 import typing
@@ -135,9 +136,7 @@ def spread(schedule, text, prediction, edges, num_draws):
             clean, noisy = np.geomspace(first, 0.5, 6000), np.geomspace(1e-7, 0.5, 6000)
             ends = np.unique(np.concatenate([clean, np.linspace(first, 1.0, 8000), 1 - noisy]))
             u, mass = (ends[1:] + ends[:-1]) / 2, np.diff(ends)
-        log_snr = schedule(u)
-        weights = np.asarray(weight(make_weighting(text), prediction, log_snr, schedules.rate(schedule, jnp.asarray(u))))
-    log_snr = np.asarray(log_snr)
+        log_snr, weights = map(np.asarray, _weighted(schedule, text, prediction, u))
     if (beyond := ~(weights <= np.finfo(np.float32).max)).any():
         raise ValueError(f"weighting {text!r} on the {prediction} error overflows float32 at log-SNR {log_snr[beyond].min():.4g}")
     if not (mass * weights).sum() > 0:
@@ -145,6 +144,13 @@ def spread(schedule, text, prediction, edges, num_draws):
     bins = np.searchsorted(edges, log_snr, side="right")
     shares = [np.bincount(bins, of, len(edges) + 1) for of in (mass, mass * weights)]
     return tuple(share / share.sum() for share in shares)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _weighted(schedule, text, prediction, u):
+    """The levels at u, and their weights."""
+    log_snr = schedule(u)
+    return log_snr, weight(make_weighting(text), prediction, log_snr, schedules.rate(schedule, u))
 
 
 class Draw(typing.NamedTuple):
