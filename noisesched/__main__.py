@@ -15,6 +15,7 @@ examples:
   noisesched sample --workdir=runs/digits --schedule=cosine --steps=20 --out=samples
   noisesched sample --workdir=runs/digits --schedule linear karras "shifted(cosine, by=-2)" --steps 5 10 50 --out=samples
   noisesched evaluate --workdir=runs/digits --discrete cosine:100 --metrics "frechet(classifier)"
+  noisesched diagnose --config=configs/digits.py --config.schedule=scaled_linear --spacing=leading
   noisesched plot linear cosine "zero_terminal(scaled_linear)" --out=schedules.png
   noisesched benchmark --config=configs/digits.py
 """
@@ -109,6 +110,21 @@ def parser():
     evaluate.add_argument("--num_samples", type=positive, metavar="N", **given_only, help="samples to measure (256)")
     evaluate.add_argument("--inception_weights", metavar="FILE", **given_only, help="Inception-V3's, for metrics that need it")
     evaluate.add_argument("--out", type=folder, **given_only, help="folder to write to (evaluation, in the workdir)")
+
+    diagnose = command("diagnose", "find what is wrong with a config before it is trained", """\
+        Say what is wrong with a config and the levels it is to be sampled at, before anything is trained: what the training
+        schedule leaks at its end, where the weight of the loss lies over log-SNR, whether sampling starts where training ended
+        and stays where it went; each with the words that repair it (those that begin with --config are for a run begun anew).
+        Trains nothing; where the data set is not there, it says what it assumes. Exit status: 0; 1 if there is a fault; 2 if
+        nothing could be diagnosed.""",
+        more=lambda: f"Any setting can be overridden, --config.group.name=value; configs/digits.py explains them.\n{EXAMPLES}")
+    diagnose.add_argument("--config", help="config file")
+    diagnose.add_argument("--workdir", help="or the folder of a run")
+    diagnose.add_argument("--schedule", nargs="+", default=[], metavar="SPEC", help="inference schedules (that of the previews)")
+    diagnose.add_argument("--steps", nargs="+", type=positive, default=[], metavar="N", help="numbers of levels (the previews')")
+    diagnose.add_argument("--spacing", default="trailing", choices=("trailing", "leading", "linspace"),
+                          help="where the levels lie on the schedule (trailing)")  # fmt: skip
+    diagnose.add_argument("--out", type=folder, metavar="DIR", help="also write diagnosis.json and diagnosis.png to a folder")
 
     plot = command("plot", "draw schedules side by side", """\
         Draw alpha-bar, log-SNR, beta and SNR of schedules side by side, with each one's terminal SNR marked and printed.""",
@@ -240,6 +256,18 @@ def run_evaluate(given, overrides, chosen):
     evaluate.run(given.workdir, evaluate.Request(**asked))
 
 
+def run_diagnose(given, overrides, chosen):
+    from noisesched import config, diagnose
+    from noisesched.workdir import Workdir
+
+    if bool(given.config) == bool(given.workdir):
+        raise config.ConfigError("give either --config=FILE or --workdir=DIR, which is to be diagnosed")
+    loaded = config.load(given.config, overrides) if given.config else config.from_dict(Workdir(given.workdir).read_config())
+    found = diagnose.run(loaded, given.config or given.workdir, given.schedule, given.steps, given.spacing, given.out or "")
+    if found[0].severity == "fault":
+        sys.exit(1)
+
+
 def run_plot(given, overrides, chosen):
     from noisesched import plot
 
@@ -267,8 +295,8 @@ def run_benchmark(given, overrides, chosen):
     benchmark.benchmark(config.load(given.config, overrides), chosen, given.seconds, given.calls, given.json)
 
 
-COMMANDS = {"train": run_train, "sample": run_sample, "evaluate": run_evaluate, "plot": run_plot, "compare": run_compare,
-            "report": run_report, "benchmark": run_benchmark}
+COMMANDS = {"train": run_train, "sample": run_sample, "evaluate": run_evaluate, "diagnose": run_diagnose, "plot": run_plot,
+            "compare": run_compare, "report": run_report, "benchmark": run_benchmark}
 
 
 def positive(text):

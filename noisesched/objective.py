@@ -10,12 +10,14 @@ that vanish at SNR = 0 on the v error (eps, min-SNR, P2, the likelihood's) undo 
 matters: there the network gets no gradient at all.
 """
 
+import functools
 import inspect
 import math
 import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from noisesched import diffusion, schedules, spec
 
@@ -110,6 +112,45 @@ def vanishes_at_zero_snr(text):
     """Whether a weighting gives the v error no weight at SNR = 0, so that nothing is learned there."""
     at_zero = weight(make_weighting(text), "v", jnp.array([-jnp.inf]), jnp.ones(1))
     return bool(at_zero[0] < 1e-6)
+
+
+def trained_range(schedule, num_draws):
+    """(lowest, highest) log-SNR that so many draws of training levels reach: the highest that about one of them exceeds."""
+    return float(schedule(1.0)), float(schedule(1.0 / num_draws))
+
+
+def spread(schedule, text, prediction, edges, num_draws):
+    """How training's levels, and the weight of its loss, lie over log-SNR: (levels, weight), float64, each summing to 1.
+
+    `edges` [K], increasing, finite -> shares [K + 1]: below the first edge (an atom at -inf too), between the edges, from the
+    last up. `weight` is of w(log_snr) p(log_snr), with w the weighting `text` on the squared error of what the network
+    predicts, and p = 1 / rate the density of the levels, or the T atoms of a table (Kingma & Gao 2023). Levels cleaner than
+    `num_draws` draws reach are left out: there some weights grow without bound. ValueError if w overflows float32, or is 0.
+    """
+    with jax.enable_x64(True):
+        if schedule.table:
+            u = np.arange(1, schedule.table.num_steps + 1) / schedule.table.num_steps
+            mass = np.full(len(u), 1 / len(u))
+        else:  # in cells of u, narrow at both ends, where schedules are steep
+            first = min(1 / num_draws, 0.25)
+            clean, noisy = np.geomspace(first, 0.5, 6000), np.geomspace(1e-7, 0.5, 6000)
+            ends = np.unique(np.concatenate([clean, np.linspace(first, 1.0, 8000), 1 - noisy]))
+            u, mass = (ends[1:] + ends[:-1]) / 2, np.diff(ends)
+        log_snr, weights = map(np.asarray, _weighted(schedule, text, prediction, u))
+    if (beyond := ~(weights <= np.finfo(np.float32).max)).any():
+        raise ValueError(f"weighting {text!r} on the {prediction} error overflows float32 at log-SNR {log_snr[beyond].min():.4g}")
+    if not (mass * weights).sum() > 0:
+        raise ValueError(f"weighting {text!r} on the {prediction} error is 0 at all levels that {str(schedule)!r} draws")
+    bins = np.searchsorted(edges, log_snr, side="right")
+    shares = [np.bincount(bins, of, len(edges) + 1) for of in (mass, mass * weights)]
+    return tuple(share / share.sum() for share in shares)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _weighted(schedule, text, prediction, u):
+    """The levels at u, and their weights."""
+    log_snr = schedule(u)
+    return log_snr, weight(make_weighting(text), prediction, log_snr, schedules.rate(schedule, u))
 
 
 class Draw(typing.NamedTuple):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from noisesched import conditioning, data, denoiser, guidance, samplers, schedules
+from noisesched import conditioning, data, denoiser, guidance, objective, samplers, schedules
 from noisesched import config as configuration
 from noisesched.checkpoints import Checkpoints
 from noisesched.pictures import grid, write_png
@@ -203,9 +203,7 @@ def check_guidance(config, text):
 
 def trained_range(config, step):
     """(lowest, highest) log-SNR that training has drawn: the highest that about one of all its images exceeded."""
-    schedule = schedules.make(config.schedule)
-    seen = max(step * config.training.batch_size, 1)
-    return float(schedule(1.0)), float(schedule(1.0 / seen))
+    return objective.trained_range(schedules.make(config.schedule), max(step * config.training.batch_size, 1))
 
 
 def outside(config, step, levels):

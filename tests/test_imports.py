@@ -10,11 +10,11 @@ from conftest import ROOT
 LAYERS = {  # lowest first; a module imports from its own layer and earlier ones, without cycles
     "mathematics": ["spec", "tables", "diffusion", "curves", "schedules"],
     "network": ["conditioning", "unet", "denoiser", "inception"],
-    "algorithms": ["objective", "samplers", "guidance", "likelihood", "metrics"],
+    "algorithms": ["objective", "samplers", "guidance", "likelihood", "metrics", "leak", "diagnosis"],
     "outside world": ["backend", "parallel", "pictures", "workdir", "checkpoints", "builders", "data", "config",
                       "features", "document"],
     "programs": ["train", "sample", "evaluate", "study", "compare", "findings", "sentences", "figures", "heatmaps", "report",
-                 "plot", "benchmark", "__main__"],
+                 "plot", "diagnose", "benchmark", "__main__"],
 }
 DEPTH = {module: depth for depth, modules in enumerate(LAYERS.values()) for module in modules}
 PACKAGE = {path.stem: path for path in ROOT.glob("noisesched/*.py") if path.stem != "__init__"}
@@ -103,7 +103,7 @@ def test_the_mathematics_loads_no_flax_and_no_data_library():
     assert looked_for({"flax", "optax", "orbax", "grain", "tensorflow_datasets", "ml_collections"}, program) == set()
 
 
-HELP = [["--help"], ["--version"], *([name, "--help"] for name in ("train", "compare", "report"))]
+HELP = [["--help"], ["--version"], *([name, "--help"] for name in ("train", "compare", "report", "diagnose"))]
 
 
 @pytest.mark.parametrize("words", HELP, ids=" ".join)

@@ -1,0 +1,200 @@
+"""Diagnosis: what is wrong with a config and the levels it is to be sampled at, before a GPU hour is spent.
+
+What is examined, and how badly each thing counts, is `diagnosis`; here are the config, the data set, the letter that says what
+was found, and, if asked for, the same as `diagnosis.json` and a picture, `diagnosis.png`. A data set that is built in, or a
+folder of images, is prepared as training would; where there is none, the diagnosis says what it assumes instead.
+"""
+
+import dataclasses
+import math
+import os
+import textwrap
+from pathlib import Path
+
+import numpy as np
+
+from noisesched import data, diagnosis, leak, schedules
+from noisesched.plot import COLOURS
+from noisesched.workdir import write_json
+
+IMAGES = 2048  # of the training split: the first so many
+VALUES = 2**27  # pixel values that are read, and that are noised: a few seconds
+NOISES = 16  # draws for each image, if they are few or small
+ASSUMED = 0.07  # Var(m): CIFAR-10's (JPEG re-encoded, 50,000 images) is 0.066, 0.063 and 0.093 for red, green and blue
+LOG_SNR = (-16.0, 16.0)  # the levels drawn
+ROWS = (COLOURS[0], COLOURS[2], COLOURS[4], COLOURS[6])  # of inferences
+
+
+# -- the program
+
+def run(config, name, specs=(), steps=(), spacing="trailing", out="", say=print):
+    """Diagnoses a checked Config, called `name`, and says what was found; returns the `diagnosis.Finding`s, the worst first.
+
+    `specs`, `steps`: inference schedules and numbers of levels, each with each (default: those of the config's previews);
+    `out`: a folder for diagnosis.json and diagnosis.png, or "". Raises ValueError or OSError, in one line, for anything that
+    cannot be had, but for a data set that is not there.
+    """
+    inferences = [diagnosis.inference(text, n, spacing) for text in dict.fromkeys(specs or (config.preview.schedule,))
+                  for n in dict.fromkeys(steps or (config.preview.steps,))]  # fmt: skip
+    if out:
+        Path(out).mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
+    images, reason = training_images(config.data)
+    setting = setting_of(config, ASSUMED if images is None else leak.mean_variance(images))
+    measured = None
+    if images is not None:
+        measured = leak.measured(images, setting.last, noises=int(np.clip(VALUES // images.size, 1, NOISES)))
+    found = diagnosis.examine(setting, inferences, measured)
+    if images is None:
+        found = sorted([*found, not_there(config.data, reason)], key=lambda finding: diagnosis.SEVERITIES.index(finding.severity))
+    for line in letter(name, setting, found, 0 if images is None else len(images)):
+        say(line)
+    if out:
+        write_json(Path(out) / "diagnosis.json", as_json(name, setting, inferences, found, images is None))
+        draw(Path(out) / "diagnosis.png", setting, inferences, measured)
+        say(f"written to {out}: diagnosis.json, diagnosis.png")
+    return found
+
+
+def setting_of(config, variance):
+    """The `diagnosis.Setting` of a Config, for images of that Var(m)."""
+    told = config.conditioning.table
+    return diagnosis.Setting(schedules.make(config.schedule), config.model.prediction, config.weighting, config.data.image_size,
+                             variance, config.training.num_steps * config.training.batch_size,
+                             schedules.make(told) if told else None)  # fmt: skip
+
+
+def training_images(given):
+    """(images uint8 [n, H, W, C], "") of a Config's `data`, the first of its training split; or (None, why there are none)."""
+    if given.name == "image_folder" and not given.path:
+        return None, "no folder of images is given"
+    try:
+        split = data.open_config(given)
+    except FileNotFoundError as error:
+        return None, str(error)
+    count = min(len(split), IMAGES, max(VALUES // (given.channels * given.image_size**2), 4))
+    if count < 4:
+        return None, f"{split.name} has {len(split)} images, too few to tell"
+    return data.examples(split, count)["image"], ""
+
+
+def not_there(given, reason):
+    """The finding on a data set that could not be measured."""
+    repair = "--config.data.path=FOLDER" if given.name == "image_folder" else "--config.data.data_dir=DIR"
+    return diagnosis.Finding(
+        "warning", "data", f"Var(m) = {ASSUMED} is assumed, that of CIFAR-10's photographs: {reason}",
+        "what leaks grows with the variance of the images' means, which is not known here", repair, {"variance": ASSUMED},
+    )  # fmt: skip
+
+
+# -- in words and figures
+
+def letter(name, setting, found, num_images):
+    """The diagnosis as lines of text: what was examined, then each finding with its repair."""
+    counts = {severity: sum(finding.severity == severity for finding in found) for severity in diagnosis.SEVERITIES}
+    plural = {severity: severity + "s" * (severity != "fine" and count != 1) for severity, count in counts.items()}
+    yield f"{name}: {', '.join(f'{count} {plural[severity]}' for severity, count in counts.items())}"
+    known = f"measured on {num_images:,} training images" if num_images else "assumed"
+    yield from wrapped(f"trained on {setting.schedule}, {setting.prediction}-prediction, weighting {setting.weighting}, "
+                       f"{setting.image_size}x{setting.image_size} pixels; Var(m) = {setting.variance:.3g} of the images' means "
+                       f"({known})")  # fmt: skip
+    for finding in found:
+        yield ""
+        yield f"{finding.severity}: {finding.about}"
+        yield from wrapped(f"{finding.measured}.")
+        yield from wrapped(f"{finding.why[0].upper()}{finding.why[1:]}.")
+        if finding.repair:
+            yield f"  repair: {finding.repair}"  # not wrapped, so that it can be pasted
+
+
+def wrapped(text):
+    return textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def as_json(name, setting, inferences, found, assumed):
+    """What diagnosis.json holds."""
+    levels, weight = shares(setting)
+    sampled = [{"schedule": str(each.schedule), "spacing": each.spacing, "log_snrs": each.log_snrs} for each in inferences]
+    return {
+        "name": name, "severity": found[0].severity, "findings": [dataclasses.asdict(finding) for finding in found],
+        "setting": dataclasses.asdict(setting) | {"schedule": str(setting.schedule), "variance_assumed": assumed,
+                                                  "table": str(setting.table) if setting.table else None},
+        "inference": sampled,
+        "log_snr_edges": diagnosis.EDGES.tolist(), "levels": levels, "weight": weight,
+    }  # fmt: skip
+
+
+def shares(setting):
+    """`setting.spread` as lists, or (None, None) where the weight is no number, which is a finding."""
+    try:
+        return tuple(share.tolist() for share in setting.spread)
+    except ValueError:
+        return None, None
+
+
+# -- on paper
+
+def draw(path, setting, inferences, measured):
+    """Left: what training draws and weighs, with the levels of inference below; right: R^2 against log-SNR."""
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures and looks for a display
+
+    figure = Figure(figsize=(13, 4.6 + 0.2 * len(inferences)), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _draw_spread(left, setting, inferences)
+    _draw_read_out(right, setting, inferences, measured)
+    for panel in (left, right):
+        panel.set(xlabel="log-SNR: noise left, clean right", xlim=LOG_SNR)
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(temporary := path.with_suffix(".tmp"), dpi=110, format="png")
+    os.replace(temporary, path)
+
+
+def _draw_spread(panel, setting, inferences):
+    found, width = shares(setting), np.diff(diagnosis.EDGES)
+    tallest = 1e-9
+    if found[0]:
+        levels, weight = (np.array(share)[1:-1] / width for share in found)
+        tallest = max(levels.max(), weight.max())
+        panel.stairs(levels, diagnosis.EDGES, fill=True, color=COLOURS[5], alpha=0.4, label=f"levels drawn: {setting.schedule}")
+        panel.stairs(weight, diagnosis.EDGES, color=COLOURS[3], linewidth=1.6,
+                     label=f"weight of the loss: {setting.weighting} on {setting.prediction}")  # fmt: skip
+    low, high = setting.trained
+    rows = [-0.06 * tallest * (row + 1) for row in range(len(inferences))]
+    for row, each in enumerate(inferences):
+        log_snrs = np.array(each.log_snrs)
+        inside = (log_snrs >= low - diagnosis.SAME) & (log_snrs <= high + diagnosis.SAME)
+        at = np.full(len(log_snrs), rows[row])
+        shown = np.clip(log_snrs, *LOG_SNR)
+        mark = {"linestyle": "", "clip_on": False}
+        panel.plot(shown[inside], at[inside], "|", color=ROWS[row % len(ROWS)], markersize=7, **mark)
+        panel.plot(shown[~inside], at[~inside], "x", color="red", markersize=6, **mark)
+        if log_snrs[0] < LOG_SNR[0]:
+            panel.plot(LOG_SNR[0], at[0], "<", color=ROWS[row % len(ROWS)] if inside[0] else "red", markersize=7, **mark)
+    panel.set(title="Training per unit of log-SNR; below, levels of inference", ylim=(rows[-1] - 0.06 * tallest, 1.3 * tallest))
+    panel.set_yticks(rows, [str(each) for each in inferences], fontsize=8)
+    panel.plot([], [], "x", color="red", linestyle="", label="levels of inference that are not trained")
+    panel.legend(fontsize=8, loc="upper left", frameon=False)
+
+
+def _draw_read_out(panel, setting, inferences, measured):
+    log_snr = np.linspace(*LOG_SNR, 400)
+    panel.plot(log_snr, setting.read_out(log_snr), color="black", label=f"{setting.image_size}x{setting.image_size} pixels")
+    bottom = 1e-6  # where R^2 = 0 is drawn
+    for level, text in ((diagnosis.FAULT, "fault"), (diagnosis.WARNING, "warning")):
+        panel.axhline(level, color="red" if text == "fault" else COLOURS[1], linewidth=1, linestyle="--")
+        panel.annotate(f"{text} above {level:g}", (LOG_SNR[1], level), (0, 2), textcoords="offset points", ha="right", fontsize=8)
+    panel.axvline(math.log(diagnosis.SNR), color="red", linewidth=1, linestyle="--")
+    panel.annotate(f"fault right of SNR {diagnosis.SNR:g}", (math.log(diagnosis.SNR), 1), (-3, 0), textcoords="offset points",
+                   ha="right", fontsize=8)  # fmt: skip
+    marks = [("end of training", setting.last, COLOURS[3], "o")]
+    marks += [(f"start of {each}", each.log_snrs[0], ROWS[row % len(ROWS)], "|") for row, each in enumerate(inferences)]
+    for text, level, colour, marker in marks:
+        # An end to the left of the picture, also zero SNR, is an arrowhead at its edge.
+        shape, r2 = "<" if marker == "o" and level < LOG_SNR[0] else marker, float(setting.read_out(level))
+        panel.plot(max(level, LOG_SNR[0]), max(r2, bottom), shape, color=colour, linestyle="", clip_on=False, zorder=3,
+                   markersize=8 if marker == "o" else 10, label=f"{text}: {level:.2f}, R² = {r2:.2g}")  # fmt: skip
+    if measured and setting.last > LOG_SNR[0]:
+        panel.errorbar(setting.last, max(measured[0], bottom), 2 * measured[1], color=COLOURS[3], capsize=4, zorder=2,
+                       label=f"measured: {measured[0]:.2g} ± {measured[1]:.2g}")  # fmt: skip
+    panel.set(title="$R^2$ of reading the image's mean from z", yscale="log", ylim=(bottom, 1.5))
+    panel.legend(fontsize=8, loc="lower right", frameon=False)

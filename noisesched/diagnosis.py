@@ -1,0 +1,288 @@
+"""What is wrong with a training setting and the levels it is to be sampled at, found before anything is trained.
+
+`examine` is a pure function from a `Setting` and `Inference`s to `Finding`s. It knows no files: configs are read by `diagnose`.
+
+How bad a leak is, is judged by what it does to samples (see `leak`): a deterministic sampler that starts from pure noise at a
+level of some R^2 draws its images' brightness to mid-grey by sqrt(R^2) of the way. For images of 64x64 pixels with
+Var(m) = 0.07, as photographs have, the published schedules end at R^2 = 0.57 (scaled_linear), 0.043 (karras), 0.012 (linear)
+and 7e-7 (cosine's table): the first is known to make no very dark or bright images (Lin et al. 2023), the next two to do well
+enough at that size; at 256x256 linear ends at 0.17.
+"""
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+
+from noisesched import conditioning, leak, objective, schedules, spec
+from noisesched.schedules import Schedule
+
+SEVERITIES = ("fault", "warning", "fine")  # what spoils a run; what may be meant, at a cost; what was examined and is well
+FAULT = 0.05  # R^2: brightness is drawn 22 % of the way to mid-grey, a black image by 28 of 255 grey levels: seen at a glance
+WARNING = 0.01  # R^2: 10 % of the way, 13 grey levels
+# SNR that is a fault at any image size, since the mean is not all that leaks: the digits' first principal component has a
+# variance of 2.8, ten times that of their mean's direction, and with scaled_linear (SNR 0.0047) an R^2 of 0.013 even at 8x8
+# pixels. The published ends lie a factor of 5 above (scaled_linear, Kingma et al. 2021) or 6 and more below (karras, linear,
+# cosine).
+SNR = 1e-3
+NOISE = -10.0  # the log-SNR below which weight is told apart: linear's end
+WASTE = 0.1  # share of weight on levels that show nothing; of the published schedules none has more than 0.02
+SAME = 1e-3  # log-SNRs this near are one level: float32's rounding
+EDGES = np.linspace(-20.0, 20.0, 161)  # of the bins in which levels and weight are counted; NOISE is one of them
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is trained. The schedule may end at -inf."""
+
+    schedule: Schedule  # that draws the training levels
+    prediction: str  # "eps" | "x" | "v"
+    weighting: str  # a spec, such as "min_snr(gamma=5)"
+    image_size: int  # pixels a side
+    variance: float  # Var(m), of the mean of an image's channel in [-1, 1]: `leak.mean_variance`, or assumed
+    num_draws: int  # levels that training draws in all: steps times batch size
+    table: Schedule | None = None  # the discrete schedule whose timesteps the network is told
+
+    @functools.cached_property
+    def drawn(self):
+        """(lowest, highest) log-SNR that training draws."""
+        return objective.trained_range(self.schedule, self.num_draws)
+
+    @property
+    def last(self):
+        """The noisiest level that is trained."""
+        return self.drawn[0]
+
+    @property
+    def trained(self):
+        """(lowest, highest) log-SNR that training draws and the network can be told."""
+        told = self.table.table.log_snr if self.table else (math.inf, -math.inf)
+        return max(self.drawn[0], float(told[-1])), min(self.drawn[1], float(told[0]))
+
+    def read_out(self, log_snr):
+        """R^2 of the image's mean at a level, or levels."""
+        return leak.read_out(log_snr, self.variance, self.image_size**2)
+
+    @functools.cached_property
+    def spread(self):
+        """Shares of the levels and of the weight below, between and above `EDGES`: `objective.spread`."""
+        return objective.spread(self.schedule, self.weighting, self.prediction, EDGES, self.num_draws)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+    """Levels that are to be sampled at, noisiest first, and what they came from."""
+
+    schedule: Schedule
+    spacing: str
+    log_snrs: tuple[float, ...]
+
+    def __str__(self):
+        return f"{self.schedule}, {len(self.log_snrs)} steps, {self.spacing}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing examined: `figures` are what `measured` says, for programs; `repair` is "" where nothing is to be repaired."""
+
+    severity: str  # of SEVERITIES
+    about: str
+    measured: str
+    why: str
+    repair: str
+    figures: dict
+
+
+def inference(schedule, num_steps, spacing):
+    """The `Inference` at `schedules.levels` of a schedule or its spec; raises ValueError as they do."""
+    made = schedules.make(schedule)
+    return Inference(made, spacing, tuple(float(level) for level in schedules.levels(made, num_steps, spacing)))
+
+
+def examine(setting, inferences=(), measured=None):
+    """The `Finding`s on a `Setting` and its `Inference`s, the worst first.
+
+    `measured`: (R^2, standard error) that `leak.measured` found at the setting's last level, told beside the closed form.
+    """
+    found = [_terminal(setting, measured), *_zero_snr(setting), _weight(setting)]
+    for each in inferences:
+        found += [_start(setting, each), _trained(setting, each)]
+    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+# -- the training schedule
+
+def _terminal(setting, measured):
+    last, r2 = setting.last, float(setting.read_out(setting.last))
+    severity = _leaks(setting, last)
+    beside = f" (measured {measured[0]:.2g} ± {measured[1]:.1g})" if measured else ""
+    size = f"{setting.image_size}x{setting.image_size}"
+    return Finding(
+        severity, "end of the training schedule",
+        f"{setting.schedule} ends at {_level(last)}: the best line from the mean of z to that of the image, at {size} pixels, "
+        f"has R^2 = {_r2(r2)}{beside}",
+        "pure noise, from which sampling starts, is what training ends with" if last == -math.inf else
+        "the last level is as good as pure noise, from which sampling starts" if severity == "fine" else
+        "sampling starts from pure noise, which training never showed: samples are drawn to mid-grey (those of deterministic "
+        f"samplers by {math.sqrt(r2):.0%} of the way), and patterns stronger than the mean leak more",
+        "" if severity == "fine" else _to_zero_snr(setting),
+        {"log_snr": last, "snr": math.exp(last), "r2": r2, "measured_r2": measured and measured[0],
+         "measured_r2_std_error": measured and measured[1]},
+    )  # fmt: skip
+
+
+def _zero_snr(setting):
+    """Of a schedule that ends at zero SNR: whether there is something to learn there, and whether it is learned."""
+    if setting.last > -math.inf:
+        return
+    if setting.prediction == "eps":
+        yield Finding("fault", "prediction at zero SNR", f"eps is predicted, and {setting.schedule} ends at SNR 0",
+                      "there z is the noise itself, from which no image follows",
+                      _flags({"model.prediction": "v"} | ({"weighting": "v"} if _vanishes(setting) else {})), {})  # fmt: skip
+        return
+    vanishes = _vanishes(setting)
+    how = "vanishes" if vanishes else "does not vanish"
+    # As `config.warnings` has it: levels next to the end are still learned a little, and training is let go on.
+    yield Finding(
+        "warning" if vanishes else "fine", "weight at zero SNR",
+        f"weighting {setting.weighting} on the {setting.prediction} error {how} at SNR 0, where {setting.schedule} ends",
+        f"the level that sampling starts from is {'not ' if vanishes else ''}learned",
+        _flags({"weighting": "v"}) if vanishes else "", {"vanishes": vanishes},
+    )  # fmt: skip
+
+
+def _weight(setting):
+    """How much of training goes to levels so noisy that they show nothing. Where images are large, they still show something."""
+    try:
+        levels, weight = setting.spread
+    except ValueError as error:
+        return Finding("fault", "weight over log-SNR", str(error), "the loss of such levels says nothing",
+                       _flags({"weighting": setting.prediction}), {})  # fmt: skip
+    below = len(EDGES[EDGES <= NOISE])
+    drawn, share, r2 = float(levels[:below].sum()), float(weight[:below].sum()), float(setting.read_out(NOISE))
+    wasted = share > WASTE and r2 <= WARNING
+    why = ("such levels show nothing of the image: what they teach is the mean of the data" if wasted else
+           "little is spent on levels that are all but pure noise" if share <= WASTE else
+           f"the image's mean is still seen there (R^2 = {_r2(r2)} at {NOISE:g}), at this image size")  # fmt: skip
+    repair = {"schedule": str(schedules.recommended(setting.image_size))} | (
+        {"model.prediction": "v"} if setting.prediction == "eps" else {})  # fmt: skip
+    return Finding("warning" if wasted else "fine", "weight over log-SNR",
+                   f"{share:.1%} of the loss's weight and {drawn:.1%} of its levels lie below log-SNR {NOISE:g}", why,
+                   _flags(repair) if wasted else "", {"weight_below": share, "levels_below": drawn, "below": NOISE})  # fmt: skip
+
+
+# -- the levels of inference
+
+def _start(setting, each):
+    first, last = each.log_snrs[0], setting.last
+    r2 = float(setting.read_out(first))
+    reached = first <= last + SAME
+    severity = _start_severity(setting, each)
+    measured = f"{each}: starts at {_level(first)}" + ("" if reached else f", R^2 = {_r2(r2)}; training went to {_level(last)}")
+    why = ("it is as noisy as training went, or more" if reached else
+           "the first level is still as good as pure noise" if severity == "fine" else
+           "the sampler's pure noise is told to be a level at which the network was shown images" +
+           ("; leading spacing never visits the schedule's last level, and saves no call" if each.spacing == "leading" else ""))
+    return Finding(severity, "first level of sampling", measured, why, "" if severity == "fine" else _earlier(setting, each),
+                   {"inference": str(each), "log_snr": first, "trained_log_snr": last, "r2": r2})  # fmt: skip
+
+
+def _start_severity(setting, each):
+    """A leak where sampling starts counts unless training ended no noisier: then it is the training schedule's."""
+    if each.log_snrs[0] <= setting.last + SAME:
+        return "fine"
+    # Leading spacing is at least worth a warning: the same number of calls would do without its flaw.
+    return min(_leaks(setting, each.log_snrs[0]), "warning" if each.spacing == "leading" else "fine", key=SEVERITIES.index)
+
+
+def _trained(setting, each):
+    """Levels that training did not draw, or that a table of timesteps cannot tell. Networks bear them to some degree (README,
+    "What telling the noise level buys"): a warning, but for eps at zero SNR, which no sampler accepts."""
+    log_snrs = np.array(each.log_snrs)
+    low, high = setting.drawn
+    told = setting.table.table.log_snr if setting.table else np.array([np.inf, -np.inf])
+    untold = np.abs(conditioning.outside(log_snrs, told))
+    with np.errstate(invalid="ignore"):
+        noisier = np.nan_to_num(low - log_snrs, nan=0.0)  # -inf is no noisier than -inf
+    beyond = {"are noisier than any trained": noisier, "are cleaner than any trained": log_snrs - high,
+              "lie outside the table of timesteps": untold}  # fmt: skip
+    counts = [int((by > SAME).sum()) for by in beyond.values()]
+    parts = [f"{count} of {len(log_snrs)} levels {how}, as far as {_level(log_snrs[by.argmax()])}"
+             for (how, by), count in zip(beyond.items(), counts, strict=True) if count]  # fmt: skip
+    impossible = setting.prediction == "eps" and log_snrs[0] == -math.inf
+    figures = {"inference": str(each), **dict(zip(("noisier", "cleaner", "untold"), counts, strict=True)),
+               "log_snr_min": setting.trained[0], "log_snr_max": setting.trained[1]}  # fmt: skip
+    if not parts and not impossible:
+        return Finding("fine", "trained levels", f"{each}: all {len(log_snrs)} levels lie inside what is trained",
+                       "the network is asked nothing that it did not learn", "", figures)  # fmt: skip
+    return Finding(
+        "fault" if impossible else "warning", "trained levels", f"{each}: {'; '.join(parts) or 'the first level is SNR 0'}",
+        "no image follows at SNR 0 from the noise that this network predicts" if impossible else
+        "there the network answers what it was never taught",
+        _flags({"model.prediction": "v"}) if impossible and not parts else _inside(setting, each), figures,
+    )  # fmt: skip
+
+
+# -- repairs, as words of the command line
+
+def _to_zero_snr(setting):
+    """Training that ends with pure noise (Lin et al. 2023, sec. 3.1 and 3.2): an eps-network has no image there, so v."""
+    changes = {"schedule": _rescaled(setting.schedule, setting.image_size)}
+    if setting.table:
+        changes["conditioning.table"] = _rescaled(setting.table, setting.image_size)
+    if setting.prediction == "eps":
+        changes["model.prediction"] = "v"
+    if _vanishes(setting):
+        changes["weighting"] = "v"
+    return _flags(changes)
+
+
+def _rescaled(schedule, image_size):
+    if schedule.table is None:
+        return f"zero_terminal({schedule})"
+    if schedule.table.num_steps == 1:  # a single level cannot be both ends
+        return f"discrete({schedules.recommended(image_size)}, num_steps=1000)"
+    given = dict(schedule.call.kwargs) | {"zero_terminal": True}
+    return str(spec.Call(schedule.call.name, schedule.call.args, tuple(given.items())))
+
+
+def _earlier(setting, each):
+    """Trailing spacing; and the training schedule, if another would not start noisy enough even so."""
+    count = len(each.log_snrs)
+    if each.spacing == "leading" and _start_severity(setting, inference(each.schedule, count, "trailing")) == "fine":
+        return "--spacing=trailing"
+    return f'--schedule="{setting.schedule}"' + (" --spacing=trailing" if each.spacing == "leading" else "")
+
+
+def _inside(setting, each):
+    """The part of an inference schedule that was trained; a table cannot be cut, nor one that lies outside altogether."""
+    low, high = setting.trained
+    low, high = math.ceil(100 * low) / 100 if math.isfinite(low) else low, math.floor(100 * min(high, 1e4)) / 100
+    own = each.schedule
+    if own.table is None and low < high and float(own(0.0)) > low and float(own(1.0)) < high:
+        return f'--schedule="{spec.Call("truncated", (own.call,), (("log_snr_min", low), ("log_snr_max", high)))}"'
+    return f'--schedule="{setting.table or setting.schedule}"'
+
+
+def _flags(changes):
+    return " ".join(f"--config.{name}=" + (f'"{value}"' if "(" in value else value) for name, value in changes.items())
+
+
+# -- the parts
+
+def _leaks(setting, log_snr):
+    r2 = setting.read_out(log_snr)
+    return "fault" if r2 > FAULT or log_snr > math.log(SNR) else "warning" if r2 > WARNING else "fine"
+
+
+def _vanishes(setting):
+    return objective.vanishes_at_zero_snr(setting.weighting)
+
+
+def _level(log_snr):
+    return "SNR 0 (log-SNR -inf)" if log_snr == -math.inf else f"log-SNR {log_snr:.2f} (SNR {math.exp(min(log_snr, 700)):.2g})"
+
+
+def _r2(value):
+    return f"{value:.2g}" if value else "0"

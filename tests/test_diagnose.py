@@ -1,0 +1,397 @@
+"""Diagnosis: what leaks, by closed form and measured; the effective weight; findings by law; repairs that repair; the command."""
+
+import dataclasses
+import json
+import math
+import shlex
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import BASE
+
+from noisesched import __main__ as cli
+from noisesched import backend, config, diagnose, diagnosis, leak, objective, samplers, schedules
+from noisesched.diffusion import alpha, sigma
+from noisesched.workdir import Workdir
+
+SIZES = (8, 32, 64, 256)
+
+# -- what a level shows of the image's mean
+
+
+def test_read_out_is_the_textbook_ratio():
+    levels = np.array([-30.0, -12, -5, 0, 3, 20])
+    for variance, pixels in ((0.07, 64), (0.3, 65536)):
+        signal, noise = variance / (1 + np.exp(-levels)), 1 / (1 + np.exp(levels)) / pixels
+        np.testing.assert_allclose(leak.read_out(levels, variance, pixels), signal / (signal + noise), rtol=1e-12)
+    assert leak.read_out(-np.inf, 0.07, 65536) == 0 and leak.read_out(3.0, 0.0, 64) == 0
+    assert leak.read_out(-math.log(0.07 * 64), 0.07, 64) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("betas", "r2"), [
+    (np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, (0.0206, 0.251, 0.573, 0.9555)),  # Stable Diffusion's
+    (np.linspace(1e-4, 0.02, 1000), (0.00018, 0.00288, 0.01144, 0.1562)),  # DDPM's
+])  # fmt: skip
+def test_what_published_tables_leak(betas, r2):
+    """More on larger images, for Var(m) = 0.07; the figures by hand from DDPM's product."""
+    alpha_bar = np.prod(1 - betas)
+    by_hand = [alpha_bar * 0.07 / (alpha_bar * 0.07 + (1 - alpha_bar) / size**2) for size in SIZES]
+    name = "scaled_linear" if betas[-1] < 0.013 else "linear"
+    ends = [setting(f"discrete({name})", size=size) for size in SIZES]
+    found = [float(each.read_out(each.last)) for each in ends]
+    np.testing.assert_allclose(found, by_hand, rtol=1e-5)
+    np.testing.assert_allclose(found, r2, rtol=0.01)
+    assert (np.diff(found) > 0).all()
+
+
+def photographs(n=400, size=8, channels=3, seed=0):
+    """Images uint8 [n, size, size, channels] of various brightness, the channels' means unlike, with structure of their own."""
+    rng = np.random.default_rng(seed)
+    colour = rng.normal([100, 120, 150][:channels], [35, 25, 20][:channels], (n, 1, 1, channels))
+    return np.clip(colour + rng.normal(0, 40, (n, size, size, channels)), 0, 255).astype(np.uint8)
+
+
+def test_measured_agrees_with_the_closed_form():
+    for channels, size, levels in ((3, 8, (-6.0, -3.0, 0.0)), (1, 16, (-4.0,))):
+        images = photographs(size=size, channels=channels)
+        variance = leak.mean_variance(images)
+        for log_snr in levels:
+            r2, error = leak.measured(images, log_snr, noises=4)
+            assert 0 < error < 0.05 and abs(r2 - leak.read_out(log_snr, variance, size**2)) < 4 * error
+    # which it could fail to: a sum over channels taken for pixels, say
+    assert abs(r2 - leak.read_out(log_snr, variance, 3 * size**2)) > 4 * error
+
+
+def test_the_error_of_the_measured_one_is_its_spread():
+    images = photographs(n=100)
+    draws = np.array([leak.measured(images, -5.0, seed=seed) for seed in range(40)])
+    wanted = leak.read_out(-5.0, leak.mean_variance(images), 64)
+    assert 0.6 < draws[:, 0].std() / draws[:, 1].mean() < 1.6 and abs(draws[:, 0].mean() - wanted) < draws[:, 1].mean()
+    assert leak.measured(images, -5.0, seed=3) == tuple(draws[3])
+
+
+def test_nothing_is_measured_where_nothing_is():
+    r2, error = leak.measured(photographs(), -np.inf, noises=4)
+    assert abs(r2) < 4 * error < 0.02
+    alike = np.full((20, 4, 4, 1), 90, np.uint8)
+    assert leak.mean_variance(alike) == 0 and leak.measured(alike, 2.0) == (0, 0)
+
+
+@pytest.mark.parametrize(("method", "power"), [("ddim", 1), ("ancestral", 2)])
+def test_what_a_leak_does_to_samples(method, power):
+    """The law that severities rest on, by our own samplers with the exact denoiser of a normal m, seen in one pixel: from pure
+    noise at a level of R^2, the mean is drawn to 0 by R (deterministic) or R^2 (ancestral)."""
+    mean, variance, first = 2.0, 8.0, -4.0
+    r2, noise = float(leak.read_out(first, variance, 1)), float(sigma(first)) ** 2
+
+    def denoise(z, log_snr):
+        signal, noise = alpha(log_snr)[:, None], sigma(log_snr)[:, None]
+        return mean + signal * variance / (signal**2 * variance + noise**2) * (z - signal * mean)
+
+    z = jax.random.normal(jax.random.key(0), (20_000, 1))
+    levels = jnp.linspace(first, 12.0, 200)
+    x = jax.jit(lambda z: samplers.sample(denoise, jax.random.key(1), z, levels, method))(z)
+    assert float(x.mean()) == pytest.approx(mean * (1 - r2 ** (power / 2)), abs=0.05)
+    if method == "ddim":
+        assert float(x.var()) == pytest.approx(variance * (1 - r2) / noise, rel=0.03)
+    assert r2 > 0.1  # so that R and R^2, and either and none, are told apart
+
+
+# -- where the levels and the weight of training lie
+
+
+def spread(text, weighting="v", prediction="v", edges=diagnosis.EDGES, num_draws=192_000):
+    return objective.spread(schedules.make(text), weighting, prediction, np.asarray(edges), num_draws)
+
+
+@pytest.mark.parametrize("text", ["linear", "cosine", "discrete(linear)"])
+def test_shares_sum_to_one_and_are_the_schedules_own(text):
+    for weighting in ("vlb", "min_snr(gamma=5)"):
+        levels, weight = spread(text, weighting)
+        assert levels.sum() == pytest.approx(1) and weight.sum() == pytest.approx(1)
+        assert (levels >= 0).all() and (weight >= 0).all()
+    edges = [-8.0, -3.0, 2.0]  # below an edge lies what u draws beyond it
+    beyond = 1 - np.asarray(schedules.invert(text, jnp.array(edges)))
+    np.testing.assert_allclose(spread(text, edges=edges)[0].cumsum()[:3], beyond, atol=1.1e-3 if "discrete" in text else 2e-4)
+    levels, weight = spread(text, "v", "v")  # the error's own weighting weighs all draws alike
+    np.testing.assert_allclose(weight, levels, rtol=1e-9)
+
+
+def test_the_bounds_weight_is_no_schedules_business():
+    """Kingma et al. 2021: between the same ends, weight times density of the bound's weighting is one for all schedules; on the
+    eps error it is uniform in log-SNR."""
+    edges = np.linspace(-9.0, 9.0, 37)
+    shares = [spread(text, "vlb", "eps", edges, 10**8) for text in (
+        "truncated(linear, log_snr_min=-10, log_snr_max=10)",
+        "uniform_log_snr(log_snr_max=10, log_snr_min=-10)")]  # fmt: skip
+    for _, weight in shares:
+        np.testing.assert_allclose(weight, [0.05, *[0.025] * 36, 0.05], rtol=0.01)
+    assert np.abs(shares[0][0] - shares[1][0]).max() > 0.01  # though they draw unlike
+
+
+def test_another_weighting_by_hand():
+    """min-SNR on the x error, of levels uniform between -10 and 10: the integral of min(SNR, 5), by parts."""
+    _, weight = spread("uniform_log_snr(log_snr_max=10, log_snr_min=-10)", "min_snr(gamma=5)", "x", [-1.0, math.log(5)])
+    parts = np.array([math.exp(-1) - math.exp(-10), 5 - math.exp(-1), 5 * (10 - math.log(5))])
+    np.testing.assert_allclose(weight, parts / parts.sum(), rtol=1e-3)
+
+
+def test_a_table_has_atoms():
+    log_snr = schedules.table("linear", 50, zero_terminal=True).log_snr
+    levels, weight = spread("discrete(linear, num_steps=50, zero_terminal=True)", "eps", "v", [-20.0, 0.0])
+    np.testing.assert_allclose(levels, [1 / 50, ((log_snr > -20) & (log_snr < 0)).mean(), (log_snr >= 0).mean()])
+    snr = np.exp(log_snr)
+    kept = snr / (snr + 1)
+    np.testing.assert_allclose(weight, [0, kept[(log_snr > -20) & (log_snr < 0)].sum() / kept.sum(),
+                                        kept[log_snr >= 0].sum() / kept.sum()], atol=1e-6)  # fmt: skip
+    assert spread("discrete(linear)", edges=[-10.0])[0][0] == pytest.approx(
+        (schedules.table("linear").log_snr < -10).mean())
+
+
+def test_a_weight_that_is_no_number():
+    with pytest.raises(ValueError, match="overflows float32 at log-SNR 8"):
+        spread("cauchy", "eps", "x")
+    with pytest.raises(ValueError, match="0 at all levels"):
+        spread("linear", "p2(k=1e9, gamma=90)")
+    (fault,) = [f for f in examined(setting("cauchy", "x", "eps")) if f.about == "weight over log-SNR"]
+    assert fault.severity == "fault" and fault.repair == "--config.weighting=x"
+
+
+# -- findings
+
+
+def setting(schedule="cosine", prediction="v", weighting="v", size=64, variance=0.07, num_draws=192_000, table=None):
+    made = schedules.make(table) if table else None
+    return diagnosis.Setting(schedules.make(schedule), prediction, weighting, size, variance, num_draws, made)
+
+
+def examined(given, *inferences):
+    return diagnosis.examine(given, [diagnosis.inference(*each) for each in inferences])
+
+
+def severity(found, about):
+    return next(finding.severity for finding in found if finding.about == about)
+
+
+def applied(given, inferences, repair):
+    """The setting and inferences with a repair's words obeyed, as the command line would."""
+    for word in shlex.split(repair):
+        name, _, value = word.partition("=")
+        if word.startswith("--config."):
+            field = name.split(".")[-1]
+            made = schedules.make(value) if field in ("schedule", "table") else value
+            given = dataclasses.replace(given, **{field: made})
+        elif word.startswith("--schedule="):
+            inferences = [(value, n, spacing) for _, n, spacing in inferences]
+        else:
+            assert word == "--spacing=trailing"
+            inferences = [(text, n, "trailing") for text, n, _ in inferences]
+    return given, inferences
+
+
+@pytest.mark.parametrize("size", [8, 64])
+@pytest.mark.parametrize("table", [None, "discrete(scaled_linear)"])
+def test_stable_diffusions_setting_is_flagged_and_the_repaired_one_passes(size, table):
+    """Lin et al. 2023: eps-prediction on scaled_linear, leading spacing; rescaled to zero SNR, v-prediction, trailing."""
+    schedule = table or "scaled_linear"
+    for variance in (0.07, 0.0045):  # photographs, and the digits
+        found = examined(setting(schedule, "eps", "eps", size, variance, table=table), (schedule, 10, "leading"))
+        assert severity(found, "end of the training schedule") == severity(found, "first level of sampling") == "fault"
+        assert [f.repair for f in found if f.about == "first level of sampling"] == ["--spacing=trailing"]
+        assert [f.severity for f in found] == sorted((f.severity for f in found), key=diagnosis.SEVERITIES.index)
+    repaired = "discrete(scaled_linear, zero_terminal=True)" if table else "zero_terminal(scaled_linear)"
+    found = examined(setting(repaired, size=size, table=table and repaired), (repaired, 10, "trailing"))
+    assert {f.severity for f in found} == {"fine"} and not any(f.repair for f in found)
+    assert found[0].figures["snr"] == 0 and found[0].figures["r2"] == 0 and found[0].figures["log_snr"] == -math.inf
+
+
+TABLE, COARSE = "discrete(linear)", "discrete(linear, num_steps=50)"
+CASES = [
+    (setting("scaled_linear", "eps", "eps"), [("scaled_linear", 10, "leading")]),
+    (setting("linear", "v", "vlb", 256), [("linear", 10, "leading")]),
+    (setting(TABLE, "eps", "eps", 128, table=TABLE), [(TABLE, 10, "leading")]),
+    (setting("cosine", "v", "min_snr", 256), [("karras", 10, "leading"), ("scaled_linear", 10, "linspace")]),
+    (setting("cosine", "eps", "eps"), [("cosine", 10, "trailing")]),
+    (setting("linear", "eps", "eps", 8), [("cosine", 10, "trailing"), (TABLE, 10, "trailing")]),
+    (setting("linear", size=8, table=COARSE), [("cosine", 10, "trailing")]),
+    (setting("uniform_log_snr(log_snr_max=10, log_snr_min=-30)", size=8), [("linear", 10, "trailing")]),
+    (setting("cauchy", "x", "eps"), []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "inferences"), CASES, ids=range(len(CASES)))
+def test_every_repair_repairs(given, inferences):
+    """What a repair was for is better when its words are obeyed, and obeying all in turn leaves no fault."""
+    found = examined(given, *inferences)
+    assert any(finding.repair for finding in found)
+    for finding in found:
+        assert bool(finding.repair) == (finding.severity != "fine")
+        if finding.repair:
+            named = [each for each in inferences if finding.figures.get("inference") == str(diagnosis.inference(*each))]
+            again = examined(*(lambda g, i: (g, *i))(*applied(given, named or inferences, finding.repair)))
+            assert all(f.severity == "fine" for f in again if f.about == finding.about), finding
+    for _ in range(4):
+        repairs = [finding.repair for finding in examined(given, *inferences) if finding.severity != "fine"]
+        if not repairs:
+            break
+        given, inferences = applied(given, inferences, repairs[0])
+    assert all(finding.severity != "fault" for finding in examined(given, *inferences))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "karras", "cosine"])
+def test_larger_images_are_never_better_off(schedule):
+    ends = [setting(schedule, size=size) for size in (8, 16, 32, 64, 128, 256)]
+    worst = [severity(examined(end), "end of the training schedule") for end in ends]
+    rank = [-diagnosis.SEVERITIES.index(word) for word in worst]
+    assert rank == sorted(rank)
+    assert set(worst) == ({"fine"} if schedule == "cosine" else {"fine", "warning", "fault"})
+
+
+@pytest.mark.parametrize(("schedule", "wanted"), [
+    ("scaled_linear", "fault"), ("karras", "warning"), ("linear", "fine"), ("discrete(cosine)", "fine"),
+])  # fmt: skip
+def test_severities_at_32_pixels(schedule, wanted):
+    assert severity(examined(setting(schedule, size=32)), "end of the training schedule") == wanted
+
+
+def test_leading_spacing_is_told_of_even_where_it_does_no_harm():
+    found = examined(setting("linear", size=8), ("linear", 10, "leading"), ("linear", 10, "linspace"))
+    assert [f.severity for f in found if f.about == "first level of sampling"] == ["warning", "fine"]
+    assert severity(examined(setting("cosine", size=8), ("cosine", 10, "leading")), "first level of sampling") == "fault"
+
+
+def test_levels_outside_what_is_trained():
+    given = setting("uniform_log_snr(6, -8)", table="discrete(uniform_log_snr(4, -6), num_steps=10)")
+    (found,) = [f for f in examined(given, ("uniform_log_snr(9, -11)", 20, "trailing")) if f.about == "trained levels"]
+    levels = np.arange(-11, 9)  # the table's first step is at u = 1/10, log-SNR 3
+    counts = (levels < -8).sum(), (levels > 6).sum(), ((levels < -6) | (levels > 3)).sum()
+    assert tuple(found.figures[name] for name in ("noisier", "cleaner", "untold")) == counts == (3, 2, 10)
+    assert found.severity == "warning" and "as far as log-SNR -11.00" in found.measured
+    assert severity(examined(setting("cosine"), ("cosine", 10, "trailing")), "trained levels") == "fine"
+
+
+def test_zero_snr_needs_a_prediction_and_a_weight():
+    assert severity(examined(setting("cosine", "eps", "eps")), "prediction at zero SNR") == "fault"
+    for weighting, wanted in {"v": "fine", "x": "fine", "eps": "warning", "min_snr": "warning", "vlb": "warning"}.items():
+        assert severity(examined(setting("cosine", "v", weighting)), "weight at zero SNR") == wanted
+    assert not [f for f in examined(setting("linear", "v", "eps")) if f.about == "weight at zero SNR"]
+    found = examined(setting("linear", "eps", "eps"), ("cosine", 10, "trailing"))
+    assert severity(found, "trained levels") == "fault"
+    assert severity(examined(setting("linear"), ("cosine", 10, "trailing")), "trained levels") == "warning"
+
+
+def test_weight_on_levels_that_show_nothing():
+    low = "uniform_log_snr(log_snr_max=10, log_snr_min=-20)"
+    (small,), (large,) = ([f for f in examined(setting(low, size=size)) if f.about == "weight over log-SNR"] for size in (8, 256))
+    assert small.severity == "warning" and small.figures["weight_below"] == pytest.approx(1 / 3, abs=1e-3)
+    assert large.severity == "fine" and "still seen" in large.why
+    for text in ("linear", "cosine", "shifted(cosine, image_size=256)", "zero_terminal(scaled_linear)"):
+        (found,) = [f for f in examined(setting(text, size=8)) if f.about == "weight over log-SNR"]
+        assert found.severity == "fine" and found.figures["weight_below"] < 0.02
+
+
+# -- the command
+
+
+@pytest.fixture
+def main(monkeypatch, capsys):
+    """`main("--config=..", ..)` -> (exit code, stdout, stderr) of `noisesched diagnose` in this process."""
+    monkeypatch.setattr(backend, "prepare", lambda: None)
+
+    def finished(*arguments):
+        code = 0
+        try:
+            cli.main(["diagnose", *map(str, arguments)])
+        except SystemExit as ended:
+            code = ended.code
+        return code, *capsys.readouterr()
+
+    return finished
+
+
+def strict(path):
+    def refuse(token):
+        raise AssertionError(f"{token} is not JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_the_digits_measured(main, words, tmp_path):
+    """Flagged, then repaired by its own words."""
+    out = tmp_path / "made" / "out"
+    bad = {"schedule": "scaled_linear", "model.prediction": "eps", "weighting": "eps", "training.num_steps": 3000,
+           "preview.steps": 10}  # fmt: skip
+    code, said, err = main(*words(bad), "--spacing=leading", f"--out={out}")
+    assert code == 1 and err == "" and said.startswith(f"{BASE}: 2 faults, 0 warnings, 2 fine\n")
+    assert "measured on 1,500 training images" in said and said.index("fault: ") < said.index("fine: ")
+    assert {path.name for path in out.iterdir()} == {"diagnosis.json", "diagnosis.png"}
+    assert (out / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
+    held = strict(out / "diagnosis.json")
+    assert held["severity"] == "fault" and not held["setting"]["variance_assumed"]
+    figures = next(f["figures"] for f in held["findings"] if f["about"] == "end of the training schedule")
+    assert abs(figures["measured_r2"] - figures["r2"]) < 4 * figures["measured_r2_std_error"] < 0.01
+    assert sum(held["weight"]) == pytest.approx(1) and len(held["levels"]) == len(held["log_snr_edges"]) + 1
+
+    repairs = [line.removeprefix("  repair: ") for line in said.splitlines() if line.startswith("  repair: ")]
+    assert repairs[0].startswith('--config.schedule="zero_terminal(scaled_linear)" --config.model.prediction=v')
+    code, said, err = main(*words(bad), "--spacing=leading", *shlex.split(" ".join(repairs)), f"--out={out}")
+    assert (code, err) == (0, "") and "0 faults, 0 warnings, 5 fine" in said and "repair" not in said
+    held = strict(out / "diagnosis.json")
+    assert held["inference"][0]["log_snrs"][0] == "-inf" and held["findings"][0]["figures"]["log_snr"] == "-inf"
+
+
+def test_without_the_data_it_says_what_it_assumes(main, words, tmp_path):
+    nowhere = {"data.name": "cifar10", "data.data_dir": tmp_path / "nowhere", "data.channels": 3}
+    code, said, err = main(*words(nowhere), "--schedule", "linear", "karras", "--steps", "5", "10")
+    assert code == 0 and err == "" and "Var(m) = 0.07 is assumed" in said
+    assert "'cifar10' is not prepared" in " ".join(said.split())
+    assert said.count("first level of sampling") == 4 and "measured" not in said
+    code, said, err = main(*words({"data.name": "image_folder"}))
+    assert code == 0 and "repair: --config.data.path=FOLDER" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workdir_needs_no_checkpoint(main, small, tmp_path):
+    workdir = Workdir(tmp_path / "run")
+    workdir.write_config(config.to_dict(small({"schedule": "constant", "data.name": "image_folder", "data.image_size": 16})))
+    code, said, err = main(f"--workdir={tmp_path / 'run'}")
+    assert code == 0 and err == "" and "constant, 2 steps, trailing" in said  # the preview's schedule and steps
+    assert [path.name for path in workdir.path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(("arguments", "parts"), [
+    ((), ["--config=FILE", "--workdir=DIR"]),
+    ((f"--config={BASE}", "--workdir=w"), ["either --config=FILE or --workdir=DIR"]),
+    (("--workdir=w",), ["holds no run"]),
+    (("--workdir=w", "--config.seed=1"), ["--config.seed=1", "none is given"]),
+    (("--config=none.py",), ["'none.py' not found"]),
+    ((f"--config={BASE}", "--config.model.prediction=eps"), ["prediction='eps'", "zero SNR", "set model.prediction to 'v'"]),
+    ((f"--config={BASE}", "--schedule", "cosin"), ["did you mean 'cosine'"]),
+    ((f"--config={BASE}", "--steps=0"), ["--steps", "whole number from 1 up"]),
+    ((f"--config={BASE}", "--schedule=discrete(linear, num_steps=10)", "--steps=11"), ["choose 1 to 10"]),
+    ((f"--config={BASE}", "--spacing=even"), ["--spacing", "trailing"]),
+    ((f"--config={BASE}", "--config.data.split=trian"), ["no split 'trian'"]),
+    ((f"--config={BASE}", "--out="), ["--out"]),
+    ((f"--config={BASE}", f"--out={BASE}"), [BASE]),
+])  # fmt: skip
+def test_faults_in_one_line(main, tmp_path, monkeypatch, arguments, parts):
+    monkeypatch.chdir(tmp_path)
+    code, said, err = main(*arguments)
+    assert code == 2 and said == "" and err.startswith("noisesched: error: ") and err.count("\n") == 1
+    assert all(part in err for part in parts), err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_teaches(main):
+    code, said, _ = main("--help")
+    assert code == 0 and "1 if there is a fault" in said and "trailing" in said and "noisesched diagnose --config=" in said
+
+
+def test_repairs_can_be_pasted(small):
+    """A repair stands on one line, however long; all other lines are short."""
+    given = diagnose.setting_of(small({"schedule": "scaled_linear"}), 0.07)
+    lines = list(diagnose.letter("it", given, examined(given, ("scaled_linear", 2, "trailing")), 0))
+    assert lines[0] == "it: 1 fault, 0 warnings, 3 fine" and all(len(line) <= 100 for line in lines if "repair" not in line)
+    assert '  repair: --config.schedule="zero_terminal(scaled_linear)"' in lines
