@@ -19,7 +19,8 @@ TABLE = "discrete(linear,num_steps=20)"
 ASKED = study.Study(
     workdirs=(), runs={}, train_seeds=(0,), parameters="ema", schedules=("linear", "cosine"), methods=("ddim",),
     guidances=("none",), calls=(2, 3), spacing="trailing", seeds=(0,), translations=("nearest",), outside="clamp",
-    metrics=("frechet(raw)", "brightness"), num_images=40, reference="test", inception_weights="", likelihood="", likelihood_images=0,
+    metrics=("frechet(raw)", "brightness"), num_images=40, reference="test", inception_weights="", likelihood="",
+    likelihood_images=0,
 )  # fmt: skip
 
 
