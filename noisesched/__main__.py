@@ -291,7 +291,7 @@ def run_interchange(given, overrides, chosen):
         interchange.run_read(given.read, **files)
         return
     if hasattr(given, "workdir"):
-        asked = dict(zip(("schedule", "prediction"), interchange.of_run(given.workdir), strict=True)) | asked
+        asked = interchange.of_run(given.workdir) | asked
     for name in ("schedule", "prediction"):
         if name not in asked:
             raise ValueError(f"--write needs --{name}, or the --workdir of a run")

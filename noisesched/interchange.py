@@ -316,8 +316,10 @@ def run_read(path, n=None, sigmas=None, betas=None, say=print):
         say("  (such files: noisesched interchange --read=.. --steps=N --sigmas=FILE --betas=FILE)")
 
 
-def run_write(path, schedule, prediction, spacing="trailing", method="ddim", n=None, sigmas=None, betas=None, say=print):
-    """Writes a scheduler_config.json; for n steps, also the levels that sampling visits here, to the file `sigmas`."""
+def run_write(path, schedule, prediction, spacing="trailing", method="ddim", told="timestep", n=None, sigmas=None, betas=None,
+              say=print):  # fmt: skip
+    """Writes a scheduler_config.json; for n steps, also the levels that sampling visits here, to the file `sigmas`. `told`: what
+    the network is told of the level, one of conditioning.KINDS."""
     fields, notes = write(schedule, prediction, spacing, method)
     levels = np.asarray(schedules.levels(schedule, n, spacing), np.float64) if n else None
     Path(path).write_text(json.dumps(fields, indent=2, sort_keys=True, allow_nan=False) + "\n")
@@ -328,16 +330,18 @@ def run_write(path, schedule, prediction, spacing="trailing", method="ddim", n=N
     say(f"{path}: {fields['_class_name']}")
     for note in notes:
         say(f"note: {note}")
+    if told != "timestep":
+        say(f"note: the network of this run is told {told}; the library tells a network timesteps, from 0: translate them")
     if sigmas and np.isneginf(levels[0]):
         say(f"note: the first sigma of {sigmas} is inf, which the library cannot begin with; its own schedulers put "
             f"{math.sqrt(1 / foreign.STAND_IN - 1):.0f} in its place")  # fmt: skip
 
 
 def of_run(directory):
-    """(schedule, prediction) of the run in a workdir: the table whose timesteps its network is told, or else what it was drawn
-    from."""
+    """What `run_write` takes of the run in a workdir; as its schedule, the table whose timesteps its network is told, if any."""
     config = configuration.from_dict(Workdir(directory).read_config())
-    return config.conditioning.table or config.schedule, config.model.prediction
+    told = config.conditioning
+    return {"schedule": told.table or config.schedule, "prediction": config.model.prediction, "told": told.kind}
 
 
 def _write_sigmas(path, levels):

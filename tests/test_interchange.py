@@ -383,9 +383,13 @@ def test_writing_a_run(main, small, tmp_path):
     changes = {"conditioning.kind": "timestep", "conditioning.table": "discrete(cosine, num_steps=100)", "model.prediction": "x"}
     Workdir(tmp_path / "run").write_config(dataclasses.asdict(small(changes)))
     code, out, err = main("--workdir=run", "--method=dpmpp_2m", "--write=w.json")
-    assert code == 0 and not err
+    assert code == 0 and not err and "is told" not in out
     settings = read("w.json")
     assert (settings.schedule, settings.prediction) == ("discrete(cosine, num_steps=100)", "x") and settings.method == "dpmpp_2m"
+
+
+    Workdir(tmp_path / "other").write_config(dataclasses.asdict(small({"conditioning.kind": "sigma"})))
+    assert "network of this run is told sigma" in main("--workdir=other", "--write=w.json")[1]
 
 
 @pytest.mark.parametrize("arguments, says", [
