@@ -17,6 +17,7 @@ examples:
   noisesched evaluate --workdir=runs/digits --discrete cosine:100 --metrics "frechet(classifier)"
   noisesched diagnose --config=configs/digits.py --config.schedule=scaled_linear --spacing=leading
   noisesched plot linear cosine "zero_terminal(scaled_linear)" --out=schedules.png
+  noisesched interchange --read=scheduler_config.json
   noisesched benchmark --config=configs/digits.py
 """
 
@@ -145,6 +146,23 @@ def parser():
         pictures. It says what differs, by a rule that it states, what it cost, and what the data do not show.""")
     report.add_argument("--compare", required=True, type=folder, metavar="DIR", help="folder of the comparison")
     report.add_argument("--out", type=folder, metavar="DIR", help="folder to write to (DIR/report)")
+
+    interchange = command("interchange", "read and write the scheduler_config.json of PyTorch's diffusers", """\
+        Read a scheduler_config.json into a schedule, a prediction, a spacing and a sampler here, and say what does not carry
+        over; or write one with which that library samples as we do. Neither it nor PyTorch is needed.""")
+    either = interchange.add_mutually_exclusive_group(required=True)
+    either.add_argument("--read", metavar="FILE", help="a scheduler_config.json to tell about")
+    either.add_argument("--write", metavar="FILE", help="a scheduler_config.json to write, of a --workdir or a --schedule")
+    interchange.add_argument("--workdir", **given_only, help="folder of a run, whose schedule and prediction to write")
+    interchange.add_argument("--schedule", metavar="SPEC", **given_only, help="schedule to write (the run's)")
+    interchange.add_argument("--prediction", choices=("eps", "v", "x"), **given_only, help="of the network (the run's)")
+    interchange.add_argument("--spacing", choices=("trailing", "leading", "linspace"), **given_only,
+                             help="of the steps to write (trailing)")  # fmt: skip
+    interchange.add_argument("--method", metavar="SPEC", **given_only, help="sampler to write (ddim)")
+    interchange.add_argument("--steps", type=positive, metavar="N", help="number of steps, for --sigmas")
+    interchange.add_argument("--sigmas", type=folder, metavar="FILE", help="write the levels of these steps, as sigmas, for that "
+                             "library, and for \"sigmas('FILE')\" here")  # fmt: skip
+    interchange.add_argument("--betas", type=folder, metavar="FILE", help="write the table's betas, for \"betas('FILE')\" here")
 
     benchmark = command("benchmark", "measure training, sampling, input and compilation speed", """\
         Measure a config's training step against the bare jitted step of the same network, loss, optimizer and EMA; sampling
@@ -295,8 +313,28 @@ def run_benchmark(given, overrides, chosen):
     benchmark.benchmark(config.load(given.config, overrides), chosen, given.seconds, given.calls, given.json)
 
 
+def run_interchange(given, overrides, chosen):
+    from noisesched import interchange
+
+    asked = {name: getattr(given, name) for name in ("schedule", "prediction", "spacing", "method") if hasattr(given, name)}
+    files = {"n": given.steps, "sigmas": given.sigmas, "betas": given.betas}
+    if given.sigmas and not given.steps:
+        raise ValueError("--sigmas writes the levels of a number of steps: give --steps=N")
+    if given.read:
+        if asked or hasattr(given, "workdir"):
+            raise ValueError(f"--{next(iter(asked), 'workdir')} is for --write: --read takes all from the file")
+        interchange.run_read(given.read, **files)
+        return
+    if hasattr(given, "workdir"):
+        asked = interchange.of_run(given.workdir) | asked
+    for name in ("schedule", "prediction"):
+        if name not in asked:
+            raise ValueError(f"--write needs --{name}, or the --workdir of a run")
+    interchange.run_write(given.write, **asked, **files)
+
+
 COMMANDS = {"train": run_train, "sample": run_sample, "evaluate": run_evaluate, "diagnose": run_diagnose, "plot": run_plot,
-            "compare": run_compare, "report": run_report, "benchmark": run_benchmark}
+            "compare": run_compare, "report": run_report, "interchange": run_interchange, "benchmark": run_benchmark}
 
 
 def positive(text):

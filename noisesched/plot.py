@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from noisesched import diffusion, schedules
+from noisesched import diffusion, schedules, spec
 
 # Okabe and Ito's colours, told apart by the colour-blind too; black last.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
@@ -62,11 +62,11 @@ def draw(figure, made, say):
     (top_left, top_right), (bottom_left, bottom_right) = figure.subplots(2, 2, sharex=True)
     panels = {"alpha_bar": top_left, "log_snr": top_right, "beta": bottom_left, "snr": bottom_right}
     ends = []  # (terminal SNR, colour) of each schedule
-    name_width = max(len(str(schedule)) for schedule in made)
-    for number, schedule in enumerate(made):
+    labels = [spec.cut(str(schedule)) for schedule in made]
+    for number, (schedule, label) in enumerate(zip(made, labels, strict=True)):
         u, log_snr, alpha_bar, snr, beta = curves(schedule)
         terminal, terminal_snr = log_snr[-1], snr[-1]
-        say(f"{str(schedule):{name_width}}  terminal SNR {terminal_snr:<9.3g} log-SNR {terminal:<8.4g} "
+        say(f"{label:{max(map(len, labels))}}  terminal SNR {terminal_snr:<9.3g} log-SNR {terminal:<8.4g} "
             f"sqrt(alpha_bar) {math.sqrt(alpha_bar[-1]):<8.4g} unevenness {schedules.unevenness(schedule):.3f}")  # fmt: skip
         colour = COLOURS[number % len(COLOURS)]
         # Curves may coincide (a table and its continuous namesake): the later ones are thinner, so that all are seen.
@@ -74,7 +74,7 @@ def draw(figure, made, say):
                 "linewidth": np.linspace(3.2 if len(made) > 2 else 2.2, 1.4, len(made))[number]}  # fmt: skip
         for name, values in (("alpha_bar", alpha_bar), ("log_snr", log_snr), ("beta", beta), ("snr", snr)):
             panels[name].plot(u, np.where(np.isfinite(values), values, np.nan), **line)
-        top_left.lines[-1].set_label(f"{schedule}   (terminal SNR {terminal_snr:.3g})")
+        top_left.lines[-1].set_label(f"{label}   (terminal SNR {terminal_snr:.3g})")
         # Each curve's end: a dot, or an arrowhead where it leaves the picture for -inf.
         dot = {"color": colour, "clip_on": False, "zorder": 3, "linestyle": "", "markersize": 7, "markeredgecolor": "white"}
         top_left.plot([1], [alpha_bar[-1]], "o", **dot)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from noisesched import conditioning, data, denoiser, guidance, objective, samplers, schedules
+from noisesched import conditioning, data, denoiser, guidance, objective, samplers, schedules, spec
 from noisesched import config as configuration
 from noisesched.checkpoints import Checkpoints
 from noisesched.pictures import grid, write_png
@@ -211,13 +211,14 @@ def outside(config, step, levels):
     low, high = trained_range(config, step)
     table = configuration.make_conditioning(config).table
     for (text, n), log_snrs in levels.items():
+        name, drawn = spec.cut(text), spec.cut(config.schedule)
         for beyond, word, edge in ((log_snrs < low, "noisier", low), (log_snrs > high, "cleaner", high)):
             if beyond.any():
                 by = np.abs(log_snrs[beyond] - edge).max()
-                yield (f"{text}, {n} steps: {beyond.sum()} of {n} levels are {word} than training with {config.schedule} went "
+                yield (f"{name}, {n} steps: {beyond.sum()} of {n} levels are {word} than training with {drawn} went "
                        f"(log-SNR {edge:.2f}), by up to {by:.2f}")  # fmt: skip
         if table and (beyond := conditioning.outside(log_snrs, table)).any():
-            yield (f"{text}, {n} steps: {(beyond != 0).sum()} of {n} levels lie outside the table of timesteps that the network "
+            yield (f"{name}, {n} steps: {(beyond != 0).sum()} of {n} levels lie outside the table of timesteps that the network "
                    f"knows, by up to {np.abs(beyond).max():.2f} in log-SNR: it is told the nearest end's")  # fmt: skip
 
 
@@ -268,7 +269,7 @@ def overview(path, images, nfe, columns=6):
         if row == 0 or mixed:
             axis.set_title(f"{nfe[way, n]} network calls", fontsize=10)
         if column == 0:
-            label = "\n".join(textwrap.wrap(text, 30) + textwrap.wrap(way, 30) * (len(ways) > 1))
+            label = "\n".join(textwrap.wrap(spec.cut(text, 150), 30) + textwrap.wrap(way, 30) * (len(ways) > 1))
             axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
     figure.suptitle("One checkpoint, the same noise: inference schedules (rows) by network calls", fontsize=11)
     figure.tight_layout()

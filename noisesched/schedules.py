@@ -39,11 +39,9 @@ class Schedule:
 
     @property
     def table(self):
-        """The `Table` of which this schedule is the staircase, or None: only `discrete(..)` has one."""
-        if self.call.name != "discrete":
-            return None
-        given = dict(zip(("schedule", "num_steps"), map(_nested, self.call.args), strict=False)) | self.options
-        return _table(given.pop("schedule"), given.pop("num_steps", 1000), tuple(given.items()))
+        """The `Table` of which this schedule is the staircase, or None: `discrete`, `betas` and `sigmas` have one."""
+        make_table = STAIRCASES.get(self.call.name)
+        return make_table(*map(_nested, self.call.args), **self.options) if make_table else None
 
     def __str__(self):
         return str(self.call)
@@ -98,7 +96,7 @@ def levels(schedule, n, spacing="trailing"):
     leading   u = k/n + 1/T for k = n-1 .. 0: never visits u = 1, the flaw of Lin et al. 2023
     linspace  n positions from u = 1 to 1/T, both visited
 
-    where T = 1000 (or n, if more) stands for DDPM's table. A `discrete` schedule takes exactly `select_steps`' steps.
+    where T = 1000 (or n, if more) stands for DDPM's table. The staircase of a table takes exactly `select_steps`' steps.
     """
     schedule = make(schedule)
     _check_count("the number of levels", n)
@@ -141,7 +139,7 @@ def unevenness(schedule, log_snr_min=-10.0, log_snr_max=10.0):
 def rate(schedule, u):
     """-d log_snr / du, of u's shape: one over the density of the levels that a uniform u draws. By forward differentiation.
 
-    For a `discrete` schedule, T times the drop in log-SNR from the step before (at the first step: to the second).
+    For the staircase of a table, T times the drop in log-SNR from the step before (at the first step: to the second).
     """
     schedule, u = make(schedule), jnp.asarray(u)
     if table := schedule.table:
@@ -167,10 +165,15 @@ def table(name, num_steps=1000, zero_terminal=False, **parameters):
     elif parameters:
         raise ValueError(f"table {str(call)!r}: parameters belong inside the spec; got {', '.join(parameters)}")
     else:
-        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-            log_snr = np.asarray(make(name)(np.arange(1, num_steps + 1) / num_steps), np.float64)
-        result = tables.from_alpha_bar(1.0 / (1.0 + np.exp(-log_snr)))
+        result = sampled(make(name), num_steps)
     return tables.rescaled_to_zero_terminal(result) if zero_terminal else result
+
+
+def sampled(schedule, num_steps=1000):
+    """The discrete schedule of `num_steps` steps whose step t is the continuous `schedule` at u = t / T."""
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        log_snr = np.asarray(schedule(np.arange(1, num_steps + 1) / num_steps), np.float64)
+    return tables.from_alpha_bar(1.0 / (1.0 + np.exp(-log_snr)))
 
 
 # -- wrappers
@@ -225,8 +228,22 @@ def discrete(u, schedule, num_steps=1000, **table_options):
 
     Uniform u thus draws the T timesteps alike: training on a table, as DDPM does, is training on this schedule.
     """
-    log_snr = _table(schedule, num_steps, tuple(table_options.items())).log_snr
-    return jnp.asarray(log_snr, u.dtype)[_step_index(u, num_steps)]
+    return _staircase(u, _table(schedule, num_steps, **table_options))
+
+
+@definition("betas([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])")
+def betas(u, values, zero_terminal=False):
+    """The staircase over the table of given betas, the cleanest first: a list, or the path of a file (.npy, or text)."""
+    return _staircase(u, _table_of_betas(values, zero_terminal))
+
+
+@definition("sigmas([80, 20, 5, 1, 0.2, 0.05, 0.01])")
+def sigmas(u, values):
+    """The staircase over given sigma_ve = exp(-log_snr / 2), noisiest first: a list, or the path of a file (.npy, or text).
+
+    The first may be inf (SNR = 0). A last 0, with which samplers' lists of sigmas end, is no level and is left out.
+    """
+    return _staircase(u, _table_of_sigmas(values))
 
 
 # -- the parts
@@ -242,10 +259,10 @@ def _nested(value):
 
 
 def _loaded(call):
-    """The call with file names of `piecewise` replaced by what the files hold."""
+    """The call with the file names of lists replaced by what the files hold."""
     args = tuple(_loaded(a) if isinstance(a, spec.Call) else a for a in call.args)
     kwargs = tuple((k, _loaded(v) if isinstance(v, spec.Call) else v) for k, v in call.kwargs)
-    if call.name == "piecewise":
+    if call.name in LISTS:
         args = tuple(_read(a) if isinstance(a, str) else a for a in args)
         kwargs = tuple((k, _read(v) if isinstance(v, str) else v) for k, v in kwargs)
     return spec.Call(call.name, args, kwargs)
@@ -259,16 +276,17 @@ def _read(path):
             with open(path) as file:
                 values = np.array([float(word) for word in file.read().replace(",", " ").split()])
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read log-SNRs from {path!r}: {error}") from None
+        raise ValueError(f"cannot read numbers from {path!r}: {error}") from None
     return tuple(float(value) for value in values.ravel())
 
 
 @functools.lru_cache(maxsize=256)
 def _checked(call):
+    said = repr(spec.cut(str(call)))
     for value in (*call.args, *dict(call.kwargs).values()):
         if isinstance(value, spec.Call):
             if _checked(value).table:  # which would be lost, and with it the steps and the rate
-                raise ValueError(f"schedule {str(call)!r}: a table cannot be wrapped; make a table of what is wrapped, as in "
+                raise ValueError(f"schedule {said}: a table cannot be wrapped; make a table of what is wrapped, as in "
                                  "'discrete(shifted(linear, by=-1))' or 'discrete(linear, zero_terminal=True)'")  # fmt: skip
     function = spec.bind(call, DEFINITIONS, "schedule")
     parameters = list(function.__code__.co_varnames[1 : function.__code__.co_argcount])
@@ -276,20 +294,20 @@ def _checked(call):
     for name, value in given.items():
         if (name == "schedule") != isinstance(value, spec.Call):
             fault = "must be a schedule" if name == "schedule" else "cannot be a schedule"
-            raise ValueError(f"schedule {str(call)!r}: {name} {fault}; got {spec.show(value)}")
+            raise ValueError(f"schedule {said}: {name} {fault}; got {spec.show(value)}")
     schedule = Schedule(call)
     u = np.linspace(0.0, 1.0, 257)
     try:
         with jax.ensure_compile_time_eval():
             log_snr = np.asarray(jax.jit(schedule)(u), np.float64)
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise ValueError(f"schedule {str(call)!r}: {error}") from None
+        raise ValueError(f"schedule {said}: {error}") from None
     with np.errstate(invalid="ignore"):  # inf - inf where a level repeats is no rise
         rise = np.diff(log_snr) > 1e-5 * np.abs(log_snr[1:]) + 1e-5
     bad = np.isnan(log_snr) | np.concatenate([[False], rise])
     if bad.any() or not log_snr[0] > log_snr[-1]:
         at = u[np.argmax(bad)] if bad.any() else 1.0
-        raise ValueError(f"schedule {str(call)!r} does not decrease in log-SNR over u in [0, 1]: see u = {at:g}")
+        raise ValueError(f"schedule {said} does not decrease in log-SNR over u in [0, 1]: see u = {at:g}")
     return schedule
 
 
@@ -300,8 +318,41 @@ def _position(schedule, log_snr):
 
 
 @functools.lru_cache(maxsize=64)
-def _table(schedule, num_steps, options):
-    return table(str(schedule), num_steps, **dict(options))
+def _table(schedule, num_steps=1000, **options):
+    return table(str(schedule), num_steps, **options)
+
+
+@functools.lru_cache(maxsize=64)
+def _table_of_betas(values, zero_terminal=False):
+    result = tables.from_betas(_numbers("betas", values))
+    return tables.rescaled_to_zero_terminal(result) if zero_terminal else result
+
+
+@functools.lru_cache(maxsize=64)
+def _table_of_sigmas(values):
+    values = _numbers("sigmas", values)
+    values = values[:-1] if values[-1] == 0 else values
+    if not (values > 0).all() or not (values[1:] < values[:-1]).all():
+        raise ValueError("sigmas fall, the noisiest first, and are above 0 (a last 0 is left out)")
+    return tables.from_alpha_bar(1.0 / (1.0 + values[::-1] ** 2))
+
+
+LISTS = ("piecewise", "betas", "sigmas")  # the schedules that take a list, or the path of a file that holds one
+STAIRCASES = {"discrete": _table, "betas": _table_of_betas, "sigmas": _table_of_sigmas}  # what makes the table of each
+
+
+def _numbers(name, values):
+    """A list of a spec as float64 [n]."""
+    if not isinstance(values, tuple) or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        raise ValueError(f"{name} takes a list of numbers, or the path of a file that holds one")
+    if not 2 <= len(values) <= 10**5:
+        raise ValueError(f"{name} takes a list of 2 to 100000 numbers; got {len(values)}")
+    return np.array(values, np.float64)
+
+
+def _staircase(u, table):
+    """The log-SNR of the step in which u lies: u in ((t-1)/T, t/T] is timestep t."""
+    return jnp.asarray(table.log_snr, u.dtype)[_step_index(u, table.num_steps)]
 
 
 def _step_index(u, num_steps):

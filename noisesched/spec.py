@@ -42,7 +42,7 @@ def parse(text):
         call = _call(tree)
     except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else error
-        raise ValueError(f"cannot read the spec {_short(text)}: {reason}") from None
+        raise ValueError(f"cannot read the spec {cut(text)!r}: {reason}") from None
     return call
 
 
@@ -63,8 +63,13 @@ def bind(call, definitions, kind, skip=1):
         signature.replace(parameters=parameters).bind(*call.args, **dict(call.kwargs))
     except TypeError as error:
         takes = ", ".join(str(p) for p in parameters) or "no parameters"
-        raise ValueError(f"{kind} {_short(str(call))}: {error}; {call.name} takes ({takes})") from None
+        raise ValueError(f"{kind} {cut(str(call))!r}: {error}; {call.name} takes ({takes})") from None
     return function
+
+
+def cut(text, limit=80):
+    """A text as a label or message shows it: cut where it is too long to be read in one line."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _call(node):
@@ -94,7 +99,3 @@ def _value(node):
     if isinstance(node, ast.Name | ast.Call):
         return _call(node)
     raise ValueError(f"{ast.unparse(node)!r} is not a number, string, list or spec")
-
-
-def _short(text, limit=80):
-    return repr(text if len(text) <= limit else text[: limit - 3] + "...")

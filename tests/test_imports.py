@@ -12,7 +12,7 @@ LAYERS = {  # lowest first; a module imports from its own layer and earlier ones
     "network": ["conditioning", "unet", "denoiser", "inception"],
     "algorithms": ["objective", "samplers", "guidance", "likelihood", "metrics", "leak", "diagnosis"],
     "outside world": ["backend", "parallel", "pictures", "workdir", "checkpoints", "builders", "data", "config",
-                      "features", "document"],
+                      "features", "document", "foreign", "interchange"],
     "programs": ["train", "sample", "evaluate", "study", "compare", "findings", "sentences", "figures", "heatmaps", "report",
                  "plot", "diagnose", "benchmark", "__main__"],
 }

@@ -12,7 +12,7 @@ from noisesched import diffusion, tables
 from noisesched.schedules import EXAMPLES, invert, levels, make, rate, recommended, unevenness
 
 U = np.concatenate([10.0 ** np.arange(-6, -1), np.linspace(0.05, 0.95, 19), 1 - 10.0 ** np.arange(-5.0, -1)]).astype(np.float32)
-SMOOTH = [name for name in EXAMPLES if name != "discrete"]
+SMOOTH = [name for name in EXAMPLES if name not in ("discrete", "betas", "sigmas")]
 every_schedule = pytest.mark.parametrize("text", EXAMPLES.values(), ids=EXAMPLES)
 
 
@@ -82,13 +82,17 @@ def test_rate_is_the_slope(name):
 @pytest.mark.parametrize("n", [1, 2, 7, 50, 1000])
 def test_levels(text, spacing, n):
     schedule = make(text)
+    if schedule.table and n > schedule.table.num_steps:
+        with pytest.raises(ValueError, match=f"cannot select {n} of {schedule.table.num_steps} steps"):
+            levels(schedule, n, spacing)
+        return
     log_snrs = np.asarray(levels(schedule, n, spacing))
     assert log_snrs.shape == (n,) and (np.diff(log_snrs) > 0).all() and log_snrs[-1] < np.inf
     if spacing == "trailing" and not schedule.table:
         np.testing.assert_allclose(log_snrs, schedule(np.arange(n, 0, -1) / n), rtol=1e-6)
     if spacing != "leading":
         np.testing.assert_allclose(log_snrs[0], schedule(1.0), rtol=1e-6)
-    elif n < 1000:
+    elif n < (schedule.table.num_steps if schedule.table else 1000):
         assert log_snrs[0] > schedule(1.0)
 
 
@@ -209,19 +213,47 @@ def test_piecewise_from_list_and_file(tmp_path):
         assert str(make(f"piecewise({str(tmp_path / name)!r})")) == str(schedule)  # prints without the file
 
 
+def test_betas_are_a_table(tmp_path):
+    """The published betas, given one by one, are the published table, its rescaled one too."""
+    published = tables.linear(50)
+    np.save(tmp_path / "betas.npy", published)
+    (tmp_path / "betas.txt").write_text("\n".join(map(repr, published.tolist())))
+    for name in ("betas.npy", "betas.txt"):
+        for option in ("", ", zero_terminal=True"):
+            schedule, expected = make(f"betas({str(tmp_path / name)!r}{option})"), make(f"discrete(linear, num_steps=50{option})")
+            np.testing.assert_array_equal(schedule.table.betas, expected.table.betas)
+            np.testing.assert_array_equal(schedule(U), expected(U))
+            np.testing.assert_array_equal(levels(schedule, 7, "leading"), levels(expected, 7, "leading"))
+            assert make(str(schedule)) == schedule  # prints without the file
+
+
+def test_sigmas_are_their_levels(tmp_path):
+    """n levels of n sigmas are -2 log sigma, noisiest first; inf is SNR 0; the 0 that ends samplers' lists is no level."""
+    (tmp_path / "sigmas.txt").write_text("inf 14.6146\n3, 0.5 0.0292 0.0\n")
+    for text in ("sigmas([inf, 14.6146, 3, 0.5, 0.0292])", f"sigmas({str(tmp_path / 'sigmas.txt')!r})"):
+        log_snrs = levels(make(text), 5)
+        np.testing.assert_allclose(log_snrs, [-np.inf, *(-2 * np.log([14.6146, 3, 0.5, 0.0292]))], rtol=1e-6)
+
+
 # -- bad specs: one line each, naming the choices
 
 @pytest.mark.parametrize("text, says", [
-    ("cosin", "did you mean 'cosine'"), ("foo", "known: cauchy, constant, cosine"), ("cosine(t=3)", "cosine takes (s=0.008)"),
+    ("cosin", "did you mean 'cosine'"), ("foo", "known: betas, cauchy, constant"), ("cosine(t=3)", "cosine takes (s=0.008)"),
     ("linear(beta_min=-5)", "does not decrease"), ("karras(sigma_min=90)", "does not decrease"),
     ("piecewise([1, 2])", "does not decrease"), ("piecewise([1])", "two or more"), ("piecewise([1, -inf])", "finite"),
-    ("piecewise('/nowhere')", "cannot read log-SNRs"), ("piecewise(3)", "two or more"), ("shifted(cosine)", "either by="),
+    ("piecewise('/nowhere')", "cannot read numbers"), ("piecewise(3)", "two or more"), ("shifted(cosine)", "either by="),
     ("shifted(cosine, by=1, image_size=2)", "either by="), ("zero_terminal", "missing a required argument: 'schedule'"),
     ("zero_terminal(3)", "must be a schedule"), ("cosine(cosine)", "cannot be a schedule"), ("flow(shift=0)", "flow(shift=0)"),
     ("shifted(discrete(linear), by=-1)", "cannot be wrapped"),
     ("truncated(cosine, 3, 1)", "must be below"), ("discrete(linear, num_steps=0)", "whole number"),
     ("discrete(linear, foo=1)", "linear takes"), ("linear('a')", "linear('a')"), ("linear(beta_max=nan)", "does not decrease"),
     ("zero_terminal(nope)", "unknown schedule 'nope'"), ("uniform_log_snr(5, 5)", "does not decrease"),
+    ("betas([0.1])", "2 to 100000 numbers"), ("betas([])", "2 to 100000 numbers"), ("betas([0.1, 1.5])", "betas lie in"),
+    ("betas([0.1, 'a'])", "a list of numbers"), ("betas(0.1)", "a list of numbers"), ("betas([0.1, nan])", "betas lie in"),
+    ("betas([0.1, [0.2]])", "a list of numbers"), ("betas('/nowhere')", "cannot read numbers"),
+    ("sigmas([1, 2])", "sigmas fall"), ("sigmas([2, 2, 1])", "sigmas fall"), ("sigmas([2, 1, -1])", "sigmas fall"),
+    ("sigmas([nan, 1])", "sigmas fall"), ("sigmas([1, 0])", "does not decrease"),
+    ("shifted(sigmas([2, 1]), by=1)", "cannot be wrapped"),
     ("discrete(cosine(s=0.01), s=3)", "belong inside the spec"), ("quadratic(True, cosine)", "cannot be a schedule"),
 ])  # fmt: skip
 def test_bad_specs(text, says):

@@ -1,0 +1,193 @@
+"""The scheduler classes of PyTorch's diffusers library: their fields and defaults, and the levels that they visit.
+
+Facts of version 0.42, for `interchange`; neither the library nor PyTorch is needed. Everything here is float64 numpy on the host,
+in the library's own arithmetic, rounding included: for some numbers of steps it visits a timestep beside the exact one. It counts
+timesteps from 0, we from 1: its timestep t is step t + 1 here.
+"""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+
+from noisesched import spec
+
+STAND_IN = 2.0**-24  # the alpha_bar that schedulers which count in sigmas put in place of a zero terminal one
+
+# The fields of each class, with their defaults: they differ between classes.
+_TABLE = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "trained_betas": None,
+          "prediction_type": "epsilon", "timestep_spacing": "linspace", "steps_offset": 0}  # fmt: skip
+_LEADING = _TABLE | {"timestep_spacing": "leading"}
+_ZERO = {"rescale_betas_zero_snr": False}
+_THRESHOLD = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
+_CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
+_SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False, "sigma_min": None,
+           "sigma_max": None}  # fmt: skip
+_FLOW = {"use_flow_sigmas": False, "flow_shift": 1.0, "use_dynamic_shifting": False, "time_shift_type": "exponential"}
+_SOLVER = _TABLE | _ZERO | _THRESHOLD | _SIGMAS | _FLOW | {
+    "solver_order": 2, "algorithm_type": "dpmsolver++", "solver_type": "midpoint", "lower_order_final": True,
+    "euler_at_final": False, "use_lu_lambdas": False, "final_sigmas_type": "zero", "lambda_min_clipped": -math.inf,
+    "variance_type": None,
+}  # fmt: skip
+FIELDS = {
+    "DDIMScheduler": _LEADING | _ZERO | _THRESHOLD | _CLIP | {"set_alpha_to_one": True},
+    "DDPMScheduler": _LEADING | _ZERO | _THRESHOLD | _CLIP | {"variance_type": "fixed_small"},
+    "EulerDiscreteScheduler": _TABLE | _ZERO | _SIGMAS | {
+        "interpolation_type": "linear", "timestep_type": "discrete", "final_sigmas_type": "zero"},
+    "EulerAncestralDiscreteScheduler": _TABLE | _ZERO,
+    "HeunDiscreteScheduler": _TABLE | _SIGMAS | _CLIP | {"beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False},
+    "DPMSolverMultistepScheduler": _SOLVER,
+    "FlowMatchEulerDiscreteScheduler": {
+        "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False, "base_shift": 0.5, "max_shift": 1.15,
+        "base_image_seq_len": 256, "max_image_seq_len": 4096, "invert_sigmas": False, "shift_terminal": None,
+        "use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False,
+        "time_shift_type": "exponential", "stochastic_sampling": False},
+    # Their tables are read; no sampler here takes their steps.
+    "PNDMScheduler": _LEADING | {"skip_prk_steps": False, "set_alpha_to_one": False},
+    "LMSDiscreteScheduler": _TABLE | _SIGMAS,
+    "DEISMultistepScheduler": _TABLE | _THRESHOLD | _SIGMAS | _FLOW | {
+        "solver_order": 2, "algorithm_type": "deis", "solver_type": "logrho", "lower_order_final": True},
+    "UniPCMultistepScheduler": _TABLE | _ZERO | _THRESHOLD | _SIGMAS | _FLOW | {
+        "solver_order": 2, "predict_x0": True, "solver_type": "bh2", "lower_order_final": True, "disable_corrector": [],
+        "solver_p": None, "final_sigmas_type": "zero", "shift_terminal": None},
+}  # fmt: skip
+KNOWN = {name for fields in FIELDS.values() for name in fields}
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """How a scheduler lays its N levels: where on the table of T timesteps, and with which sigmas."""
+
+    timesteps: str  # "whole" | "fractional" (linspace is not rounded) | "of one more" (N of N + 1) | "flow" (times, no table)
+    spacing: str
+    offset: int = 0
+    sigmas: str = "table"  # "table": those of the timesteps | "karras", "exponential": others, between the table's ends or these:
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    stand_in: bool = False  # whether the table's last alpha_bar is STAND_IN there and not 0
+    shift: float = 1.0  # of a flow
+
+    def visited(self, total, n):
+        """The library's timesteps for n of `total`, counted from 0: float64 [n], falling; whole numbers but for "fractional".
+
+        Raises ValueError where its arithmetic does not give n timesteps of the table.
+        """
+        many = n + 1 if self.timesteps == "of one more" else n
+        if self.spacing == "trailing":
+            steps = np.arange(total, 0, -total / n).round() - 1
+        elif self.spacing == "leading":
+            steps = (np.arange(many) * (total // many))[::-1][:n] + float(self.offset)
+        elif self.timesteps == "fractional":
+            steps = np.linspace(0, total - 1, n, dtype=np.float32)[::-1].astype(np.float64)
+        else:
+            steps = np.linspace(0, total - 1, many).round()[::-1][:n]
+        if len(steps) != n or steps[0] >= total or steps[-1] < 0 or not (np.diff(steps) < 0).all():
+            raise ValueError(f"the library does not visit {n} different timesteps of 0 to {total - 1} with {self}: "
+                             "choose another number of steps")  # fmt: skip
+        return steps
+
+    def levels(self, log_snr, n):
+        """sigma_ve = exp(-log_snr / 2) of the n levels: float64 [n], falling, the first may be inf.
+
+        `log_snr` [T]: the table, the cleanest first (of a flow, T numbers of any kind).
+        """
+        if self.timesteps == "flow":
+            shifted = lambda s: self.shift * s / (1 + (self.shift - 1) * s)
+            s = shifted(np.linspace(1.0, shifted(1 / len(log_snr)), n))  # the least time is shifted twice there
+            with np.errstate(divide="ignore"):
+                return s / (1 - s)
+        steps, table = self.visited(len(log_snr), n), np.exp(-np.asarray(log_snr, np.float64) / 2)
+        if self.stand_in:
+            table[-1] = math.sqrt((1 - STAND_IN) / STAND_IN)
+        whole = steps.astype(int)
+        sigmas = table[whole] if (steps == whole).all() else np.interp(steps, np.arange(len(table)), table)
+        if self.sigmas == "table":
+            return sigmas
+        # Between the ends of all the table, or of what is visited of it: the classes differ.
+        high, low = table[[-1, 0]] if self.timesteps == "of one more" else sigmas[[0, -1]]
+        high, low, share = self.sigma_max or high, self.sigma_min or low, np.linspace(0.0, 1.0, n)
+        if self.sigmas == "karras":  # Karras et al. 2022, eq. 5; rho is always 7 there
+            return (high ** (1 / 7) * (1 - share) + low ** (1 / 7) * share) ** 7
+        return np.exp(np.log(high) * (1 - share) + np.log(low) * share)
+
+    def __str__(self):
+        """In the words of a file."""
+        words = [f"timestep_spacing={self.spacing}"] + [f"steps_offset={self.offset}"] * bool(self.offset)
+        return " and ".join(words + [f"use_{self.sigmas}_sigmas"] * (self.sigmas != "table"))
+
+
+def lost_to_float32(table, betas):
+    """(greatest difference in log-SNR, its timestep) between a `tables.Table` and what the library makes of the betas [T] of its
+    file, in float32: 1 - beta, their products and, for a table that ends at zero SNR, its rescaling (then to within a few
+    roundings). ValueError if steps are lost altogether."""
+    alpha_bar = _float32_products(np.float32(1) - np.asarray(betas, np.float32))
+    if table.alpha_bar[-1] == 0:
+        root = np.sqrt(alpha_bar)
+        alpha_bar = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
+        alphas = alpha_bar / np.concatenate([np.ones(1, np.float32), alpha_bar[:-1]])
+        alpha_bar = _float32_products(np.float32(1) - (np.float32(1) - alphas))
+    alpha_bar = alpha_bar.astype(np.float64)
+    if alpha_bar[0] == 1 or not (np.diff(alpha_bar) < 0).all():
+        step = 1 if alpha_bar[0] == 1 else int(np.argmax(np.diff(alpha_bar) >= 0)) + 2
+        raise ValueError(f"timestep {step} of {table.num_steps} has beta {table.betas[step - 1]:.3g}, which is lost in the "
+                         "library's float32: cut the schedule's clean end, as in 'truncated(cosine, -20, 12)'")  # fmt: skip
+    finite = alpha_bar > 0
+    log_snr = np.log(alpha_bar[finite]) - np.log1p(-alpha_bar[finite])
+    gaps = np.abs(log_snr - table.log_snr[finite])
+    return float(gaps.max()), int(gaps.argmax()) + 1
+
+
+def _float32_products(alphas):
+    """Cumulative products, each rounded to float32, of a float64 accumulator: PyTorch's on the CPU."""
+    return np.cumprod(alphas.astype(np.float64)).astype(np.float32)
+
+
+class Fields:
+    """A file's fields over the defaults of its class, each checked when it is asked for. It knows which were."""
+
+    def __init__(self, name, fields):
+        self.name, self.defaults, self.asked = name, FIELDS[name], set()
+        left_out = fields.get("_use_default_values", [])  # a file may name fields whose values are to be passed over
+        left_out = left_out if isinstance(left_out, list) else []
+        self.given = {key: value for key, value in fields.items() if key in self.defaults and key not in left_out}
+
+    def __getitem__(self, field):
+        """The field's value, of its default's type; None for a field that this class does not have."""
+        if field in self.defaults:
+            self.asked.add(field)
+        default = self.defaults.get(field)
+        value = self.given.get(field, default)
+        if isinstance(default, bool) and value is None:
+            return False
+        if isinstance(default, float) and type(value) is int:
+            value = float(value) if abs(value) < 2**31 else math.inf
+        if default is not None and type(value) is not type(default):
+            kind = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}[type(default)]
+            raise ValueError(f"{field}={shown(value)} must be {kind}")
+        if default is not None and type(value) in (int, float) and not abs(value) < 2**31 and value != default:
+            raise ValueError(f"{field}={shown(value)} must be finite, and below 2**31")
+        return value
+
+    def choice(self, field, choices):
+        if (value := self[field]) not in choices:
+            raise ValueError(f"{field}={shown(value)} is not known here; known: {', '.join(map(str, choices))}")
+        return value
+
+    def number(self, field):
+        """A positive number, or None where the field may be left empty."""
+        value = self[field]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9):
+            raise ValueError(f"{field}={shown(value)} must be a number above 0, or null")
+        return value
+
+    def refuse(self, *names):
+        """ValueError if one of these switches, which change the levels in ways not known here, is on."""
+        for field in names:
+            if field in self.defaults and self[field]:
+                raise ValueError(f"{field}={shown(self[field])}: such levels are not read here")
+
+
+def shown(value):
+    """A value of a JSON file, as a message shows it."""
+    return spec.cut(json.dumps(value), 60)

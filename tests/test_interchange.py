@@ -1,0 +1,407 @@
+"""scheduler_config.json: published files and figures, every field accounted for, and what is written is read back.
+
+Against PyTorch's diffusers itself: test_interchange_library.py.
+"""
+
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from noisesched import __main__ as cli
+from noisesched import backend, foreign, samplers, schedules
+from noisesched.interchange import parse, read, write
+
+LATENT = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+LATENT_SPEC = "discrete(scaled_linear, num_steps=1000, beta_min=0.00085, beta_max=0.012)"
+LINEAR_SPEC = "discrete(linear, num_steps=1000, beta_min=0.0001, beta_max=0.02)"
+DDIM, DDPM, EULER = ({"_class_name": f"{name}Scheduler"} for name in ("DDIM", "DDPM", "EulerDiscrete"))
+ANCESTRAL, HEUN = ({"_class_name": f"{name}DiscreteScheduler"} for name in ("EulerAncestral", "Heun"))
+SOLVER, FLOW = {"_class_name": "DPMSolverMultistepScheduler"}, {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+
+PUBLISHED = {  # as they are distributed with the networks
+    "Stable Diffusion 1.5": {
+        "_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", **LATENT, "num_train_timesteps": 1000,
+        "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1, "trained_betas": None, "clip_sample": False},
+    "Stable Diffusion 2.1": {
+        **DDIM, "_diffusers_version": "0.8.0", **LATENT, "clip_sample": False, "num_train_timesteps": 1000, "steps_offset": 1,
+        "prediction_type": "v_prediction", "set_alpha_to_one": False, "skip_prk_steps": True, "trained_betas": None},
+    "Stable Diffusion XL": {
+        **EULER, "_diffusers_version": "0.19.0.dev0", **LATENT, "clip_sample": False, "interpolation_type": "linear",
+        "num_train_timesteps": 1000, "prediction_type": "epsilon", "sample_max_value": 1.0, "set_alpha_to_one": False,
+        "skip_prk_steps": True, "steps_offset": 1, "timestep_spacing": "leading", "trained_betas": None,
+        "use_karras_sigmas": False},
+    "Stable Video Diffusion": {
+        **EULER, "_diffusers_version": "0.24.0.dev0", **LATENT, "clip_sample": False, "interpolation_type": "linear",
+        "num_train_timesteps": 1000, "prediction_type": "v_prediction", "set_alpha_to_one": False, "sigma_max": 700.0,
+        "sigma_min": 0.002, "skip_prk_steps": True, "steps_offset": 1, "timestep_spacing": "leading",
+        "timestep_type": "continuous", "trained_betas": None, "use_karras_sigmas": True},
+    "DDPM": {
+        **DDPM, "_diffusers_version": "0.1.1", "beta_end": 0.02, "beta_schedule": "linear", "beta_start": 0.0001,
+        "clip_sample": True, "num_train_timesteps": 1000, "trained_betas": None, "variance_type": "fixed_large"},
+    "Stable Diffusion 3": {**FLOW, "_diffusers_version": "0.29.0.dev0", "num_train_timesteps": 1000, "shift": 3.0},
+    "FLUX.1 schnell": {
+        **FLOW, "_diffusers_version": "0.30.0.dev0", "base_image_seq_len": 256, "base_shift": 0.5, "max_image_seq_len": 4096,
+        "max_shift": 1.15, "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False},
+}  # fmt: skip
+
+
+# -- published files
+
+@pytest.mark.parametrize("name, schedule, prediction, method, spacing, no_effect", [
+    ("Stable Diffusion 1.5", LATENT_SPEC, "eps", None, None,
+     "_diffusers_version set_alpha_to_one skip_prk_steps steps_offset clip_sample"),
+    ("Stable Diffusion 2.1", LATENT_SPEC, "v", "ddim", None, "_diffusers_version skip_prk_steps"),
+    ("Stable Diffusion XL", LATENT_SPEC, "eps", "euler", None,
+     "_diffusers_version clip_sample sample_max_value set_alpha_to_one skip_prk_steps"),
+    ("Stable Video Diffusion", LATENT_SPEC, "v", "euler", None,
+     "_diffusers_version clip_sample set_alpha_to_one skip_prk_steps"),
+    ("DDPM", LINEAR_SPEC, "eps", "ancestral(variance=1)", "leading", "_diffusers_version"),
+    ("Stable Diffusion 3", "flow(shift=3.0)", None, "euler", None, "_diffusers_version"),
+    ("FLUX.1 schnell", "flow", None, "euler", "linspace",
+     "_diffusers_version base_image_seq_len base_shift max_image_seq_len max_shift"),
+])  # fmt: skip
+def test_published_files(name, schedule, prediction, method, spacing, no_effect):
+    settings = parse(PUBLISHED[name])
+    assert (settings.schedule, settings.prediction, settings.method, settings.spacing) == (schedule, prediction, method, spacing)
+    assert settings.num_steps == 1000 and sorted(settings.no_effect) == sorted(no_effect.split())
+    assert method is None or samplers.parse(method)
+
+
+def table(fields):
+    return schedules.make(parse(fields).schedule).table
+
+
+def test_published_terminal_values():
+    """Stable Diffusion's sigma of 14.6146 and alpha_bar of 0.00466; DDPM's 4.0358e-05; and exactly 0 once rescaled."""
+    latent, linear = table(PUBLISHED["Stable Diffusion 1.5"]), table(PUBLISHED["DDPM"])
+    assert latent.alpha_bar[-1] == pytest.approx(0.00466009, rel=2e-6) and latent.alpha_bar[0] == pytest.approx(0.99915, abs=1e-7)
+    assert math.exp(-latent.log_snr[-1] / 2) == pytest.approx(14.6146, abs=5e-5)
+    assert linear.alpha_bar[-1] == pytest.approx(4.0358e-05, rel=2e-5)
+    for rescaled in (DDIM | LATENT, DDPM, SOLVER | LATENT):
+        made = table(rescaled | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"})
+        assert made.alpha_bar[-1] == 0 and made.betas[-1] == 1 and made.log_snr[-1] == -np.inf
+        assert made.alpha_bar[0] == pytest.approx(table(rescaled).alpha_bar[0], rel=1e-12)
+    assert table(DDIM | {"beta_schedule": "squaredcos_cap_v2"}).snr[-1] == pytest.approx(2.4288e-09, rel=2e-4)
+
+
+def test_defaults_differ_between_classes():
+    assert parse(DDIM).schedule == parse(EULER).schedule == parse(SOLVER).schedule == LINEAR_SPEC
+    assert parse(HEUN).schedule == "discrete(linear, num_steps=1000, beta_min=0.00085, beta_max=0.012)"  # linear with those ends
+    leading = {name for name, fields in foreign.FIELDS.items() if fields.get("timestep_spacing") == "leading"}
+    assert leading == {"DDIMScheduler", "DDPMScheduler", "PNDMScheduler"}
+    assert parse(DDPM).method == "ancestral" and parse(DDIM).grid.offset == 0
+    assert any("clip_sample" in note for note in parse(DDIM).notes) and not any("clip" in note for note in parse(HEUN).notes)
+    passed_over = parse(EULER | {"timestep_spacing": "leading", "_use_default_values": ["timestep_spacing"]})
+    assert passed_over.grid.spacing == "linspace" and passed_over.no_effect == ("timestep_spacing",)
+
+
+# -- levels
+
+def visited(fields, n):
+    return parse(fields).grid.visited(1000, n).tolist()
+
+
+def test_published_timesteps():
+    """The library's, counted from 0. Leading with an offset of 1: 981, 961, .. 1; Lin et al. 2023, table 2, less 1."""
+    assert visited(DDIM | {"steps_offset": 1}, 50) == list(range(981, 0, -20))
+    assert visited(DDIM, 50) == list(range(980, -1, -20))
+    assert visited(DDIM | {"timestep_spacing": "trailing"}, 50) == list(range(999, 0, -20))
+    assert visited(DDIM | {"timestep_spacing": "linspace"}, 10) == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
+    np.testing.assert_allclose(visited(EULER, 5), [999, 749.25, 499.5, 249.75, 0])
+    assert visited(SOLVER, 10) == [999, 899, 799, 699, 599, 500, 400, 300, 200, 100]  # ten of eleven
+    assert visited(SOLVER | {"timestep_spacing": "leading"}, 50) == list(range(950, 0, -19))
+
+
+@pytest.mark.parametrize("spacing", schedules.SPACINGS)
+@pytest.mark.parametrize("fields", [DDIM, DDPM, EULER, ANCESTRAL, HEUN, SOLVER], ids=lambda fields: fields["_class_name"])
+def test_a_spacing_is_ours_only_if_it_visits_our_levels(fields, spacing):
+    for offset in (0, 1):
+        settings = parse(fields | {"timestep_spacing": spacing, "steps_offset": offset})
+        ours = schedules.levels(settings.schedule, 40, spacing)
+        same = np.allclose(settings.levels(40), ours, rtol=1e-5, atol=1e-5)
+        assert same == (settings.spacing == spacing) and settings.spacing in (spacing, None)
+        assert same or any("no spacing here" in note for note in settings.notes)
+
+
+def test_an_offset_is_one_step_noisier():
+    log_snr = table(DDIM).log_snr
+    np.testing.assert_allclose(parse(DDIM | {"steps_offset": 1}).levels(50), log_snr[np.arange(982, 1, -20) - 1], rtol=1e-12)
+    np.testing.assert_allclose(parse(DDIM).levels(50), log_snr[np.arange(981, 0, -20) - 1], rtol=1e-12)
+
+
+def test_levels_between_timesteps_are_interpolated_in_sigma():
+    sigma = np.exp(-table(EULER).log_snr / 2)
+    expected = [sigma[999], 0.75 * sigma[749] + 0.25 * sigma[750], 0.5 * sigma[499] + 0.5 * sigma[500],
+                0.25 * sigma[249] + 0.75 * sigma[250], sigma[0]]  # fmt: skip
+    for fields in (EULER, ANCESTRAL, HEUN | {"beta_start": 1e-4, "beta_end": 0.02}):
+        np.testing.assert_allclose(np.exp(-parse(fields).levels(5) / 2), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("fields, high, low", [
+    (EULER | LATENT, 14.6146, 0.029167), (SOLVER | LATENT | {"timestep_spacing": "leading"}, 14.6146, 0.029167),
+    (EULER | LATENT | {"timestep_spacing": "leading"}, None, 0.029167),
+    (EULER | {"sigma_min": 0.002, "sigma_max": 700}, 700, 0.002),
+])  # fmt: skip
+def test_karras_and_exponential_sigmas(fields, high, low):
+    """Between the table's ends or given ones; Euler's ends are those of the timesteps visited."""
+    karras = np.exp(-parse(fields | {"use_karras_sigmas": True}).levels(20) / 2)
+    high = high or np.exp(-table(fields).log_snr[950] / 2)  # timestep 950, of 0 to 999
+    expected = [(high ** (1 / 7) + k / 19 * (low ** (1 / 7) - high ** (1 / 7))) ** 7 for k in range(20)]
+    np.testing.assert_allclose(karras, expected, rtol=1e-4)
+    exponential = np.exp(-parse(fields | {"use_exponential_sigmas": True}).levels(20) / 2)
+    np.testing.assert_allclose(exponential, [high * (low / high) ** (k / 19) for k in range(20)], rtol=1e-4)
+
+
+def test_flow_levels():
+    """sigma in the library's sense is the time s of (1 - s) x + s eps: s shifted, from 1 to 1/T shifted twice."""
+    shifted = lambda s: 3 * s / (1 + 2 * s)
+    s = np.array([shifted(1 + k / 3 * (shifted(1 / 1000) - 1)) for k in range(4)])
+    log_snrs = parse(PUBLISHED["Stable Diffusion 3"]).levels(4)
+    assert log_snrs[0] == -np.inf
+    np.testing.assert_allclose(log_snrs[1:], 2 * np.log((1 - s[1:]) / s[1:]), rtol=1e-12)
+    settings = parse(PUBLISHED["FLUX.1 schnell"])
+    np.testing.assert_allclose(settings.levels(30), schedules.levels("flow", 30, "linspace"), rtol=1e-5)
+
+
+def test_the_stand_in_for_zero_terminal_snr():
+    zero = LATENT | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    for fields in (EULER, ANCESTRAL, SOLVER):
+        settings = parse(fields | zero)
+        assert settings.levels(10)[0] == pytest.approx(-math.log(2**24 - 1), rel=1e-12)
+        assert any("2^-24" in note and "-16.64" in note for note in settings.notes)
+    for fields in (DDIM, DDPM):
+        assert parse(fields | zero).levels(10)[0] == -np.inf
+
+
+# -- no field is passed over in silence
+
+@pytest.mark.parametrize("name", foreign.FIELDS)
+def test_every_field_is_accounted_for(name):
+    """Nonsense in any field is refused by its name, or noted, or the field is named as one of no effect."""
+    for field in foreign.KNOWN:
+        try:
+            settings = parse({"_class_name": name, field: {"non": "sense"}})
+        except ValueError as error:
+            assert field in str(error) and "\n" not in str(error)
+        else:
+            assert field in settings.no_effect or any(field in note for note in settings.notes), field
+
+
+def test_unknown_fields_are_named_and_refused():
+    for name in foreign.FIELDS:
+        with pytest.raises(ValueError, match=r"unknown fields: shift_snr=3.0, beta_stat=0.1; .* take out those that you know"):
+            parse({"_class_name": name, "shift_snr": 3.0, "_note": 1, "beta_stat": 0.1})
+    assert parse(DDIM | {"_note": 1}).no_effect == ("_note",)
+
+
+@pytest.mark.parametrize("fields, says", [
+    (SOLVER | {"solver_order": 3}, "solver_order=3"), (SOLVER | {"algorithm_type": "sde-dpmsolver++"}, "sde-dpmsolver++"),
+    (SOLVER | {"solver_type": "heun"}, 'solver_type="heun"'), (DDPM | {"variance_type": "learned_range"}, "learned_range"),
+    (DDPM | {"variance_type": "fixed_large_log"}, "fixed_large_log"), ({"_class_name": "UniPCMultistepScheduler"}, "UniPC"),
+])  # fmt: skip
+def test_steps_that_no_sampler_here_takes(fields, says):
+    settings = parse(fields)
+    assert settings.method is settings.spacing is settings.grid is None and settings.schedule == LINEAR_SPEC
+    assert any(says in note and "no sampler here" in note for note in settings.notes)
+    with pytest.raises(ValueError, match="not known here"):
+        settings.levels(10)
+
+
+def test_solvers_of_known_steps():
+    assert parse(SOLVER).method == "dpmpp_2m" and parse(SOLVER | {"solver_order": 1}).method == "ddim"
+    for field, value in (("use_beta_sigmas", True), ("use_lu_lambdas", True), ("lambda_min_clipped", -5.1)):
+        settings = parse(SOLVER | {field: value})
+        assert settings.method == "dpmpp_2m" and settings.grid is None and any(field in note for note in settings.notes)
+
+
+@pytest.mark.parametrize("content, says", [
+    ("", "is not JSON"), ("[1]", "JSON object"), ("{}", "JSON object"), ("[" * 100_000, "is not JSON"), ("\x00", "is not JSON"),
+    ('{"_class_name": 3}', "_class_name=3"), ('{"_class_name": "KarrasVeScheduler"}', "read are DDIMScheduler"),
+    (DDIM | {"beta_start": "low"}, 'beta_start="low" must be a number'), (DDIM | {"beta_end": True}, "beta_end=true"),
+    (DDIM | {"beta_end": math.inf}, "finite"), (DDIM | {"beta_end": 2}, "betas lie in"), (DDIM | {"beta_end": 10**400}, "finite"),
+    (DDIM | {"num_train_timesteps": 10**12}, "2**31"), (DDIM | {"num_train_timesteps": 1}, "does not decrease"),
+    (DDIM | {"num_train_timesteps": 50.5}, "a whole number"), (DDIM | {"num_train_timesteps": -3}, "whole number"),
+    (DDIM | {"beta_schedule": "cosine"}, "known: linear, scaled_linear, squaredcos_cap_v2"),
+    (DDIM | {"prediction_type": "flow_prediction"}, "known: epsilon, v_prediction, sample"),
+    (DDIM | {"timestep_spacing": "even"}, "known: trailing, leading, linspace"), (DDIM | {"timestep_spacing": None}, "a string"),
+    (DDIM | {"trained_betas": [0.1, 0.2]}, "2 betas, but num_train_timesteps=1000"),
+    (DDIM | {"trained_betas": "many"}, "list of betas"), (DDIM | {"trained_betas": [[0.1]], "num_train_timesteps": 1}, "list of"),
+    (DDIM | {"trained_betas": [0.1, math.nan], "num_train_timesteps": 2}, "list of betas"),
+    (DDIM | {"trained_betas": [0.1, -0.1], "num_train_timesteps": 2}, "betas lie in"),
+    (EULER | {"use_karras_sigmas": True, "sigma_max": "big"}, "sigma_max"),
+    (EULER | {"use_karras_sigmas": True, "use_exponential_sigmas": True}, "both true"),
+    (SOLVER | {"use_flow_sigmas": True}, "use_flow_sigmas"), (FLOW | {"use_dynamic_shifting": True}, "use_dynamic_shifting=true"),
+    (FLOW | {"shift": -1}, "flow(shift=-1.0)"), (FLOW | {"num_train_timesteps": 0}, "num_train_timesteps=0"),
+])  # fmt: skip
+def test_garbage_is_refused_in_one_line(tmp_path, content, says):
+    path = tmp_path / "scheduler_config.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ValueError) as error:
+        read(path)
+    assert says in str(error.value) and "\n" not in str(error.value) and str(path) in str(error.value)
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("fields, n, says", [
+    (DDIM, 1001, "does not visit 1001"), (DDIM | {"steps_offset": 1}, 1000, "does not visit 1000"),
+    (DDIM | {"timestep_spacing": "trailing"}, 61, "does not visit 61"),  # its arithmetic gives 62, the last of them -1
+    (DDIM | {"steps_offset": -1}, 10, "does not visit 10"), (SOLVER, 1000, "does not visit"), (DDIM, 0, "from 1 up"),
+    (EULER, 10**6, "up to 100000"), (EULER | {"use_karras_sigmas": True, "sigma_max": 0.001}, 10, "rise one by one"),
+])  # fmt: skip
+def test_numbers_of_steps_that_the_library_does_not_visit(fields, n, says):
+    with pytest.raises(ValueError) as error:
+        parse(fields).levels(n)
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+# -- writing
+
+ROUND_TRIPS = [
+    ("discrete(linear)", "eps", "trailing", "ddim", "linear"), (LATENT_SPEC, "x", "leading", "euler", "scaled_linear"),
+    ("discrete(scaled_linear, zero_terminal=True)", "v", "trailing", "ddim", "scaled_linear"),
+    ("discrete(cosine, num_steps=400)", "v", "linspace", "ancestral(variance=1)", "squaredcos_cap_v2"),
+    ("discrete(cosine, zero_terminal=True)", "v", "trailing", "dpmpp_2m", "squaredcos_cap_v2"),
+    ("discrete(linear, 50, beta_min=0.001)", "eps", "leading", "heun", "linear"),
+    ("betas([0.1, 0.2, 0.3, 0.4])", "x", "trailing", "ancestral", "linear"),
+    ("betas([0.1, 0.2, 0.3, 0.5])", "x", "trailing", "ancestral", None),
+    ("betas([0.1, 0.2, 0.3, 0.5], zero_terminal=True)", "x", "trailing", "euler", None),
+    ("discrete(quadratic, num_steps=100)", "eps", "trailing", "dpmpp_2m", None),
+    ("discrete(cosine, s=0.02)", "v", "trailing", "ddim", None), ("sigmas([80, 9, 2, 0.5, 0.1])", "v", "trailing", "ddim", None),
+    ("discrete(flow, num_steps=100)", "v", "trailing", "ddim", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("schedule, prediction, spacing, method, named", ROUND_TRIPS, ids=[case[0] for case in ROUND_TRIPS])
+def test_what_is_written_is_read_back(schedule, prediction, spacing, method, named):
+    made = schedules.make(schedule)
+    fields, _ = write(schedule, prediction, spacing, method)
+    settings = parse(json.loads(json.dumps(fields, allow_nan=False)))
+    assert (settings.prediction, settings.spacing, settings.method) == (prediction, spacing, method)
+    assert ("trained_betas" in fields) == (named is None) and (named is None or fields["beta_schedule"] == named)
+    back = schedules.make(settings.schedule).table
+    np.testing.assert_allclose(back.alpha_bar, made.table.alpha_bar, rtol=1e-9, atol=1e-18)
+    np.testing.assert_allclose(back.log_snr, made.table.log_snr, rtol=1e-9, atol=1e-9)
+    assert (back.alpha_bar[-1] == 0) == fields.get("rescale_betas_zero_snr", False) == (made.table.alpha_bar[-1] == 0)
+
+
+def test_published_ends_are_written_as_published():
+    fields, notes = write(LATENT_SPEC, "eps", "leading")
+    assert fields | LATENT == fields and fields["_class_name"] == "DDIMScheduler" and fields["clip_sample"] is False
+    assert any("float32" in note for note in notes)
+
+
+def test_a_continuous_schedule_is_written_as_a_thousand_of_its_levels():
+    for schedule in ("cosine", "karras", "shifted(linear, by=-1)"):
+        fields, notes = write(schedule, "v")
+        back = schedules.make(parse(fields).schedule).table
+        with jax.enable_x64(True):
+            expected = np.asarray(schedules.make(schedule)(np.arange(1, 1001) / 1000))
+        np.testing.assert_allclose(back.log_snr, expected, rtol=1e-8, atol=1e-8)
+        assert back.num_steps == 1000 and any("is continuous" in note for note in notes)
+
+
+def test_what_float32_loses_is_told():
+    """The first beta of DDPM, 1e-4, is kept to half of 2^-24 (the spacing of floats below 1); betas below that are refused."""
+    gap, step = foreign.lost_to_float32(table(DDIM), table(DDIM).betas)
+    kept = float(np.float32(1) - np.float32(1e-4))
+    assert step == 1 and gap == pytest.approx(abs(math.log(kept / (1 - kept)) - math.log(0.9999 / 1e-4)), rel=1e-6) and gap < 3e-4
+    with pytest.raises(ValueError, match="timestep 1 of 4 has beta 1e-09, which is lost"):
+        write("betas([1e-9, 0.1, 0.2, 0.4])", "v")
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (("cosin", "v"), "did you mean 'cosine'"), (("linear", "noise"), "choose one of eps, x, v"),
+    (("cosine", "eps"), "predict v or x"), (("linear", "v", "even"), "known: trailing, leading, linspace"),
+    (("linear", "v", "trailing", "unipc"), "unknown sampling method"),
+    (("discrete(linear)", "v", "linspace", "euler"), "choose trailing or leading"),
+    (("discrete(linear)", "v", "leading", "dpmpp_2m"), "choose trailing"), (("cosine", "v", "trailing", "heun"), "infinite"),
+    (("linear", "v", "trailing", "ddim(eta=1)"), "cannot be written"),
+    (("linear", "v", "trailing", "heun(churn=4)"), "cannot be written"),
+    (("linear", "v", "trailing", "ancestral(variance=0.5)"), "ancestral(variance=1)"), (("betas([1e-9, 0.1])", "v"), "float32"),
+])  # fmt: skip
+def test_what_cannot_be_written(arguments, says):
+    with pytest.raises(ValueError) as error:
+        write(*arguments)
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+# -- the command
+
+@pytest.fixture
+def main(monkeypatch, capsys, tmp_path):
+    """`main("--read=..")` -> (exit code, stdout, stderr), in a folder of its own."""
+    monkeypatch.setattr(backend, "prepare", lambda: None)
+    monkeypatch.chdir(tmp_path)
+
+    def finished(*arguments):
+        code = 0
+        try:
+            cli.main(["interchange", *arguments])
+        except SystemExit as ended:
+            code = ended.code
+        return code, *capsys.readouterr()
+
+    return finished
+
+
+def test_reading_tells_how_to_train_and_sample(main, tmp_path):
+    (tmp_path / "sd.json").write_text(json.dumps(PUBLISHED["Stable Diffusion 2.1"]))
+    code, out, err = main("--read=sd.json", "--steps=50", "--sigmas=levels.txt", "--betas=betas.txt")
+    assert code == 0 and not err
+    for words in ("alpha_bar 0.0046601, sigma_ve 14.6146", "prediction  v", "timesteps 981, 961, 941 .. 1 there",
+                  "of no effect here: _diffusers_version, skip_prk_steps", "config.model.prediction = 'v'",
+                  """--schedule="sigmas('levels.txt')" --steps=50 --method="ddim\""""):  # fmt: skip
+        assert words in out
+    settings = read("sd.json")
+    levels = schedules.levels("sigmas('levels.txt')", 50)  # the printed command's
+    np.testing.assert_allclose(levels, settings.levels(50), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(schedules.make("betas('betas.txt')").table.log_snr, table(PUBLISHED["DDPM"] | LATENT).log_snr)
+    (tmp_path / "ddpm.json").write_text(json.dumps(PUBLISHED["DDPM"]))
+    assert f'--schedule="{LINEAR_SPEC}" --spacing=leading --steps=N' in main("--read=ddpm.json")[1]
+
+
+def test_writing_from_a_spec(main, tmp_path):
+    code, out, err = main("--schedule=discrete(scaled_linear, zero_terminal=True)", "--prediction=v", "--write=w.json",
+                          "--steps=4", "--sigmas=s.txt")  # fmt: skip
+    assert code == 0 and not err and "the first sigma of s.txt is inf" in out and "DDIMScheduler" in out
+    assert read("w.json").schedule == LATENT_SPEC[:-1] + ", zero_terminal=True)"
+    *sigmas, end = [float(line) for line in (tmp_path / "s.txt").read_text().split()]
+    assert sigmas[0] == math.inf and end == 0
+    np.testing.assert_allclose(sigmas, np.exp(-read("w.json").levels(4) / 2), rtol=1e-5)
+    code, out, err = main("--read=w.json")
+    assert code == 0 and "alpha_bar 0, sigma_ve inf, log-SNR -inf" in out
+
+
+def test_writing_a_run(main, small, tmp_path):
+    """A network told timesteps has those of its table, whatever it was drawn from."""
+    from noisesched.workdir import Workdir
+
+    changes = {"conditioning.kind": "timestep", "conditioning.table": "discrete(cosine, num_steps=100)", "model.prediction": "x"}
+    Workdir(tmp_path / "run").write_config(dataclasses.asdict(small(changes)))
+    code, out, err = main("--workdir=run", "--method=dpmpp_2m", "--write=w.json")
+    assert code == 0 and not err and "is told" not in out
+    settings = read("w.json")
+    assert (settings.schedule, settings.prediction) == ("discrete(cosine, num_steps=100)", "x") and settings.method == "dpmpp_2m"
+
+
+    Workdir(tmp_path / "other").write_config(dataclasses.asdict(small({"conditioning.kind": "sigma"})))
+    assert "network of this run is told sigma" in main("--workdir=other", "--write=w.json")[1]
+
+
+@pytest.mark.parametrize("arguments, says", [
+    ((), "--read"), (("--read=none.json",), "none.json: No such file"), (("--read=a", "--write=b"), "not allowed with"),
+    (("--read=a", "--schedule=linear"), "--schedule is for --write"), (("--read=a", "--workdir=w"), "--workdir is for --write"),
+    (("--write=b",), "--write needs --schedule"), (("--write=b", "--schedule=linear"), "--write needs --prediction"),
+    (("--write=b", "--schedule=linear", "--prediction=v", "--sigmas=s"), "give --steps=N"),
+    (("--write=b", "--schedule=cosine", "--prediction=eps"), "predict v or x"), (("--write=b", "--workdir=w"), "holds no run"),
+    (("--write=none/b", "--schedule=linear", "--prediction=v"), "none/b: No such file"),
+    (("--write=b", "--schedule=discrete(linear)", "--prediction=v", "--steps=2000", "--sigmas=s"), "cannot select 2000"),
+])  # fmt: skip
+def test_faults_of_the_command_in_one_line(main, tmp_path, arguments, says):
+    code, out, err = main(*arguments)
+    assert code == 2 and err.startswith("noisesched: error: ") and err.count("\n") == 1 and says in err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,117 @@
+"""scheduler_config.json against PyTorch's diffusers itself, where it is installed (checked with 0.42 and torch 2.15): the same
+tables, the same levels, and the same images from the same noise."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_interchange import ANCESTRAL, DDIM, DDPM, EULER, FLOW, HEUN, LATENT, PUBLISHED, ROUND_TRIPS, SOLVER
+
+from noisesched import diffusion, foreign, samplers, schedules
+from noisesched.interchange import parse, write
+
+diffusers = pytest.importorskip("diffusers")
+torch = pytest.importorskip("torch")
+
+ZERO = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+FILES = [
+    DDIM, DDPM, EULER, ANCESTRAL, HEUN, SOLVER, *(fields for name, fields in PUBLISHED.items() if name != "Stable Diffusion 1.5"),
+    *(fields | LATENT | {"timestep_spacing": spacing, "steps_offset": 1} for fields in (DDIM, EULER, HEUN, SOLVER)
+      for spacing in schedules.SPACINGS),
+    *(fields | LATENT | ZERO for fields in (DDIM, DDPM, EULER, ANCESTRAL, SOLVER)),
+    *(fields | LATENT | {"use_karras_sigmas": True, "timestep_spacing": spacing} for fields in (EULER, HEUN, SOLVER)
+      for spacing in ("leading", "trailing")),
+    DDIM | {"beta_schedule": "squaredcos_cap_v2"}, EULER | {"use_exponential_sigmas": True},
+    DDIM | {"trained_betas": [0.1, 0.2, 0.3, 0.5] * 5, "num_train_timesteps": 20, "timestep_spacing": "trailing"},
+]  # fmt: skip
+
+
+def named(fields):
+    return "-".join(str(value) for value in fields.values())[:80]
+
+
+def library(fields):
+    return getattr(diffusers, fields["_class_name"]).from_config(dict(fields))
+
+
+def library_sigmas(scheduler, n):
+    """sigma_ve of the n levels that the library's own scheduler visits, noisiest first."""
+    scheduler.set_timesteps(n)
+    with np.errstate(divide="ignore"):
+        if not hasattr(scheduler, "sigmas"):
+            alpha_bar = scheduler.alphas_cumprod.numpy().astype(np.float64)[scheduler.timesteps.numpy()]
+            return np.sqrt((1 - alpha_bar) / alpha_bar)
+        sigmas = scheduler.sigmas.numpy().astype(np.float64)[:-1]
+        if isinstance(scheduler, diffusers.HeunDiscreteScheduler):  # each but the first is listed twice
+            return np.concatenate([sigmas[:1], sigmas[1::2]])
+        return sigmas / (1 - sigmas) if isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler) else sigmas
+
+
+@pytest.mark.parametrize("fields", FILES, ids=named)
+def test_the_same_table_and_the_same_levels(fields):
+    scheduler, settings = library(fields), parse(fields)
+    if fields["_class_name"] != FLOW["_class_name"]:
+        count = settings.num_steps - settings.grid.stand_in
+        expected = schedules.make(settings.schedule).table.alpha_bar[:count]
+        np.testing.assert_allclose(scheduler.alphas_cumprod.numpy()[:count], expected, rtol=5e-5)
+    compared = 0
+    for n in (5, 7, 10, 20) if settings.num_steps == 20 else (1, 2, 7, 20, 48, 50, 61, 103, 999):
+        try:
+            ours = np.exp(-settings.levels(n) / 2)
+        except ValueError:
+            assert n in (61, 103, 999)  # where its arithmetic does not give n levels of the table
+            continue
+        theirs, compared = library_sigmas(scheduler, n), compared + 1
+        np.testing.assert_allclose(ours, theirs, rtol=4e-4, err_msg=str(n))  # beta_1 in float32
+    assert compared >= 4
+
+
+@pytest.mark.parametrize("fields", [
+    DDIM | LATENT, EULER | LATENT, HEUN, SOLVER, SOLVER | {"solver_order": 1}, EULER | {"use_karras_sigmas": True},
+    DDIM | LATENT | ZERO, SOLVER | LATENT | ZERO, EULER | LATENT | {"prediction_type": "v_prediction"},
+], ids=named)  # fmt: skip
+def test_the_same_image_from_the_same_noise(fields):
+    """All the steps, for a network that is right about normal data, and predicts as the file says."""
+    fields = fields | ({"clip_sample": False} if "clip_sample" in foreign.FIELDS[fields["_class_name"]] else {})
+    scheduler, settings, noise = library(fields), parse(fields), np.linspace(-2, 2, 7, dtype=np.float32)
+    levels = jnp.asarray(settings.levels(20), jnp.float32)
+    ours = samplers.sample(estimate, jax.random.key(0), jnp.asarray(noise), levels, settings.method)
+    scheduler.set_timesteps(20)
+    exploding = fields["_class_name"] in (EULER["_class_name"], HEUN["_class_name"])  # then it is z / alpha that moves
+    sample = torch.tensor(noise / float(diffusion.alpha(levels[0])) if exploding else noise)[:, None, None, None]
+    for index, step in enumerate(scheduler.timesteps):
+        if hasattr(scheduler, "sigmas"):
+            log_snr = jnp.full(7, -2 * math.log(scheduler.sigmas[index]))
+        else:
+            log_snr = diffusion.log_snr_from_alpha_bar(jnp.full(7, float(scheduler.alphas_cumprod[step])))
+        z = jnp.asarray((scheduler.scale_model_input(sample, step) if exploding else sample).numpy().reshape(7))
+        x = estimate(z, log_snr)
+        output = np.array(diffusion.target(settings.prediction, x, diffusion.eps_from(x, z, log_snr), log_snr))
+        sample = scheduler.step(torch.tensor(output)[:, None, None, None], step, sample).prev_sample
+    assert np.abs(ours).max() > 0.5
+    np.testing.assert_allclose(sample.numpy().reshape(7), ours, atol=1e-3)
+
+
+def estimate(z, log_snr):
+    """The posterior mean of x given z, for x normal with standard deviation 0.5."""
+    alpha, sigma = diffusion.alpha(log_snr), diffusion.sigma(log_snr)
+    return alpha / 4 / (alpha**2 / 4 + sigma**2) * z
+
+
+@pytest.mark.parametrize("case", ROUND_TRIPS, ids=[case[0] for case in ROUND_TRIPS])
+def test_the_library_makes_our_table_of_what_is_written(case):
+    fields, notes = write(*case[:4])
+    made = schedules.make(case[0]).table
+    scheduler = library(json.loads(json.dumps(fields)))
+    alpha_bar = scheduler.alphas_cumprod.numpy().astype(np.float64)
+    finite = made.alpha_bar > 0
+    gap = np.abs(np.log(alpha_bar[finite]) - np.log1p(-alpha_bar[finite]) - made.log_snr[finite]).max()
+    told = next(note for note in notes if "float32" in note)
+    assert gap < 5e-3 and gap / 5 < float(told.split("up to about ")[1].split(",")[0]) < 5 * gap
+    if parse(fields).grid.stand_in:
+        assert alpha_bar[-1] == pytest.approx(foreign.STAND_IN)
+    else:
+        assert alpha_bar[-1] == pytest.approx(made.alpha_bar[-1], rel=3e-5)  # exactly 0 where ours is
