@@ -410,7 +410,7 @@ def test_hostile_labels_are_text(tmp_path, quick):
     text = (tmp_path / "report" / "report.md").read_text()
     assert "<script" not in text and "<img" not in text and not re.search(r"(?<!\\)\]\(http", text)
     assert text.count("<details>") == text.count("</details>")
-    assert "| a\\|b \\*c\\* \\$d\\$ \\`e\\` \\[f\\](http://x)" in text
+    assert "| a\\|b \\*c\\* \\$d\\$ \\`e\\` [f\\](http://x)" in text
 
 
 def test_what_was_refused_is_in_no_mean(tmp_path, quick):
@@ -565,6 +565,20 @@ def test_markdown_is_escaped_at_the_start_of_a_line_too():
         document.Code("```\ncode"),
     ])  # fmt: skip
     assert text.split("\n\n") == ["\\- no list", "1\\. nor this", "\\# no heading in one line", "````\n```\ncode\n````"]
+
+
+@pytest.mark.parametrize("text, written", [
+    ("log_snr 8.84 train[:90%] 2 < 3 & 4", None), ("_a_ b_", r"\_a\_ b\_"), ("a__b __c__", r"a__b \_\_c\_\_"),
+    ("*a* `b` ~c~ $d$", r"\*a\* \`b\` \~c\~ \$d\$"), ("[a](b) [c]: d", r"[a\](b) [c\]: d"), (r"a\b \* \ ", r"a\b \\\* \\"),
+    ("<b> &amp; a<b", "&lt;b> &amp;amp; a&lt;b"), ("a|b", None),
+])  # fmt: skip
+def test_only_markup_is_escaped(text, written):
+    assert document.Text(text).markdown("p") == (text if written is None else written)
+
+
+def test_a_cell_begins_no_block_and_holds_no_bar():
+    table = document.Table(["a"], [["8. x"], ["- y"], ["# z"], ["a|b"]])
+    assert table.markdown("p").splitlines()[2:] == ["| 8. x |", "| - y |", "| # z |", r"| a\|b |"]
 
 
 def test_columns_of_numbers_are_set_to_the_right():
