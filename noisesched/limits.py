@@ -102,7 +102,7 @@ def likelihood(comparison, metric, pairs):
         seeds = numbers(found, "request", "seed")
         alike = len(seeds) == len(found) and len(set(seeds)) == 1
         yield (f"The standard error of one network's bits per dimension is about {listed(errors)}."
-               + " All networks were evaluated with the same draws: that is no part of their spread over seeds." * alike)  # fmt: skip
+               + " All networks share the same draws: that is no part of their spread over seeds." * alike)  # fmt: skip
 
 
 def levels(comparison, metric, pairs):

@@ -508,7 +508,7 @@ def test_the_bound_has_its_monte_carlo_error_and_the_integral_of_the_profile(ful
     assert line["diffusion term"] == "2.250 ± 0.022" and line["the same by the profile"] == "2.270 ± 0.020"
     assert f"in no network do the two differ by more than {0.02 / np.hypot(0.01, 0.02):.1f} standard errors" in page.text
     assert "is about 0.0216 of drawing levels and noise (Monte Carlo) and 0.0500 of having these images" in page.text
-    assert "evaluated with the same draws" in page.text
+    assert "All networks share the same draws" in page.text
 
 
 def test_copies_of_what_was_trained_on_are_warned_of_where_they_would_score_well(tmp_path):
