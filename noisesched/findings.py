@@ -128,7 +128,7 @@ def read(directory):
         _check(run, RUN, where)
         for name, kind in (("workdirs", str), ("train_seeds", int), ("seconds", (int, float))):
             _check(dict(enumerate(run[name])), dict.fromkeys(range(len(run[name])), kind), f"{where}, {name}")
-        schedules.make(run["drawn"])
+        spec.bind(spec.parse(run["drawn"]), schedules.DEFINITIONS, "schedule")  # a file that it names may be gone
     rows = _read_rows(folder / "compare.jsonl", runs)
     reference = _read(folder / "reference.json")
     _check(reference, {"floor": dict, "about": dict}, folder / "reference.json")
@@ -179,14 +179,22 @@ def _read_evaluations(folder, run):
         path = folder / f"seed{seed}" / "evaluation.json"
         if run["evaluations"].get(directory) is not None or not path.exists():
             continue
-        result = found[directory] = _read(path)
-        _check(result, {"bits_per_dim": dict, "profile": dict}, path)
-        _check(result["bits_per_dim"], {"value": (int, float)}, f"{path}, bits_per_dim")
-        _check(result["profile"], {"log_snr": list, "eps": list, "v": list}, f"{path}, profile")
-        columns = [result["profile"][name] for name in ("log_snr", "eps", "v")]
-        if len({len(column) for column in columns}) > 1 or not all(isinstance(x, int | float) for x in sum(columns, [])):
-            raise ValueError(f"{path} is damaged: log_snr, eps and v of its profile must be as many numbers each")
+        try:
+            found[directory] = _read_evaluation(path)
+        except ValueError as error:  # the report says why it lacks this one
+            run["evaluations"][directory] = str(error)
     return found
+
+
+def _read_evaluation(path):
+    result = _read(path)
+    _check(result, {"bits_per_dim": dict, "profile": dict}, path)
+    _check(result["bits_per_dim"], {"value": (int, float)}, f"{path}, bits_per_dim")
+    _check(result["profile"], {"log_snr": list, "eps": list, "v": list}, f"{path}, profile")
+    columns = [result["profile"][name] for name in ("log_snr", "eps", "v")]
+    if len({len(column) for column in columns}) > 1 or not all(isinstance(x, int | float) for x in sum(columns, [])):
+        raise ValueError(f"{path} is damaged: log_snr, eps and v of its profile must be as many numbers each")
+    return result
 
 
 def _read(path, how=workdir.read_json):

@@ -713,12 +713,14 @@ def test_a_damaged_line_is_named(tmp_path):
         findings.read(tmp_path)
 
 
-def test_a_damaged_evaluation_is_named(tmp_path):
+def test_a_damaged_evaluation_is_named_and_costs_itself_alone(tmp_path):
     make(tmp_path, images=False)
     path = tmp_path / "evaluations" / "curve_log_snr" / "seed0" / "evaluation.json"
     damaged(path, "profile", "v", value=[1.0])
-    with pytest.raises(ValueError, match="log_snr, eps and v of its profile must be as many numbers each"):
-        findings.read(tmp_path)
+    found = findings.read(tmp_path)
+    said, = [reason for reason in found.runs["curve_log_snr"]["evaluations"].values() if reason]
+    assert "log_snr, eps and v of its profile must be as many numbers each" in said
+    assert [len(each) for each in found.evaluations.values()] == [2, *[3] * (len(found.runs) - 1)]
 
 
 @pytest.mark.parametrize("preview", ["../../etc/passwd", "previews/../x.png", "/etc/passwd"])
