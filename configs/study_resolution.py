@@ -21,7 +21,8 @@ def get_config():
     config.runs.photos = run
     # In steps of 2 log 2, by which the shift of Hoogeboom et al. (2023) changes from one size to the next.
     config.schedules = tuple(f"shifted(cosine, by={by})" for by in (-4.16, -2.77, -1.39, 0, 1.39, 2.77))
-    config.calls = (10, 25)
+    config.calls = (10,)
+    config.seeds = (0, 1, 2)
     config.num_images = config.likelihood_images = 512
     config.reference = config.likelihood = "train[90%:]"
     return config

@@ -60,7 +60,8 @@ def run(study, out, command="", say=tqdm.write):
         known = {row["key"]: row for row in read_rows(path)}
         missing = [row for row in rows if row.key not in known or known[row.key]["checkpoint"] != steps[row.run]]
         beside = {(each.label, each.seed): (shared(study, each, given), steps[each]) for each in runs}
-        keys = [row.key for row in rows] + [key for key, row in known.items() if stands_beside(row, beside)]
+        meant = {row.schedule: row.asked["schedule"] for row in rows}  # by a text, which may name a file
+        keys = [row.key for row in rows] + [key for key, row in known.items() if stands_beside(row, beside, meant)]
         write_json(out.path / "config.json", {"command": command, "comparison": dataclasses.asdict(study),
                                               "keys": list(dict.fromkeys(keys))})  # fmt: skip
 
@@ -124,8 +125,9 @@ def check_levels(config, row, log_snrs, beyond):
     """Raises ConfigError for levels at which this network has no estimate, or which it cannot be told."""
     configuration.check_levels(config, row.schedule, log_snrs)
     if beyond["handled"] == "refused":
-        _fail(f"{beyond['levels']} of {row.levels} levels lie outside the table of timesteps that the network knows, by up to "
-              f"{beyond['by']} in log-SNR (outside='clamp' tells it the nearest end's)")  # fmt: skip
+        how = "-inf among them" if np.isinf(beyond["by"]) else f"by up to {beyond['by']} in log-SNR"
+        _fail(f"{beyond['levels']} of {row.levels} levels lie outside the table of timesteps that the network knows, {how} "
+              "(outside='clamp' tells it the nearest end's)")  # fmt: skip
 
 
 def outside(config, log_snrs, translation, handling):
@@ -250,14 +252,16 @@ def seconds_spent(each):
     return seconds
 
 
-def stands_beside(row, beside):
+def stands_beside(row, beside, meant):
     """Whether a row that was asked for earlier belongs in one report with those asked for now: of the same checkpoint, by the
     same measure, under another schedule, sampler, number of calls, seed or translation.
 
-    `beside`: {(label, training seed): (what its rows share, its checkpoint)}.
+    `beside`: {(label, training seed): (what its rows share, its checkpoint)}; `meant`: {a schedule's text: what it stands for}.
     """
     common, step = beside.get((row.get("run"), row.get("train_seed")), ({}, None))
-    return row["checkpoint"] == step and {name: row.get("asked", {}).get(name) for name in common} == common
+    if row["checkpoint"] != step or {name: row.get("asked", {}).get(name) for name in common} != common:
+        return False
+    return meant.setdefault(row["schedule"], row["asked"]["schedule"]) == row["asked"]["schedule"]
 
 
 def asked_of(path):

@@ -56,7 +56,7 @@ class Title:
         return f'<h1>{_html(self.text)}</h1>\n<p class="lead">{_html(self.lead)}</p>'
 
     def markdown(self, pictures):
-        return f"# {_markdown(self.text)}\n\n*{_markdown(self.lead)}*"
+        return f"# {_inline(self.text)}\n\n*{_inline(self.lead)}*"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Heading:
         return f'<h{self.level} id="{self.anchor}">{_html(self.text)}</h{self.level}>'
 
     def markdown(self, pictures):
-        return f"{'#' * self.level} {_markdown(self.text)}"
+        return f"{'#' * self.level} {_inline(self.text)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +120,9 @@ class Table:
 
     @property
     def numeric(self):
-        number = re.compile(r"^([-+]?[\d.,]+(e[-+]\d+)?( .*)?|-|)$")
-        return [all(number.match(row[column]) for row in self.rows) for column in range(len(self.header))]
+        number = re.compile(r"^([-+]?[\d.,]+(e[-+]\d+)?%?( .*)?|-|)$")
+        columns = [[row[column] for row in self.rows] for column in range(len(self.header))]
+        return [all(map(number.match, cells)) and any(cell not in ("-", "") for cell in cells) for cells in columns]
 
     def html(self):
         sides = [' class="n"' if numeric else "" for numeric in self.numeric]
@@ -136,11 +137,11 @@ class Table:
         return f"<details><summary>{_html(self.folded)}</summary>{table}</details>" if self.folded else table
 
     def markdown(self, pictures):
-        line = lambda cells: f"| {' | '.join(map(_markdown, cells))} |"
+        line = lambda cells: "| " + " | ".join(_inline(cell).replace("|", r"\|") for cell in cells) + " |"
         rule = f"|{'|'.join(' ---: ' if numeric else ' --- ' for numeric in self.numeric)}|"
         table = "\n".join([line(self.header), rule, *map(line, self.rows)])
         if self.caption:
-            table += f"\n\n*{_markdown(self.caption)}*"
+            table += f"\n\n*{_inline(self.caption)}*"
         return f"<details><summary>{_html(self.folded)}</summary>\n\n{table}\n\n</details>" if self.folded else table
 
 
@@ -158,7 +159,7 @@ class Picture:
                 f"<figcaption>{_html(self.caption)}</figcaption></figure>")  # fmt: skip
 
     def markdown(self, pictures):
-        return f"![{_markdown(self.name)}]({pictures}/{self.name}.png)\n\n*{_markdown(self.caption)}*"
+        return f"![{_inline(self.name)}]({pictures}/{self.name}.png)\n\n*{_inline(self.caption)}*"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,8 +237,18 @@ def _html(text):
 
 
 def _markdown(text):
-    """On one line, with nothing in it that Markdown or the HTML in it would read as its own."""
+    """A block of its own: as `_inline`, and with nothing at its beginning that would make a list, a heading or a quotation."""
+    text = re.sub(r"^(?=>|[-+](\s|$)|-+$|#{1,6}(\s|$)|\[[ xX]\]\s)", r"\\", _inline(text))
+    return re.sub(r"^(\d{1,9})(?=[.)](\s|$))", r"\1\\", text)
+
+
+def _inline(text):
+    """On one line, with nothing in it that Markdown, GitHub's, or the HTML in it would read as its own.
+
+    What is no markup where it stands stays as it is: "log_snr", "8.84", "train[:90%]".
+    """
     text = " ".join(str(text).split())
-    text = re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", text)
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"^(\d+)([.)])", r"\1\\\2", re.sub(r"^([-+])(?= )", r"\\\1", text))
+    markup = r"\\(?=[^\w\s]|$)|[`*~$]|(?<!\w)_+|_+(?!\w)|\](?=[(:])"
+    text = re.sub(markup, lambda found: "".join(f"\\{character}" for character in found[0]), text)
+    text = re.sub(r"&(?=#?\w+;)", "&amp;", text)
+    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", text)

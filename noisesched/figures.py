@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from noisesched import schedules
+from noisesched import findings, schedules
 from noisesched.findings import Task
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
@@ -61,6 +61,7 @@ def quality(comparison, metric, variant):
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     names, options = comparison.schedules, styles(comparison)
+    made = sorted({n for calls in comparison.calls for n in findings.network_calls(comparison, calls, variant)})
     figure, axes = _grid(len(names), 3.6, 2.75, sharey=True)
     seen = [comparison.floor[metric]] if metric in comparison.floor else []
     for axis, schedule in zip(axes, names, strict=True):
@@ -79,7 +80,7 @@ def quality(comparison, metric, variant):
             axis.axhline(comparison.floor[metric], color="#66707a", linestyle="--", linewidth=1)
         axis.set_title(plain(schedule, 42), fontsize=10, loc="left")
         axis.set_xscale("log")
-        axis.set_xticks(comparison.calls, map(str, comparison.calls))
+        axis.set_xticks(made, map(str, made))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_minor_formatter(NullFormatter())
     if seen and min(seen) > 0 and max(seen) > 10 * min(seen):
@@ -153,26 +154,13 @@ def levels(comparison, variant, n):
     """Over the density of the levels that training drew, a row of ticks for each inference schedule: a panel for each density."""
     names = comparison.schedules
     drawn = list(dict.fromkeys(condition.drawn for condition in comparison.conditions))
-    placed = {}
-    for schedule in names:
-        count = next(row["levels"] for (_, task), rows in comparison.cells.items() for row in rows
-                     if task == Task(schedule, *variant, n))  # fmt: skip
-        placed[schedule] = np.asarray(schedules.levels(schedule, count, variant[1]), np.float64)
+    placed = {name: findings.levels(comparison, Task(name, *variant, n)) for name in names}
     finite = np.concatenate([values[np.isfinite(values)] for values in placed.values()])
-    low, high = max(min(finite.min(), -10) - 1, -20), min(max(finite.max(), 10) + 1, 20)
+    low, high = max(finite.min(initial=-10) - 1, -20), min(finite.max(initial=10) + 1, 20)
     seen = max(run["train_steps"] * run["batch_size"] for run in comparison.runs.values())  # the cleanest: about one draw in all
     figure, axes = _grid(len(drawn), 4.2, 0.24 * len(names) + 2.0, sharey=True)
     for axis, text in zip(axes, drawn, strict=True):
-        schedule = schedules.make(text)
-        count = schedule.table.num_steps if schedule.table else 1000
-        u = (np.arange(count) + (1.0 if schedule.table else 0.5)) / count
-        log_snr = np.asarray(schedule(u), np.float64)
-        density = 1 / np.asarray(schedules.rate(schedule, u), np.float64)
-        if count < 200:  # a table so coarse that its levels are seen apart
-            axis.vlines(log_snr, 0, 2.2 * density / density.max(), color="#56B4E9", alpha=0.8, linewidth=1.2)
-        else:
-            axis.fill_between(log_snr, 0, 2.2 * density / density.max(), color="#56B4E9", alpha=0.45, linewidth=0)
-        first, last = (float(edge) for edge in schedule(np.array([1.0 / seen, 1.0])))
+        first, last = _density(axis, text, seen)
         for row, name in enumerate(names):
             values, height = placed[name], -0.7 - row
             inside = (values >= max(last, low) - 1e-3) & (values <= first + 1e-3)
@@ -188,6 +176,26 @@ def levels(comparison, variant, n):
     return png(figure)
 
 
+def _density(axis, drawn, seen):
+    """Draws the density of the levels that training drew; returns their ends: (cleanest of `seen` draws, noisiest)."""
+    try:
+        schedule = schedules.make(drawn)
+    except ValueError:  # its file is gone: no level can be said to lie outside
+        axis.text(0.5, 1.1, "not there to be read", transform=axis.get_yaxis_transform(), ha="center", va="center", fontsize=8,
+                  color="#66707a")  # fmt: skip
+        return math.inf, -math.inf
+    count = schedule.table.num_steps if schedule.table else 1000
+    u = (np.arange(count) + (1.0 if schedule.table else 0.5)) / count
+    log_snr = np.asarray(schedule(u), np.float64)
+    density = 1 / np.asarray(schedules.rate(schedule, u), np.float64)
+    if count < 200:  # a table so coarse that its levels are seen apart
+        axis.vlines(log_snr, 0, 2.2 * density / density.max(), color="#56B4E9", alpha=0.8, linewidth=1.2)
+    else:
+        axis.fill_between(log_snr, 0, 2.2 * density / density.max(), color="#56B4E9", alpha=0.45, linewidth=0)
+    first, last = (float(edge) for edge in schedule(np.array([1.0 / seen, 1.0])))
+    return first, last
+
+
 def strips(comparison, variant, n):
     """Images from the same noise: conditions by inference schedules, from previews/ of the first seeds."""
     from matplotlib.figure import Figure
@@ -196,10 +204,12 @@ def strips(comparison, variant, n):
     for place in itertools.product(range(len(rows)), range(len(columns))):
         found = sorted(comparison.cells.get((rows[place[0]], Task(columns[place[1]], *variant, n)), []),
                        key=lambda row: (row["train_seed"], row["seed"]))  # fmt: skip
-        if found and found[0]["preview"]:
+        try:
             shown[place] = preview(comparison.folder, found[0])
-        else:
+        except (IndexError, FileNotFoundError):  # no row yet; a row without a picture
             missing[place] = "refused" if found and found[0]["refused"] else "not there"
+        except OSError:
+            missing[place] = "cannot be read"
     height, width = next(iter(shown.values())).shape[:2] if shown else (1, STRIP)
     pitch = np.array([height * 1.12, width * 1.04])
     left = 0.1 * max(len(str(condition)) for condition in rows) + 0.3
@@ -220,9 +230,14 @@ def strips(comparison, variant, n):
 
 
 def preview(folder, row):
-    """The first images of a row's preview, uint8 [H, W] or [H, W, 3]. ValueError if it is damaged or not in previews/."""
+    """The first images of a row's preview, uint8 [H, W] or [H, W, 3].
+
+    Raises FileNotFoundError if there is none, OSError if it is damaged, ValueError if it would be from elsewhere.
+    """
     from PIL import Image
 
+    if not row["preview"]:
+        raise FileNotFoundError(f"{Path(folder) / 'compare.jsonl'}: the row {row['key']} has no preview")
     path = Path(folder) / "previews" / Path(row["preview"]).name
     if row["preview"] != f"previews/{path.name}":
         raise ValueError(f"{Path(folder) / 'compare.jsonl'}: the preview {row['preview']!r} is not in previews/")
@@ -232,6 +247,6 @@ def preview(folder, row):
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing: compare.jsonl says that it is there") from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} is no picture that can be read: {error}") from None
+        raise OSError(f"{path} is no picture that can be read: {error}") from None
     shown = math.ceil(pixels.shape[1] * STRIP / 8)
     return pixels[:, :shown]

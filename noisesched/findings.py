@@ -19,7 +19,6 @@ from noisesched import metrics, schedules, spec, workdir
 
 CONFIDENCE = 0.95
 SAME = 0.15  # two schedules are one if they differ by less in log-SNR at every step: a table and its continuous curve do
-TOLD = ("log_snr", "sigma", "timestep", "none")  # the order in which they are compared: a former with each later one
 
 
 class Condition(NamedTuple):
@@ -129,7 +128,7 @@ def read(directory):
         _check(run, RUN, where)
         for name, kind in (("workdirs", str), ("train_seeds", int), ("seconds", (int, float))):
             _check(dict(enumerate(run[name])), dict.fromkeys(range(len(run[name])), kind), f"{where}, {name}")
-        schedules.make(run["drawn"])
+        spec.bind(spec.parse(run["drawn"]), schedules.DEFINITIONS, "schedule")  # a file that it names may be gone
     rows = _read_rows(folder / "compare.jsonl", runs)
     reference = _read(folder / "reference.json")
     _check(reference, {"floor": dict, "about": dict}, folder / "reference.json")
@@ -182,14 +181,22 @@ def _read_evaluations(folder, run):
         path = folder / f"seed{seed}" / "evaluation.json"
         if run["evaluations"].get(directory) is not None or not path.exists():
             continue
-        result = found[directory] = _read(path)
-        _check(result, {"bits_per_dim": dict, "profile": dict}, path)
-        _check(result["bits_per_dim"], {"value": (int, float)}, f"{path}, bits_per_dim")
-        _check(result["profile"], {"log_snr": list, "eps": list, "v": list}, f"{path}, profile")
-        columns = [result["profile"][name] for name in ("log_snr", "eps", "v")]
-        if len({len(column) for column in columns}) > 1 or not all(isinstance(x, int | float) for x in sum(columns, [])):
-            raise ValueError(f"{path} is damaged: log_snr, eps and v of its profile must be as many numbers each")
+        try:
+            found[directory] = _read_evaluation(path)
+        except ValueError as error:  # the report says why it lacks this one
+            run["evaluations"][directory] = str(error)
     return found
+
+
+def _read_evaluation(path):
+    result = _read(path)
+    _check(result, {"bits_per_dim": dict, "profile": dict}, path)
+    _check(result["bits_per_dim"], {"value": (int, float)}, f"{path}, bits_per_dim")
+    _check(result["profile"], {"log_snr": list, "eps": list, "v": list}, f"{path}, profile")
+    columns = [result["profile"][name] for name in ("log_snr", "eps", "v")]
+    if len({len(column) for column in columns}) > 1 or not all(isinstance(x, int | float) for x in sum(columns, [])):
+        raise ValueError(f"{path} is damaged: log_snr, eps and v of its profile must be as many numbers each")
+    return result
 
 
 def _read(path, how=workdir.read_json):
@@ -223,11 +230,41 @@ def better(name):
 
 @functools.lru_cache(maxsize=4096)
 def own(drawn, schedule):
-    """Whether an inference schedule is the one that training drew from, or the continuous curve of its table."""
+    """Whether an inference schedule is the one that training drew from, or the continuous curve of its table.
+
+    One that is read from a file is known by its text alone: the file may be another by now, or gone.
+    """
+    calls = spec.parse(drawn), spec.parse(schedule)
+    if calls[0] == calls[1] or any(map(_reads_file, calls)):
+        return calls[0] == calls[1]
     drawn, schedule = schedules.make(drawn), schedules.make(schedule)
     num_steps = max(drawn.table.num_steps if drawn.table else 1000, 2)
     u = np.linspace(1, num_steps - 1, 100).round() / num_steps  # steps, without u = 1, where published tables are clipped
     return bool(np.isclose(np.asarray(drawn(u)), np.asarray(schedule(u)), rtol=0, atol=SAME).all())
+
+
+def _reads_file(call):
+    """Whether a parsed schedule, or one in it, has a text as argument: always a file's name."""
+    values = (*call.args, *dict(call.kwargs).values())
+    return any(isinstance(value, str) or isinstance(value, spec.Call) and _reads_file(value) for value in values)
+
+
+def levels(comparison, task):
+    """The log-SNRs that a task was sampled at, noisiest first, float64 [N]; empty if it has no row.
+
+    As its rows store them. Rows of older comparisons do not: then as the schedule's text gives them today.
+    """
+    row = next((row for (_, other), rows in comparison.cells.items() if other == task for row in rows), None)
+    if row is None:
+        return np.empty(0)
+    stored = row.get("log_snrs")
+    return np.asarray(schedules.levels(task.schedule, row["levels"], task.spacing) if stored is None else stored, np.float64)
+
+
+def network_calls(comparison, calls, variant=None):
+    """The numbers of network calls truly made within a budget of `calls`, ascending: by all, or by one (method, spacing)."""
+    return sorted({row["network_calls"] for (_, task), rows in comparison.cells.items() for row in rows
+                   if task.calls == calls and variant in (None, (task.method, task.spacing))})  # fmt: skip
 
 
 def handled(rows, how):
@@ -283,21 +320,6 @@ def verdict(found, metric):
     if found.low <= 0 <= found.high:
         return "no difference seen"
     return "better" if (found.mean < 0) == (better(metric) == "lower") else "worse"
-
-
-def pairs(comparison):
-    """[(first, second)]: conditions whose training drew the same levels, told differently: the first's comes first in TOLD."""
-    rank = {told: place for place, told in enumerate(TOLD)}
-    drawn = [condition.drawn for condition in comparison.conditions]
-    found = [(a, b) for a, b in itertools.permutations(comparison.conditions, 2)
-             if a.drawn == b.drawn and rank.get(a.told, len(TOLD)) < rank.get(b.told, len(TOLD))]  # fmt: skip
-    return sorted(found, key=lambda pair: (drawn.index(pair[0].drawn), *(rank.get(each.told, len(TOLD)) for each in pair)))
-
-
-def foremost(pairs):
-    """The pairs whose first is told what comes first in TOLD: the question, where the others are its context."""
-    first = next((told for told in TOLD if any(pair[0].told == told for pair in pairs)), None)
-    return [pair for pair in pairs if pair[0].told == first]
 
 
 def differences(comparison, first, second, task, metric):

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from noisesched import findings
+from noisesched import findings, sentences
 from noisesched.document import number, plus_minus
 from noisesched.figures import plain, png
 from noisesched.findings import Task
@@ -35,28 +35,28 @@ def heat_maps(comparison, metric, variant, calls):
             _box(axis, row, column, text, shade(summary.mean) if summary else "white", hatch=bool(refused),
                  frame=findings.own(condition.drawn, schedule))  # fmt: skip
 
-    titles = {n: f"{n} network calls" for n in calls}
+    titles = {n: sentences.budget(comparison, n, variant) for n in calls}
     groups = [condition.drawn for condition in comparison.conditions]
     return _panels(calls, titles, list(map(str, comparison.conditions)), comparison.schedules, draw, groups,
                    cell=0.56 if len(calls) > 1 else 1.15)  # fmt: skip
 
 
 def difference_maps(comparison, metric, variant, pairs):
-    """Pairs of conditions by inference schedules, a panel for each number of calls: the mean difference, coloured by verdict."""
+    """`pairing.Pair`s by inference schedules, a panel for each number of calls: the mean difference, coloured by verdict."""
     def draw(axis, n, small):
-        for (row, (first, second)), (column, schedule) in itertools.product(enumerate(pairs), enumerate(comparison.schedules)):
-            values = findings.differences(comparison, first, second, Task(schedule, *variant, n), metric)
+        for (row, pair), (column, schedule) in itertools.product(enumerate(pairs), enumerate(comparison.schedules)):
+            values = findings.differences(comparison, pair.first, pair.second, Task(schedule, *variant, n), metric)
             if not values:
                 _box(axis, row, column, "·", "white")
                 continue
             found = findings.difference(values.values())
             said = findings.verdict(found, metric)
             _box(axis, row, column, f"{'+' if found.mean > 0 else ''}{number(found.mean)}", VERDICTS[said],
-                 frame=findings.own(first.drawn, schedule))  # fmt: skip
+                 frame=sentences.framed(pair, schedule))  # fmt: skip
 
-    names = [f"{first} − {second}" for first, second in pairs]
-    titles = {n: f"{n} network calls" for n in comparison.calls}
-    groups = [first.drawn for first, _ in pairs]
+    names = [f"{pair.first} − {pair.second}" for pair in pairs]
+    titles = {n: sentences.budget(comparison, n, variant) for n in comparison.calls}
+    groups = [(pair.factor, pair.first.drawn) for pair in pairs]
     return _panels(comparison.calls, titles, names, comparison.schedules, draw, groups, cell=0.56)
 
 
@@ -84,7 +84,7 @@ def _panels(keys, titles, rows, columns, draw, groups, cell):
             axis.set_visible(False)
             continue
         draw(axis, key, len(keys) > 1)
-        axis.set_title(plain(titles[key]), fontsize=9.5, loc="left")
+        axis.set_title(plain(titles[key], max(7, int(15 * cell * len(columns)))), fontsize=9.5, loc="left")  # 15 letters an inch
         axis.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
         axis.set_yticks(np.arange(len(rows)) + 0.5, names, fontsize=8.5)
         axis.set_xticks(np.arange(len(columns)) + 0.5, [plain(name, 22) for name in columns], fontsize=8.5, rotation=32,

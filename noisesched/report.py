@@ -11,9 +11,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from noisesched import document, figures, findings, heatmaps, sentences
+from noisesched import document, figures, findings, heatmaps, limits, pairing, sentences
 from noisesched.document import Code, Heading, Items, Picture, Table, Text, Title, number, plus_minus
-from noisesched.sentences import count, listed
+from noisesched.sentences import count, every, listed
 
 PACKAGES = ("noisesched", "jax", "flax", "numpy", "scipy", "matplotlib")
 
@@ -36,11 +36,11 @@ def run(directory, out="", say=tqdm.write):
 
 def compose(comparison, command):
     """The blocks of the report."""
-    pairs, metric = findings.pairs(comparison), comparison.metrics[0]
+    pairs, metric = pairing.pairs(comparison), comparison.metrics[0]
     parts = (heading, compared, by_schedule, by_calls, paired, losses, placed, images, numbers, costs)
     blocks = [block for part in parts for block in part(comparison, metric, pairs)]
     return [*blocks, *made_by(comparison, command),
-            Heading("What the data do not show"), Items(sentences.limits(comparison, metric, pairs))]  # fmt: skip
+            Heading("What the data do not show"), Items(limits.limits(comparison, metric, pairs))]  # fmt: skip
 
 
 # -- the parts, in order
@@ -52,26 +52,37 @@ def heading(comparison, metric, pairs):
 
 def compared(comparison, metric, pairs):
     config, about = comparison.config["comparison"], comparison.about
+    columns = ["run", "levels drawn in training", "told", "table of timesteps", "parameters", "steps x batch", "seeds"]
+    others = {label: differs(comparison, label) for label in comparison.runs}
     rows = [[name, run["drawn"], sentences.told(comparison, name), run.get("table") or "-", f"{run['num_parameters']:,}",
-             f"{run['train_steps']:,} x {run['batch_size']}", str(len(run["workdirs"]))]
+             f"{run['train_steps']:,} x {run['batch_size']}", str(len(run["workdirs"])), *[others[name]] * any(others.values())]
             for name, run in comparison.runs.items()]  # fmt: skip
     measured = [[name, findings.better(name), number(comparison.floor[name]) if name in comparison.floor else "-"]
                 for name in comparison.metrics]  # fmt: skip
     extra = [f"parameters: {config['parameters']}"] * ("parameters" in config)
-    real = sentences.flat(about | {"extractors": None}) or "nothing is stored of them"
     seen = [f"extractor {name}: {sentences.flat(what)}" for name, what in about.get("extractors", {}).items()]
     return [
         Heading("What was compared"),
-        Table(["run", "levels drawn in training", "told", "table of timesteps", "parameters", "steps x batch", "seeds"], rows),
+        Table(columns + ["differs in"] * any(others.values()), rows),
+        Table(["setting", "value"], [list(each) for each in pairing.common(comparison).items()],
+              "Without those that leave the trained network as it is.",
+              folded="What all runs have in common" if len(comparison.runs) > 1 else "The run's settings"),
         Items(sentences.meanings(comparison)),
         Text(f"Inference: {listed(comparison.schedules)}; {listed([f'{m}, {s} spacing' for m, s in comparison.variants])}; "
-             f"{listed(comparison.calls)} network calls; {count(len({row['seed'] for row in comparison.rows}), 'seed')} of the "
+             f"{sentences.budgets(comparison)}; {count(len({row['seed'] for row in comparison.rows}), 'seed')} of the "
              f"noise, image i of a seed from the same noise throughout{''.join('; ' + text for text in extra)}."),  # fmt: skip
-        Text(f"Real images: {real}. The floor is each number between two disjoint halves of them: what cannot be told from real "
-             "images with so many of each lies there."),  # fmt: skip
+        Text(f"Real images: {sentences.chosen(about)}. The floor is each number between those and as many others: what cannot be "
+             "told from real images lies there."),  # fmt: skip
         *[Items(seen)] * bool(seen),
         Table(["number", "better", "floor"], measured),
     ]  # fmt: skip
+
+
+def differs(comparison, label):
+    """The settings in which a run differs from others, but for those that have columns of their own."""
+    told = ("schedule", "conditioning.kind", "conditioning.table", "training.num_steps", "training.batch_size")
+    found = {name: texts[label] for name, texts in pairing.varying(comparison).items() if name not in told}
+    return ", ".join(f"{name} {text}" for name, text in found.items())
 
 
 def by_schedule(comparison, metric, pairs):
@@ -79,8 +90,8 @@ def by_schedule(comparison, metric, pairs):
     for which, variant in enumerate(comparison.variants, 1):
         where = _variant(comparison, variant)
         yield Picture(f"heat_map_{which}", heatmaps.heat_maps(comparison, metric, variant, [comparison.middle]), (
-            f"{metric} at {comparison.middle} network calls{where}: mean{_spread(comparison)}. Darker is worse. An orange frame: "
-            f"the schedule of training.{_marks(comparison)}"))  # fmt: skip
+            f"{metric} at {sentences.budget(comparison, comparison.middle, variant)}{where}: mean{_spread(comparison)}. Darker "
+            f"is worse. An orange frame: the schedule of training.{_marks(comparison)}"))  # fmt: skip
         if len(comparison.calls) > 1:
             yield Picture(f"heat_maps_{which}", heatmaps.heat_maps(comparison, metric, variant, comparison.calls), (
                 f"The same for all numbers of calls{where}; each panel has a scale of its own."))  # fmt: skip
@@ -96,38 +107,43 @@ def by_calls(comparison, metric, pairs):
 
 
 def paired(comparison, metric, pairs):
-    yield Heading("What the network is told, seed by seed")
+    yield Heading("Seed by seed" + (f": {listed(sentences.factors(pairs))}" if pairs else ""))
     if not pairs:
-        yield Text("No two of these runs drew the same levels in training and were told them differently: nothing can be paired.")
+        yield Text(sentences.unpaired(comparison))
         return
-    yield Text(sentences.rule(comparison))
+    yield Text(sentences.rule(comparison, pairs))
     columns = ["schedules", "cells", "seeds", "difference ± standard error", "95 % interval", "the first is"]
     caption = (f"Differences of {metric}, first minus second, averaged over schedules and numbers of calls: where distances are "
                "large, they weigh most.")  # fmt: skip
-    yield averages(comparison, metric, sentences.questions(pairs), ["first told", "second told", *columns],
-                   f"{caption} Over all ways of drawing levels in training.")  # fmt: skip
+    asked = pairing.questions(pairs)
+    told = {pair.factor for pair in pairs} == {pairing.CONDITIONING}
+    yield averages(comparison, metric, {tuple(sentences.named(factor, value) for value in values): chosen
+                                        for (factor, *values), chosen in asked.items()},
+                   [*(["first told", "second told"] if told else ["first has", "second has"]), *columns],
+                   caption + " Over all pairs of runs that differ so." * (len(pairs) > len(asked)))  # fmt: skip
     for which, variant in enumerate(comparison.variants, 1):
-        yield Picture(f"differences_{which}", heatmaps.difference_maps(comparison, metric, variant, findings.foremost(pairs)), (
+        yield Picture(f"differences_{which}", heatmaps.difference_maps(comparison, metric, variant, pairing.foremost(pairs)), (
             f"Mean difference of {metric}{_variant(comparison, variant)}, the first condition minus the second. Blue: the first "
             "is better; orange: it is worse; gray: no difference seen (or one seed). Framed: the schedule of training."))
-    yield averages(comparison, metric, {tuple(map(str, pair)): [pair] for pair in pairs}, ["first", "second", *columns], caption,
-                   "Each way of drawing levels by itself")  # fmt: skip
+    if len(pairs) > len(asked):
+        yield averages(comparison, metric, {(str(pair.first), str(pair.second)): [pair] for pair in pairs},
+                       ["first", "second", *columns], caption, "Each pair of runs by itself")  # fmt: skip
     if len(comparison.metrics) > 1:
-        verdicts = lambda pair, name: [said for task in comparison.tasks if (
+        verdicts = lambda *pair, name: [said for task in comparison.tasks if (
             said := sentences.verdict(comparison, *pair, task, name))]  # fmt: skip
-        rows = [[*map(str, pair), *(sentences.tally(verdicts(pair, name), short=True) for name in comparison.metrics)]
-                for pair in pairs]  # fmt: skip
+        rows = [[str(a), str(b), *(sentences.tally(verdicts(a, b, name=name), short=True) for name in comparison.metrics)]
+                for a, b, *_ in pairs]  # fmt: skip
         yield Table(["first", "second", *comparison.metrics], rows, "Verdicts over all cells: better / worse / no difference "
                     "seen.", folded="By every number, not the main one alone")  # fmt: skip
     rows = []
-    for first, second in pairs:
+    for first, second, *_ in pairs:
         for task in comparison.tasks:
             if values := findings.differences(comparison, first, second, task, metric):
                 found = findings.difference(values.values())
                 rows.append([str(first), str(second), *_columns(comparison, task), *_difference(found), str(found.n),
                              findings.verdict(found, metric)])  # fmt: skip
     header = ["first", "second", *_head(comparison), "difference ± standard error", "95 % interval", "seeds", "the first is"]
-    yield Table(header, rows, folded=f"All {len(rows)} differences of {metric}, cell by cell")  # fmt: skip
+    yield Table(header, rows, folded=f"{every(len(rows), 'difference')} of {metric}, cell by cell")  # fmt: skip
 
 
 def averages(comparison, metric, asked, header, caption, folded=""):
@@ -145,32 +161,56 @@ def averages(comparison, metric, asked, header, caption, folded=""):
 
 def losses(comparison, metric, pairs):
     yield Heading("Likelihood and loss at every level")
-    evaluated, asked = (sum(map(len, which)) for which in (
-        comparison.evaluations.values(), [run["workdirs"] for run in comparison.runs.values()]))  # fmt: skip
-    if not evaluated:
-        yield Text("No run has been evaluated: there is no evaluation/evaluation.json in their workdirs.")
+    evaluated, missing = {label: list(found.values()) for label, found in comparison.evaluations.items() if found}, {}
+    for label, run in comparison.runs.items():
+        for directory, seed in zip(run["workdirs"], run["train_seeds"], strict=True):
+            if directory not in comparison.evaluations[label]:
+                reason = str(run["evaluations"].get(directory) or "evaluation.json is missing")
+                missing.setdefault(reason, []).append(f"{label}, seed {seed}")
+    done, left = (sum(map(len, which.values())) for which in (evaluated, missing))
+    if evaluated:
+        several = " mean over seeds with one standard deviation;" if max(map(len, evaluated.values())) > 1 else ""
+        told = any(run["told"] == "timestep" for run in comparison.runs.values())
+        yield Picture("profiles", figures.profiles(comparison), (
+            f"Squared error of the network at every log-SNR, on {limits.evaluated(comparison)};{several} {done} of "
+            f"{count(done + left, 'network')}." + " What a network is told of timesteps here is as its own config says." * told))
+        yield bounds(comparison, evaluated)
+    elif len(missing) == 1:
+        yield Text(f"No run has been evaluated: {next(iter(missing))}.")
         return
-    yield Picture("profiles", figures.profiles(comparison), (
-        f"Squared error of the network on held-out images at every log-SNR, {evaluated} of {asked} networks"
-        f"{', mean over seeds with one standard deviation' if len(comparison.seeds) > 1 else ''}; what a network is told of "
-        "timesteps here is as its own config says."))  # fmt: skip
-    rows = []
-    for name, found in comparison.evaluations.items():
-        if found:
-            bits = findings.summarise([each["bits_per_dim"]["value"] for each in found.values()])
-            share = [each["bits_per_dim"].get("untrained", {}).get("share") for each in found.values()]
-            known = [value for value in share if isinstance(value, int | float)]
-            rows.append([name, sentences.told(comparison, name), plus_minus(bits.mean, bits.std), str(bits.n),
-                         f"{findings.summarise(known).mean:.1%}" if known else "-"])  # fmt: skip
-    yield Table(["run", "told", "bits per dimension", "seeds", "of it at levels never drawn"], rows,
-                "Lower is better; mean ± standard deviation over seeds.")  # fmt: skip
+    if missing:
+        yield Items([f"Not evaluated: {'; '.join(names)} ({reason})." for reason, names in missing.items()])
+
+
+def bounds(comparison, evaluated):
+    """The table of bits per dimension, of {run: its evaluations}."""
+    rows, apart = [], []
+    for name, found in evaluated.items():
+        bits = findings.summarise([each["bits_per_dim"]["value"] for each in found])
+        error, by_profile = limits.typical(found), limits.typical(found, "profile", "bits_per_dim_std_error")
+        diffusion, integral, share = (limits.numbers(found, *keys) for keys in (
+            ("bits_per_dim", "diffusion"), ("profile", "bits_per_dim"), ("bits_per_dim", "untrained", "share")))  # fmt: skip
+        mean = lambda values, error=None: plus_minus(findings.summarise(values).mean, error) if values else "-"
+        rows.append([name, sentences.told(comparison, name), plus_minus(bits.mean, bits.std), str(bits.n),
+                     number(error) if error is not None else "-", mean(diffusion, error), mean(integral, by_profile),
+                     f"{findings.summarise(share).mean:.1%}" if share else "-"])  # fmt: skip
+        apart += limits.disagreement(found)
+    header = ["run", "told", "bits per dimension", "seeds", "Monte-Carlo error", "diffusion term", "the same by the profile",
+              "of the bits, at levels never drawn"]  # fmt: skip
+    return Table(header, rows, (
+        f"Bits, lower is better: mean{_spread(comparison)}, on {limits.evaluated(comparison)}. Monte-Carlo error: of one "
+        "network's bits, from drawing levels and noise. The diffusion term is measured twice, for the bound and as the integral "
+        "of the profile, each ± its Monte-Carlo error"
+        + (f"; in no network do the two differ by more than {max(apart):.1f} standard errors." if apart else ".")
+        + " That is more than noise explains: the levels of the profile may lie too far apart." * (max(apart, default=0) > 4)))
 
 
 def placed(comparison, metric, pairs):
     yield Heading("Where the schedules put their levels")
     for which, variant in enumerate(comparison.variants, 1):
         yield Picture(f"levels_{which}", figures.levels(comparison, variant, comparison.middle), (
-            f"The levels of each inference schedule for {comparison.middle} network calls{_variant(comparison, variant)}, under "
+            f"The levels of each inference schedule for {sentences.budget(comparison, comparison.middle, variant)}"
+            f"{_variant(comparison, variant)}, under "
             "the density of the levels that training drew. Orange: outside of it; an arrowhead: -inf, or beyond the picture."))
 
 
@@ -179,19 +219,19 @@ def images(comparison, metric, pairs):
     for which, variant in enumerate(comparison.variants, 1):
         for calls in dict.fromkeys((comparison.calls[0], comparison.middle)):
             yield Picture(f"images_{which}_{calls}", figures.strips(comparison, variant, calls), (
-                f"{calls} network calls{_variant(comparison, variant)}: rows are networks, columns inference schedules; every "
-                "cell starts from the same noise. Not chosen: the first images of the first seeds."))  # fmt: skip
+                f"{sentences.budget(comparison, calls, variant)}{_variant(comparison, variant)}: rows are networks, columns "
+                "inference schedules; every cell starts from the same noise. Not chosen: the first images of the first seeds."))
 
 
 def numbers(comparison, metric, pairs):
     yield Heading("The numbers")
     rows = []
     for calls in comparison.calls:
-        for word, index in (("best", 0), ("worst", -1)):
-            if found := sentences.ranked(comparison, metric, calls):
-                condition, task, cell = found[index]
-                where = [str(condition), sentences.place(comparison, task)]
-                rows.append([str(calls), word, *where, plus_minus(*cell[:2]), str(cell.n)])
+        found = sentences.ranked(comparison, metric, calls)
+        for word, (condition, task, cell) in zip(("best", "worst") if len(found) > 1 else ("only",), found[:1] + found[1:][-1:],
+                                                 strict=False):  # fmt: skip
+            rows.append([_calls(comparison, task), word, str(condition), sentences.place(comparison, task), plus_minus(*cell[:2]),
+                         str(cell.n)])  # fmt: skip
     yield Table(["calls", "", "condition", "schedule", metric, "seeds"], rows, f"Mean{_spread(comparison)}.")
     full = []
     for (condition, task), found in comparison.cells.items():
@@ -199,7 +239,7 @@ def numbers(comparison, metric, pairs):
         full.append([str(condition), *_columns(comparison, task), str(len(found)),
                      *(plus_minus(*cell[:2]) if cell else "-" for cell in cells), _notes(found)])  # fmt: skip
     yield Table(["condition", *_head(comparison), "rows", *comparison.metrics, "notes"], full,
-                f"Mean{_spread(comparison)}.", folded=f"All {len(full)} cells, all numbers")  # fmt: skip
+                f"Mean{_spread(comparison)}.", folded=f"{every(len(full), 'cell')}, all numbers")  # fmt: skip
 
 
 def costs(comparison, metric, pairs):
@@ -246,7 +286,13 @@ def _head(comparison):
 
 
 def _columns(comparison, task):
-    return [task.schedule, *([task.method, task.spacing] if len(comparison.variants) > 1 else []), str(task.calls)]
+    return [task.schedule, *([task.method, task.spacing] if len(comparison.variants) > 1 else []), _calls(comparison, task)]
+
+
+def _calls(comparison, task):
+    """The network calls that a task made, and its budget where that is more."""
+    made = findings.network_calls(comparison, task.calls, (task.method, task.spacing))
+    return str(task.calls) if made == [task.calls] else f"{listed(made)} (at most {task.calls})"
 
 
 def _difference(found):

@@ -1,8 +1,6 @@
 """The sentences of a report, made from the numbers of a `findings.Comparison` by stated rules; none knows how one came out."""
 
-import math
-
-from noisesched import findings, workdir
+from noisesched import findings, pairing
 from noisesched.document import number, plus_minus
 
 TELLS = {
@@ -15,14 +13,22 @@ TRANSLATES = {
     "raw": "the timestep that the training schedule would have had at that point of sampling, whatever the level is: the mistake "
            "of changing the schedule and forgetting the network",
 }  # fmt: skip
+FACTORS = {pairing.CONDITIONING: "what the network is told", "schedule": "training schedule"}  # others by the setting's name
 
 
 def question(pairs):
     """What the comparison asks."""
-    if ("log_snr", "timestep") in {(first.told, second.told) for first, second in pairs}:
+    if ("log_snr", "timestep") in {(pair.first.told, pair.second.told) for pair in pairs}:
         return ("What does telling the network the noise level, rather than the timestep, buy when the schedule changes at "
                 "inference?")  # fmt: skip
-    return "How do these networks do under inference schedules that are not the one they were trained with?"
+    if pairs:
+        return f"What does a change of {listed(factors(pairs), 'or')} do under each inference schedule?"
+    return "How do these networks do under inference schedules that they were not trained with?"
+
+
+def factors(pairs):
+    """In what the runs of pairs differ, in words."""
+    return list(dict.fromkeys(FACTORS.get(pair.factor, pair.factor) for pair in pairs))
 
 
 def scope(comparison):
@@ -30,9 +36,23 @@ def scope(comparison):
     rows, asked, runs = len(comparison.rows), len(comparison.config["keys"]), len(comparison.runs)
     seeds = [len({row["train_seed"] for row in comparison.rows if row["run"] == name}) for name in comparison.runs]
     each = count(max(seeds), "seed") if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)} seeds"
-    return (f"{count(runs, 'way')} of training a network, {each} each, sampled under "
-            f"{count(len(comparison.schedules), 'inference schedule')} with {listed(comparison.calls)} network calls, without "
-            f"retraining: {rows:,} of {asked:,} rows." + " The comparison is unfinished." * (rows < asked))  # fmt: skip
+    return (f"{count(runs, 'way')} of training a network, {each}{' each' * (runs > 1)}, sampled under "
+            f"{count(len(comparison.schedules), 'inference schedule')} with {budgets(comparison)}, without retraining: "
+            f"{rows:,} of {count(asked, 'row')}." + " The comparison is unfinished." * (rows < asked))  # fmt: skip
+
+
+def budget(comparison, calls, variant=None):
+    """"10 network calls", or "9 network calls (at most 10)" where what sampled, or a `variant` of it, does not make them all."""
+    made = findings.network_calls(comparison, calls, variant) or [calls]
+    text = count(made[0], "network call") if len(made) == 1 else f"{listed(made)} network calls"
+    return text if made == [calls] else f"{text} (at most {calls})"
+
+
+def budgets(comparison):
+    """All numbers of network calls."""
+    exact = all(findings.network_calls(comparison, calls) == [calls] for calls in comparison.calls)
+    noun = "network call" if comparison.calls == [1] else "network calls"
+    return f"{'' if exact else 'at most '}{listed(comparison.calls)} {noun}"
 
 
 def meanings(comparison):
@@ -43,58 +63,89 @@ def meanings(comparison):
             + [f"{name}: at inference it is told {TRANSLATES[name]}." for name in TRANSLATES if name in used])  # fmt: skip
 
 
+def chosen(about):
+    """The real images: "256 of the 1,500 images of 'train' (digits/1.0.0), chosen at random (seed 0)"."""
+    size, n = (f"{about[name]:,}" if isinstance(about.get(name), int) else "" for name in ("split_size", "n"))
+    if not n or "split" not in about:
+        return flat(about | {"extractors": None}) or "nothing is stored of them"
+    return (f"{n} of the {f'{size} ' * bool(size)}images of {about['split']!r}" + f" ({about.get('data')})" * ("data" in about)
+            + ", chosen at random" + f" (seed {about.get('seed')})" * ("seed" in about))  # fmt: skip
+
+
 def extremes(comparison, metric):
     """The best and the worst cell at the middle number of calls."""
     found = ranked(comparison, metric, comparison.middle)
     if not found:
         return
-    (best, best_task, best_cell), (worst, worst_task, worst_cell) = found[0], found[-1]
+    spread = "; mean ± standard deviation over seeds" if len(comparison.seeds) > 1 else ""
+    cells = [f"{plus_minus(*cell[:2])} ({condition} under {place(comparison, task)})" for condition, task, cell in found]
+    text = f"At {budget(comparison, comparison.middle)}, {metric} ({findings.better(metric)} is better{spread}) "
+    text += f"runs from {cells[0]} to {cells[-1]}" if len(cells) > 1 else f"is {cells[0]}"
     floor = comparison.floor.get(metric)
-    text = (f"At {comparison.middle} network calls, {metric} ({findings.better(metric)} is better) runs from "
-            f"{plus_minus(*best_cell[:2])} ({best} under {place(comparison, best_task)}) to {plus_minus(*worst_cell[:2])} "
-            f"({worst} under {place(comparison, worst_task)})")  # fmt: skip
-    yield text + (f"; two sets of real images are {number(floor)} apart." if floor is not None else ".")
+    yield text + (f"; between two sets of real images it is {number(floor)}." if floor is not None else ".")
 
 
 def answers(comparison, metric, pairs):
-    """A sentence for the first thing told against each of the others: the verdicts, over all ways of drawing levels."""
+    """A sentence for each question: the mean difference and the verdicts, over all pairs that it is asked of."""
     told = []
-    for names, chosen in questions(findings.foremost(pairs)).items():
+    for (factor, *values), chosen in pairing.questions(pairing.foremost(pairs)).items():
         parts = []
-        for own, where in ((False, "under schedules other than that of training"), (True, "under that of training")):
+        for own in (False, True):
             cells = select(comparison, chosen, own)
             found, _ = findings.average(comparison, cells, metric)
             if found:
                 verdicts = [said for cell in cells if (said := verdict(comparison, *cell, metric))]
-                parts.append(f"{plus_minus(found.mean, found.std_error)} {where} ({tally(verdicts)})")
+                mean = plus_minus(found.mean, found.std_error) if found.mean or found.std_error else "exactly 0"
+                parts.append(f"{mean} {under(factor, own)} ({tally(verdicts)})")
         if parts:
-            told.append(f"Told {names[0]} rather than {names[1]}: {'; '.join(parts)}.")
+            told.append(f"{rather(factor, *values)}: {'; '.join(parts)}.")
     if told:
-        error = " ± standard error" if len(comparison.seeds) > 1 else ""
+        error = ", ± its standard error over training seeds" if len(comparison.seeds) > 1 else ""
         sign = "negative" if findings.better(metric) == "lower" else "positive"
-        yield f"What it is told, as the difference in {metric}, mean{error} over all numbers of calls; {sign} is better:"
+        yield f"The difference in {metric}, averaged over schedules and numbers of calls{error}; {sign} is better:"
     yield from told
 
 
-def questions(pairs):
-    """{(what the first is told, what the second is told): its pairs}, whatever levels training drew."""
-    found = {}
-    for pair in pairs:
-        names = tuple(f"{each.told} ({each.translation})" if each.translation else each.told for each in pair)
-        found.setdefault(names, []).append(pair)
-    return found
+def rather(factor, first, second):
+    """"Told log_snr rather than none", "With weighting v rather than eps"."""
+    return f"{'Told' if factor == pairing.CONDITIONING else 'With'} {named(factor, first)} rather than {second}"
+
+
+def named(factor, value):
+    """What sets one of a pair apart: "timestep (raw)", "weighting v"."""
+    return value if factor == pairing.CONDITIONING else f"{FACTORS.get(factor, factor)} {value}"
+
+
+def under(factor, own):
+    """Which inference schedules `select` selects."""
+    if factor == "schedule":
+        return "under a schedule that one of the two was trained with" if own else "under schedules that neither was trained with"
+    return "under that of training" if own else "under schedules other than that of training"
 
 
 def select(comparison, pairs, own):
     """[(first, second, task)]: the cells of pairs under the schedule of their training, or (`own` False) under the others."""
-    return [(*pair, task) for pair in pairs for task in comparison.tasks if findings.own(pair[0].drawn, task.schedule) == own]
+    return [(pair.first, pair.second, task) for pair in pairs for task in comparison.tasks if framed(pair, task.schedule) == own]
 
 
-def rule(comparison):
+def framed(pair, schedule):
+    """Whether either of a pair was trained with this inference schedule."""
+    return any(findings.own(each.drawn, schedule) for each in (pair.first, pair.second))
+
+
+def unpaired(comparison):
+    """Why nothing is compared seed by seed."""
+    if len(comparison.runs) == 1:
+        return "There is one run: nothing can be paired."
+    return ("No two of these runs differ in one thing alone (what the network is told, or another setting of their "
+            "configurations): a difference between them has no one cause, and nothing is paired.")  # fmt: skip
+
+
+def rule(comparison, pairs):
     """How verdicts are made, and what they are worth with so many seeds."""
     n = len(comparison.seeds)
-    text = ("Runs that drew the same levels and differ in what the network is told are compared seed by seed: the difference of "
-            "two numbers with the same training seed and the same noise. ")  # fmt: skip
+    text = (f"Runs whose configurations differ in nothing but {listed(factors(pairs), 'or')} are compared seed by seed: the "
+            "difference of two numbers with the same training seed and the same noise. ")  # fmt: skip
     if n == 1:
         return text + "There is one training seed: a difference is given as it is, with no error and no verdict."
     from scipy import stats
@@ -106,60 +157,6 @@ def rule(comparison):
         f"0; else no difference is seen, which does not say that there is none. With {n} seeds the interval reaches {reach:.1f} "
         f"standard errors to each side{weak}. The intervals are not corrected for how many there are: of comparisons without any "
         "effect, one in twenty is called better or worse by chance.")  # fmt: skip
-
-
-def limits(comparison, metric, pairs):
-    """What the data do not show, [str]: of every comparison, as its facts have it."""
-    rows, asked, n = comparison.rows, len(comparison.config["keys"]), len(comparison.seeds)
-    said = [f"{count(n, 'training seed')}: " + ("no spread, no error and no verdict can be given." if n == 1 else
-            f"spreads and intervals rest on {n} networks each" + ", so few that real differences are missed" * (n < 5) + ".")]
-    cells = sum(bool(findings.differences(comparison, *pair, task, metric)) for pair in pairs for task in comparison.tasks)
-    if n > 1 and cells:
-        said.append(f"{count(cells, 'difference')} looked at one by one: were there no effect at all, about "
-                    f"{(1 - findings.CONFIDENCE) * cells:.0f} would be called better or worse.")  # fmt: skip
-    if len(rows) < asked:
-        said.append(f"{asked - len(rows)} of {asked} rows are not there yet; means are over the rows that are.")
-    if comparison.left_out:
-        said.append(f"{count(comparison.left_out, 'row')} of earlier requests in the same folder left out.")
-    said += settings(comparison)
-    counts = sorted({row["num_images"] for row in rows})
-    said.append(f"Distances are between sets of {listed(counts)} images, and depend on that number and on the extractor: they "
-                "compare with numbers of the same name alone.")  # fmt: skip
-    extractors = sorted({name for name in ("raw", "classifier", "inception") if any(f"({name}" in m for m in comparison.metrics)})
-    if extractors:
-        said.append(f"What the extractor does not see ({listed(extractors)}), these distances do not see.")
-    for name in comparison.metrics:
-        cells = [cell for place in comparison.cells if (cell := comparison.summary(*place, name))]
-        if name in comparison.floor and cells:
-            sign = 1 if findings.better(name) == "lower" else -1
-            reached = sum(sign * cell.mean <= sign * comparison.floor[name] for cell in cells)
-            said.append(f"{name}: {reached} of {len(cells)} cells are at the floor or beyond, where it cannot tell them from "
-                        "real images, nor from one another." if reached else f"{name}: no cell reaches the floor.")  # fmt: skip
-    refused, clamped = findings.handled(rows, "refused"), findings.handled(rows, "clamped")
-    if refused:
-        reasons = dict.fromkeys(row["refused"] for row in rows if row["refused"])
-        said.append(f"{count(refused, 'row')} refused, and in no mean: {next(iter(reasons))}"
-                    + (f" (and {count(len(reasons) - 1, 'other reason')})" if len(reasons) > 1 else ""))  # fmt: skip
-    if clamped:
-        said.append(f"{count(clamped, 'row')} with levels outside the network's table of timesteps, told as its nearest end "
-                    f"(up to {max(row['outside'].get('by', 0) for row in rows):.3g} in log-SNR beyond).")  # fmt: skip
-    strange = sum(not math.isfinite(value) for row in rows for value in row["metrics"].values())
-    if strange:
-        said.append(f"{count(strange, 'number')} infinite or undefined, and in no mean.")
-    return said
-
-
-def settings(comparison):
-    """Of what images and which network all of it is, by the first workdir's config."""
-    try:
-        stored = workdir.Workdir(next(iter(comparison.runs.values()))["workdirs"][0]).read_config()
-        data, model = stored["data"], stored["model"]
-        image = f"{data['image_size']}x{data['image_size']}x{data['channels']}"
-        return [f"One data set, {data['name']!r} at {image}, and one network, of width {model['width']} predicting "
-                f"{model['prediction']}: what holds here may not hold for larger ones."]  # fmt: skip
-    except (FileNotFoundError, IndexError, KeyError, TypeError):
-        return ["One data set and one kind of network (the workdirs, which say which, are not there to be read): what holds here "
-                "may not hold for others."]  # fmt: skip
 
 
 # -- parts of sentences
@@ -183,7 +180,7 @@ def tally(said, short=False):
     if short:
         return " / ".join(str(said.count(kind)) for kind in kinds)
     if said.count("one seed") == len(said):
-        return f"{count(len(said), 'cell')}, of one seed each: no verdict"
+        return f"{count(len(said), 'cell')}, one seed: no verdict"
     parts = [f"{kind} in {said.count(kind)}" for kind in (*kinds, "one seed") if kind in said]
     return f"{', '.join(parts)} of {count(len(said), 'cell')}"
 
@@ -213,7 +210,11 @@ def count(n, noun):
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
-def listed(entries):
+def every(n, noun):
+    return f"The one {noun}" if n == 1 else f"All {n:,} {noun}s"
+
+
+def listed(entries, last_by="and"):
     """Entries as prose: a, b and c."""
     *most, last = map(str, entries)
-    return f"{', '.join(most)} and {last}" if most else last
+    return f"{', '.join(most)} {last_by} {last}" if most else last

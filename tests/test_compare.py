@@ -125,6 +125,7 @@ def test_a_schedules_file_may_change(compared, runs, tmp_path):
         rows, lines = compared(**only)
         assert "1 of them new" in lines[-1]
         made.append(rows[0])
+        assert json.loads((tmp_path / "out" / "config.json").read_text())["keys"] == [rows[0]["key"]]
     assert made[0]["log_snrs"] == [-5, 0] and made[1]["log_snrs"] == [-5, 3] and made[0]["metrics"] != made[1]["metrics"]
 
 

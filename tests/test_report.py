@@ -1,5 +1,6 @@
 """The report of comparisons made up here, with a known effect: its numbers are those of an independent computation."""
 
+import functools
 import hashlib
 import html.parser
 import itertools
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from noisesched import __main__, document, figures, findings, report, sentences
+from noisesched import __main__, document, figures, findings, limits, pairing, report, schedules, sentences
 from noisesched.findings import Condition, Task
 from noisesched.pictures import grid, write_png
 
@@ -25,11 +26,12 @@ def jitter(*what):
     return int.from_bytes(hashlib.sha256(json.dumps(what).encode()).digest()[:4]) / 2**31 - 1
 
 
-def value(metric, drawn, told, translation, schedule, calls, train_seed, seed):
-    """Under other schedules than linear, timesteps cost 6; being told nothing costs nothing. A seed moves all alike, up to 9."""
+def value(metric, label, drawn, told, translation, schedule, calls, train_seed, seed):
+    """Under other schedules than linear, timesteps cost 6; being told nothing costs nothing; runs called "good" gain 3. A seed
+    moves all alike, up to 9."""
     base = 300 / calls + 5 * (schedule != "linear") + 9 * jitter("seed", train_seed) + 12
-    effect = 6 * (told == "timestep" and schedule != "linear")
-    noise = 0.4 * jitter(metric, drawn, told, translation, schedule, calls, train_seed, seed)
+    effect = 6 * (told == "timestep" and schedule != "linear") - 3 * (label == "good")
+    noise = 0.4 * jitter(metric, label, drawn, told, translation, schedule, calls, train_seed, seed)
     if metric == RECALL:
         return 0.9 - (base + effect + noise) / 100
     return base + effect + noise if metric == MAIN else 0.1 * abs(noise) + 0.01
@@ -37,8 +39,9 @@ def value(metric, drawn, told, translation, schedule, calls, train_seed, seed):
 
 def make(folder, *, told=TOLD, drawn=("linear", TABLE), labels=None, train_seeds=(0, 1, 2), schedules=("linear", "cosine"),
          methods=("ddim",), calls=(5, 25), seeds=(0,), translations=("nearest", "raw"), metrics=(MAIN, BRIGHT, RECALL),
-         refused=lambda row: None, keep=lambda row: True, evaluated=True, images=True):  # fmt: skip
-    """A folder as `compare` leaves it; returns its rows."""
+         refused=lambda row: None, keep=lambda row: True, evaluated=True, images=True, settings=None, made=lambda calls: calls,
+         split="test", reference="train"):  # fmt: skip
+    """A folder as `compare` leaves it; returns its rows. `settings`: {label: {setting: value}} that are not those of all runs."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "previews").mkdir(exist_ok=True)
     runs, rows, keys = {}, [], []
@@ -46,11 +49,13 @@ def make(folder, *, told=TOLD, drawn=("linear", TABLE), labels=None, train_seeds
         label = labels[drawn_index] if labels else f"{'table' if 'discrete' in schedule_drawn else 'curve'}_{kind}"
         workdirs = [str(folder / "runs" / f"{drawn_index}" / f"seed{seed}") for seed in train_seeds]
         runs[label] = {"drawn": schedule_drawn, "told": kind, "table": TABLE if kind == "timestep" else "", "workdirs": workdirs,
-                       "num_parameters": 163_000, "train_steps": 2000, "batch_size": 64,
+                       "num_parameters": 163_000, "train_steps": 2000, "batch_size": 64, "train_seeds": list(train_seeds),
+                       "evaluations": dict.fromkeys(workdirs, None if evaluated else "not asked for"),
                        "seconds": [100.0 + 10 * seed for seed in train_seeds]}  # fmt: skip
+        runs[label]["config"] = configuration(runs[label], (settings or {}).get(label, {}))
         for seed in train_seeds:
             if evaluated:
-                evaluate(folder / "runs" / f"{drawn_index}" / f"seed{seed}", kind, seed)
+                evaluate(folder / "evaluations" / label / f"seed{seed}", kind, seed, split)
         for train_seed, schedule, method, n, seed, translation in itertools.product(
                 train_seeds, schedules, methods, calls, seeds, translations if kind == "timestep" else (None,)):  # fmt: skip
             key = f"{len(keys):08x}"
@@ -58,12 +63,14 @@ def make(folder, *, told=TOLD, drawn=("linear", TABLE), labels=None, train_seeds
             clamped = kind == "timestep" and schedule == "cosine" and translation != "raw"
             row = {"key": key, "run": label, "train_seed": train_seed, "workdir": workdirs[train_seeds.index(train_seed)],
                    "checkpoint": 2000, "drawn": schedule_drawn, "told": kind, "schedule": schedule, "method": method,
-                   "spacing": "trailing", "levels": n, "calls": n, "network_calls": n, "seed": seed, "translation": translation,
+                   "spacing": "trailing", "levels": n, "calls": n, "network_calls": made(n), "seed": seed,
+                   "translation": translation,
                    "outside": {"levels": 2 * clamped, "by": 2.1 * clamped, "handled": "clamped" if clamped else None},
-                   "num_images": 256, "metrics": {}, "refused": None, "seconds": 1.5, "preview": None}  # fmt: skip
+                   "num_images": 256, "metrics": {}, "refused": None, "seconds": 1.5, "preview": None,
+                   "log_snrs": np.linspace(-9, 7, n).tolist()}  # fmt: skip
             row["refused"] = refused(row)
             if not row["refused"]:
-                row["metrics"] = {name: value(name, schedule_drawn, kind, translation, schedule, n, train_seed, seed)
+                row["metrics"] = {name: value(name, label, schedule_drawn, kind, translation, schedule, n, train_seed, seed)
                                   for name in metrics}  # fmt: skip
                 row["preview"] = f"previews/{key}.png" if images else None
             if keep(row):
@@ -75,18 +82,37 @@ def make(folder, *, told=TOLD, drawn=("linear", TABLE), labels=None, train_seeds
     dump(folder / "config.json", {"command": "noisesched compare --config=x.py --out=here", "comparison": asked, "keys": keys})
     dump(folder / "runs.json", runs)
     dump(folder / "reference.json", {"floor": {name: 1.25 if name != RECALL else 0.7 for name in metrics},
-                                     "about": {"split": "train", "n": 256, "extractors": {"classifier": {"accuracy": 0.98}}}})
+                                     "about": {"split": reference, "n": 256, "extractors": {"classifier": {"accuracy": 0.98}}}})
     (folder / "compare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
 
-def evaluate(workdir, told, seed):
+def configuration(run, changes):
+    """A run's configuration, with settings such as {"model.width": 8} changed."""
+    config = {
+        "seed": 0, "schedule": run["drawn"], "weighting": "v",
+        "data": {"name": "digits", "split": "train", "image_size": 8, "channels": 1, "num_workers": 0},
+        "conditioning": {"kind": run["told"], "table": run["table"], "translation": "nearest"},
+        "model": {"prediction": "v", "width": 16, "multipliers": [1, 2, 2]},
+        "training": {"num_steps": run["train_steps"], "batch_size": run["batch_size"], "log_every": 100},
+        "preview": {"every": 0, "schedule": run["drawn"]},
+    }
+    for name, value in changes.items():
+        *groups, last = name.split(".")
+        functools.reduce(dict.__getitem__, groups, config)[last] = value
+    return config
+
+
+def evaluate(folder, told, seed, split):
     log_snr = np.linspace(-12, 10, 23)
     v = 0.1 + 0.6 / np.cosh(log_snr / 4) + 0.05 * (told == "none") + 0.01 * jitter(told, seed)
-    (workdir / "evaluation").mkdir(parents=True)
-    dump(workdir / "evaluation" / "evaluation.json", {
-        "checkpoint": 2000, "bits_per_dim": {"value": 2.5 + 0.25 * seed, "untrained": {"share": 0.25}},
-        "profile": {"log_snr": log_snr.tolist(), "v": v.tolist(), "eps": (v / (1 + np.exp(-log_snr))).tolist()},
+    folder.mkdir(parents=True)
+    dump(folder / "evaluation.json", {
+        "checkpoint": 2000, "split": split, "num_images": 297, "noises": 16, "request": {"seed": 0},
+        "bits_per_dim": {"value": 2.5 + 0.25 * seed, "std_error": 0.01 * (1 + seed), "diffusion": 2.0 + 0.25 * seed,
+                         "std_error_images": 0.05, "untrained": {"share": 0.25}},
+        "profile": {"log_snr": log_snr.tolist(), "v": v.tolist(), "eps": (v / (1 + np.exp(-log_snr))).tolist(),
+                    "bits_per_dim": 2.02 + 0.25 * seed, "bits_per_dim_std_error": 0.02},
     })  # fmt: skip
 
 
@@ -314,7 +340,7 @@ def test_the_abstract_says_what_the_tables_say(full):
 
 def test_bits_per_dimension_are_averaged_over_seeds(full):
     line = read(full[0]).table("bits per dimension")[0]
-    assert line["bits per dimension"] == "2.75 ± 0.25" and line["of it at levels never drawn"] == "25.0%"
+    assert line["bits per dimension"] == "2.75 ± 0.25" and line["of the bits, at levels never drawn"] == "25.0%"
 
 
 def test_costs_are_sums_of_the_rows(full):
@@ -372,7 +398,7 @@ def test_an_unfinished_comparison_says_so_and_a_torn_line_is_left_out(tmp_path, 
         file.write('{"key": "0000')
     page = quick(tmp_path)
     assert len(rows) == 80 and "80 of 96 rows. The comparison is unfinished." in page.text
-    assert "16 of 96 rows are not there yet" in page.text and "No run has been evaluated" in page.text
+    assert "16 of 96 rows are not there yet" in page.text and "No run has been evaluated: not asked for." in page.text
     assert {line["rows"] for line in page.table("condition", "notes")} == {"2", "3"}
 
 
@@ -391,10 +417,177 @@ def test_one_seed_gives_no_error_and_no_verdict(tmp_path, quick):
     assert "better in" not in page.text
 
 
-def test_runs_that_cannot_be_paired(tmp_path, quick):
-    make(tmp_path, told=("log_snr",), drawn=("linear", "cosine"), labels=["a", "b"], metrics=(BRIGHT,), calls=(5,), **LEAN)
+def test_runs_that_differ_in_two_things_are_not_paired(tmp_path, quick):
+    make(tmp_path, told=("log_snr", "none"), drawn=("linear",), labels=["a", "b"], settings={"b": {"model.width": 8}},
+         metrics=(BRIGHT,), calls=(5,), **LEAN)  # fmt: skip
+    page = quick(tmp_path)
+    assert "No two of these runs differ in one thing alone" in page.text and "How do these networks do under" in page.text
+    assert {line["run"]: line["differs in"] for line in page.table("differs in")} == {"a": "model.width 16", "b": "model.width 8"}
+    assert "and networks that differ in model.width: what holds here" in page.text
+
+
+WEIGHTING = {"told": ("log_snr",), "drawn": ("linear",) * 3, "labels": ["uniform", "min_snr", "good"],
+             "settings": {"uniform": {"weighting": "eps"}, "min_snr": {"weighting": "min_snr(gamma=5)"}}}  # fmt: skip
+
+
+def test_runs_that_differ_in_another_setting_are_paired_by_it(tmp_path, quick):
+    rows = make(tmp_path, **WEIGHTING, **LEAN)
+    page = quick(tmp_path)
+    found = {(line["first has"], line["second has"], line["schedules"]): line for line in page.table("first has", "second has")}
+    assert {key[:2] for key in found} == {("weighting min_snr(gamma=5)", "weighting eps"), ("weighting v", "weighting eps"),
+                                          ("weighting v", "weighting min_snr(gamma=5)")}  # fmt: skip
+    by_seed = {seed: statistics.fmean(a[seed] - b[seed] for n in (5, 25) for a, b in [[
+        cell(rows, run=run, schedule="cosine", calls=n) for run in ("good", "uniform")]]) for seed in (0, 1, 2)}  # fmt: skip
+    line = found["weighting v", "weighting eps", "others"]
+    assert close(line["difference ± standard error"].split(" ± ")[0], statistics.fmean(by_seed.values()))
+    expected = stats.ttest_1samp(list(by_seed.values()), 0).confidence_interval(0.95)
+    assert all(close(text, limit) for text, limit in zip(line["95 % interval"].split(" to "), expected, strict=True))
+    assert line["the first is"] == "better" and "With weighting v rather than eps: -3.0" in page.text
+    assert "Seed by seed: weighting" in page.text and "What does a change of weighting do" in page.text
+    assert "Told" not in page.text and "told timesteps" not in page.text
+    assert [line["differs in"] for line in page.table("differs in")] == [
+        "weighting eps", "weighting min_snr(gamma=5)", "weighting v"]  # fmt: skip
+    assert "One data set, 'digits' at 8x8x1, and one network, of width 16 predicting v: what holds" in page.text
+
+
+def test_what_leaves_the_network_as_it_is_does_not_part_runs(tmp_path):
+    make(tmp_path / "a", **LEAN)
+    make(tmp_path / "b", **LEAN, settings={"curve_none": {"training.log_every": 7, "preview.every": 500, "data.num_workers": 4}})
+    pairs = [pairing.pairs(findings.read(tmp_path / name)) for name in "ab"]
+    assert pairs[0] == pairs[1] and len(pairs[0]) == 10 and {pair.factor for pair in pairs[0]} == {"conditioning"}
+    assert all(pair.first.drawn == pair.second.drawn for pair in pairs[0])
+
+
+def test_two_tables_of_timesteps_are_told_apart(tmp_path):
+    make(tmp_path, told=("timestep",) * 2, drawn=("linear",), labels=["long", "short"], translations=("nearest", "raw"),
+         settings={"short": {"conditioning.table": "discrete(linear, num_steps=50)"}}, **LEAN)  # fmt: skip
+    pairs = pairing.pairs(findings.read(tmp_path))
+    assert [tuple(map(str, pair[:2])) for pair in pairs] == [(f"long, {how}", f"short, {how}") for how in ("nearest", "raw")]
+    assert pairs[0].values == (f"timestep (table {TABLE}, nearest)", "timestep (table discrete(linear, num_steps=50), nearest)")
+
+
+def test_schedules_of_both_are_those_of_training_where_runs_differ_in_them(tmp_path, quick):
+    make(tmp_path, told=("log_snr",), drawn=("linear", "cosine"), labels=["a", "b"], schedules=("linear", "cosine", "flow"),
+         calls=(5,), **LEAN)  # fmt: skip
+    lines = quick(tmp_path).table("first has", "second has")
+    assert [(line["schedules"], line["cells"]) for line in lines] == [("of training", "2 of 2"), ("others", "1 of 1")]
+    assert lines[0]["first has"] == "training schedule cosine"
+
+
+# -- of which images, and how exact
+
+@pytest.mark.parametrize("split, trained, held", [
+    ("test", "train", "none"), ("train", "train", "all"), ("train[:10%]", "train", "all"), ("train[90%:]", "train[:90%]", "none"),
+    ("train[-10%:]", "train[:90%]", "none"), ("train[80%:]", "train[:90%]", "maybe"), ("train", "train[:90%]", "some"),
+    ("train[100:200]", "train[:100]", "none"), ("train[100:200]", "train[:90%]", "maybe"), ("train[-9:]", "train[:-9]", "none"),
+    ("train+test", "train", "some"), ("test+validation", "train", "none"), ("train", "all", "maybe"), ("all", "train", "maybe"),
+    ("train[1shard:]", "train[:1shard]", "maybe"), ("train [ : 90% ]", "train[0:90%]", "all"), ("", "train", "none"),
+    ("train[:5%]+test", "train[50%:]", "none"), ("train[:]", "train", "all"),
+])  # fmt: skip
+def test_splits_are_disjoint_only_where_they_are_seen_to_be(split, trained, held):
+    assert limits.overlap(split, trained) == held
+
+
+@pytest.mark.parametrize("split, said", [
+    ("test", "297 images of 'test', which the networks were not trained on"),
+    ("train", "297 images of 'train', which the networks were trained on"),
+    ("train[50%:]", "297 images of 'train[50%:]', which those of curve_none were trained on and which may include images that "
+                    "those of curve_log_snr were trained on"),
+])  # fmt: skip
+def test_the_report_says_which_images_the_bits_are_of(tmp_path, quick, split, said):
+    make(tmp_path, told=("log_snr", "none"), drawn=("linear",), images=False, calls=(5,), split=split,
+         settings={"curve_log_snr": {"data.split": "train[:90%]"}} if "[" in split else None)  # fmt: skip
     text = quick(tmp_path).text
-    assert "nothing can be paired" in text and "How do these networks do under inference schedules" in text
+    assert text.count(said) == 3 and "held-out" not in text  # under the picture, under the table, and among the limits
+
+
+def test_the_bound_has_its_monte_carlo_error_and_the_integral_of_the_profile(full):
+    page = read(full[0])
+    line = page.table("bits per dimension")[0]
+    assert close(line["Monte-Carlo error"], 0.01 * np.sqrt((1 + 4 + 9) / 3))
+    assert line["diffusion term"] == "2.250 ± 0.022" and line["the same by the profile"] == "2.270 ± 0.020"
+    assert f"in no network do the two differ by more than {0.02 / np.hypot(0.01, 0.02):.1f} standard errors" in page.text
+    assert "is about 0.0216 of drawing levels and noise (Monte Carlo) and 0.0500 of having these images" in page.text
+    assert "All networks share the same draws" in page.text
+
+
+def test_copies_of_what_was_trained_on_are_warned_of_where_they_would_score_well(tmp_path):
+    said = {}
+    for reference in ("train", "test", "train+test"):
+        make(tmp_path / reference, reference=reference, **LEAN)
+        said[reference] = [*limits.real(findings.read(tmp_path / reference), MAIN, [])]
+    assert said["test"] == []
+    assert "of 'train', which the networks were trained on: a network that copied" in said["train"][0]
+    assert "'train+test', which holds images that the networks were trained on" in said["train+test"][0]
+    assert said["train"][0].endswith("The classifier was trained on images of that split, too.")
+
+
+def test_evaluations_that_are_not_there_have_their_reason(tmp_path, quick):
+    make(tmp_path, told=("log_snr",), drawn=("linear",), images=False, calls=(5,))
+    runs = json.loads((tmp_path / "runs.json").read_text())
+    runs["curve_log_snr"]["evaluations"][runs["curve_log_snr"]["workdirs"][1]] = "estimates are not finite"
+    dump(tmp_path / "runs.json", runs)
+    page = quick(tmp_path)
+    assert "Not evaluated: curve_log_snr, seed 1 (estimates are not finite)." in page.text and "2 of 3 networks." in page.text
+    assert page.table("bits per dimension")[0]["seeds"] == "2"
+
+
+# -- levels and calls as they were
+
+def test_levels_are_those_that_were_sampled_whatever_has_become_of_a_file(tmp_path, quick):
+    gone = "piecewise('gone.txt')"
+    make(tmp_path, schedules=("linear", gone), told=("log_snr",), drawn=("linear",), **LEAN)
+    comparison = findings.read(tmp_path)
+    assert findings.levels(comparison, Task(gone, "ddim", "trailing", 5)).tolist() == [-9, -5, -1, 3, 7]
+    assert not findings.own("linear", gone) and findings.own(gone, "piecewise( 'gone.txt' )")
+    assert not findings.own("cosine", f"shifted({gone}, by=1)")
+    quick(tmp_path)
+    for row in comparison.rows:  # as of an older comparison
+        del row["log_snrs"]
+    assert findings.levels(comparison, Task("linear", "ddim", "trailing", 5)) == pytest.approx(
+        np.asarray(schedules.levels("linear", 5)))  # fmt: skip
+
+
+def test_a_budget_is_not_said_to_be_the_calls_that_were_made(tmp_path, quick):
+    make(tmp_path, methods=("heun",), drawn=("linear",), calls=(6, 10), made=lambda calls: calls - 1, **LEAN)
+    page = quick(tmp_path)
+    assert "At 9 network calls (at most 10), frechet" in page.text
+    assert "with at most 6 and 10 network calls, without" in page.text
+    assert {line["calls"] for line in page.table("condition", "notes")} == {"5 (at most 6)", "9 (at most 10)"}
+
+
+def test_methods_that_make_other_numbers_of_calls_are_said_to(tmp_path):
+    make(tmp_path, methods=("ddim", "heun"), drawn=("linear",), calls=(10,), **LEAN)
+    comparison = findings.read(tmp_path)
+    for row in comparison.rows:
+        row["network_calls"] -= row["method"] == "heun"
+    assert sentences.budget(comparison, 10) == "9 and 10 network calls (at most 10)"
+    assert sentences.budget(comparison, 10, ("ddim", "trailing")) == "10 network calls"
+    assert sentences.budget(comparison, 10, ("heun", "trailing")) == "9 network calls (at most 10)"
+
+
+def test_a_single_cell_is_neither_best_nor_worst(tmp_path, quick):
+    make(tmp_path, told=("log_snr",), drawn=("linear",), schedules=("cosine",), calls=(1,), train_seeds=(0,), **LEAN)
+    page = quick(tmp_path)
+    assert "runs from" not in page.text and f"At 1 network call, {MAIN} (lower is better) is " in page.text
+    assert [line[""] for line in page.table("calls", "")] == ["only"]
+    assert "1 way of training a network, 1 seed, sampled under 1 inference schedule with 1 network call, without" in page.text
+    assert not re.search(r"\b1 \w+s\b", page.text) and "There is one run" in page.text
+
+
+def test_rows_of_some_budgets_alone_are_no_fault(tmp_path, quick):
+    make(tmp_path, drawn=("linear",), keep=lambda row: row["schedule"] == "linear" or row["calls"] == 5, **LEAN)
+    assert "12 of 48 rows are not there yet" in quick(tmp_path).text
+
+
+def test_infinite_levels_are_said_to_be_infinite(tmp_path):
+    make(tmp_path, **LEAN)
+    comparison = findings.read(tmp_path)
+    clamped = [row for row in comparison.rows if row["outside"]["handled"]]
+    clamped[0]["outside"]["by"] = clamped[1]["outside"]["by"] = float("inf")
+    assert [*limits.levels(comparison, MAIN, [])] == [
+        "12 rows with levels outside the network's table of timesteps, told as its nearest end (-inf is among them in 2 rows, in "
+        "the others up to 2.1 in log-SNR beyond)."]  # fmt: skip
 
 
 HOSTILE = ['<script>alert("1")</script>', "a|b *c* $d$ `e` [f](http://x)", "_under $x$ & </details>"]
@@ -410,7 +603,7 @@ def test_hostile_labels_are_text(tmp_path, quick):
     text = (tmp_path / "report" / "report.md").read_text()
     assert "<script" not in text and "<img" not in text and not re.search(r"(?<!\\)\]\(http", text)
     assert text.count("<details>") == text.count("</details>")
-    assert "| a\\|b \\*c\\* \\$d\\$ \\`e\\` \\[f\\](http://x)" in text
+    assert "| a\\|b \\*c\\* \\$d\\$ \\`e\\` [f\\](http://x)" in text
 
 
 def test_what_was_refused_is_in_no_mean(tmp_path, quick):
@@ -437,7 +630,7 @@ def test_a_metric_that_is_better_when_higher_can_be_the_main_one(tmp_path, quick
     line = found["log_snr", "timestep (raw)", "others"]
     assert line["the first is"] == "better"
     assert float(line["difference ± standard error"].split(" ± ")[0]) == pytest.approx(0.06, abs=0.005)
-    assert f"{RECALL} (higher is better)" in page.text
+    assert f"{RECALL} (higher is better; mean ± standard deviation over seeds)" in page.text
 
 
 def test_rows_of_earlier_requests_are_left_out(tmp_path, quick):
@@ -520,12 +713,14 @@ def test_a_damaged_line_is_named(tmp_path):
         findings.read(tmp_path)
 
 
-def test_a_damaged_evaluation_is_named(tmp_path):
+def test_a_damaged_evaluation_is_named_and_costs_itself_alone(tmp_path):
     make(tmp_path, images=False)
-    path = tmp_path / "runs" / "0" / "seed0" / "evaluation" / "evaluation.json"
+    path = tmp_path / "evaluations" / "curve_log_snr" / "seed0" / "evaluation.json"
     damaged(path, "profile", "v", value=[1.0])
-    with pytest.raises(ValueError, match="log_snr, eps and v of its profile must be as many numbers each"):
-        findings.read(tmp_path)
+    found = findings.read(tmp_path)
+    said, = [reason for reason in found.runs["curve_log_snr"]["evaluations"].values() if reason]
+    assert "log_snr, eps and v of its profile must be as many numbers each" in said
+    assert [len(each) for each in found.evaluations.values()] == [2, *[3] * (len(found.runs) - 1)]
 
 
 @pytest.mark.parametrize("preview", ["../../etc/passwd", "previews/../x.png", "/etc/passwd"])
@@ -539,8 +734,19 @@ def test_a_damaged_preview_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="a.png is missing"):
         figures.preview(tmp_path, {"preview": "previews/a.png"})
     (tmp_path / "previews" / "a.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="a.png is no picture that can be read"):
+    with pytest.raises(OSError, match="a.png is no picture that can be read"):
         figures.preview(tmp_path, {"preview": "previews/a.png"})
+
+
+def test_a_preview_that_is_missing_or_damaged_is_an_empty_cell(tmp_path, monkeypatch):
+    rows = make(tmp_path, told=("log_snr",), drawn=("linear",), schedules=("linear", "cosine", "flow"), calls=(5,))
+    first = {row["schedule"]: tmp_path / row["preview"] for row in reversed(rows)}
+    first["linear"].unlink()
+    first["cosine"].write_bytes(b"no picture")
+    drawn = []
+    monkeypatch.setattr(figures, "png", lambda figure: drawn.append([text.get_text() for text in figure.axes[0].texts]))
+    figures.strips(findings.read(tmp_path), ("ddim", "trailing"), 5)
+    assert drawn == [["not there", "cannot be read"]]
 
 
 def test_if_all_was_refused_there_is_no_report(tmp_path):
@@ -565,6 +771,20 @@ def test_markdown_is_escaped_at_the_start_of_a_line_too():
         document.Code("```\ncode"),
     ])  # fmt: skip
     assert text.split("\n\n") == ["\\- no list", "1\\. nor this", "\\# no heading in one line", "````\n```\ncode\n````"]
+
+
+@pytest.mark.parametrize("text, written", [
+    ("log_snr 8.84 train[:90%] 2 < 3 & 4", None), ("_a_ b_", r"\_a\_ b\_"), ("a__b __c__", r"a__b \_\_c\_\_"),
+    ("*a* `b` ~c~ $d$", r"\*a\* \`b\` \~c\~ \$d\$"), ("[a](b) [c]: d", r"[a\](b) [c\]: d"), (r"a\b \* \ ", r"a\b \\\* \\"),
+    ("<b> &amp; a<b", "&lt;b> &amp;amp; a&lt;b"), ("a|b", None),
+])  # fmt: skip
+def test_only_markup_is_escaped(text, written):
+    assert document.Text(text).markdown("p") == (text if written is None else written)
+
+
+def test_a_cell_begins_no_block_and_holds_no_bar():
+    table = document.Table(["a"], [["8. x"], ["- y"], ["# z"], ["a|b"]])
+    assert table.markdown("p").splitlines()[2:] == ["| 8. x |", "| - y |", "| # z |", r"| a\|b |"]
 
 
 def test_columns_of_numbers_are_set_to_the_right():
