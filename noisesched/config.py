@@ -137,14 +137,14 @@ def load(path, overrides=()):
 def read(path, kind, overrides=()):
     """What a config file states of a `kind` (Config, say), with overrides, as nested dictionaries: for `typed`."""
     _require(Path(path).is_file(), f"config file {path!r} not found")
+    last = {}  # of a setting given twice, the last counts, where ml-collections would add tuples up
     for override in overrides:
         prefix = next((p for p in ("--config.", "--noconfig.") if override.startswith(p)), None)
         _require(prefix, f"{override!r} is no setting: write --config.NAME=value")
         name = override.partition("=")[0].removeprefix(prefix)
         _check_override(kind, name)
-        given = [other for other in overrides if other.partition("=")[0].endswith(f"config.{name}")]
-        _require(len(given) == 1, f"--config.{name} is given {len(given)} times: which of them?")
-    values, arguments = flags.FlagValues(), ["noisesched", *overrides]
+        last[name] = override
+    values, arguments = flags.FlagValues(), ["noisesched", *last.values()]
     config_flags.DEFINE_config_dict("config", _run_file(path), flag_values=values, sys_argv=arguments)
     try:
         values(arguments)
