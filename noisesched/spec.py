@@ -33,6 +33,12 @@ def show(value):
     return repr(value) if isinstance(value, str | float | int | None) else str(value)
 
 
+def shortened(text, limit=60):
+    """A spec to be read by people: a long one, such as a list of two hundred log-SNRs, loses its middle. Not to be parsed."""
+    half = (limit - 5) // 2
+    return text if len(text) <= limit else f"{text[:half]} ... {text[-half:]}"
+
+
 def parse(text):
     """Reads a spec into a `Call`. Raises ValueError, in one line, for anything that is not one."""
     if not isinstance(text, str):
@@ -96,5 +102,5 @@ def _value(node):
     raise ValueError(f"{ast.unparse(node)!r} is not a number, string, list or spec")
 
 
-def _short(text, limit=80):
-    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
+def _short(text):
+    return repr(shortened(text, 80))
