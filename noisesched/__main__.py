@@ -54,14 +54,14 @@ def parser():
         Train the network that a config file describes, in a workdir. The same command again goes on from the last checkpoint,
         as after a kill. The workdir holds config.json, checkpoints, metrics.jsonl, TensorBoard events and sample grids.""",
         more=lambda: f"Any setting can be overridden, --config.group.name=value; configs/digits.py explains them.\n{EXAMPLES}")
-    train.add_argument("--workdir", required=True, help="folder of the run")
+    train.add_argument("--workdir", required=True, type=folder, help="folder of the run")
     train.add_argument("--config", help="config file; may be left out to go on with the run in the workdir")
 
     sample = command("sample", "sample a trained network under any schedules", """\
         Sample the run in a workdir under every combination of the given schedules, steps and methods. It needs nothing but
         the workdir. Writes samples.npy, grid.png and settings.json; for several combinations, a folder each and overview.png.""",
         more=known_specs)  # fmt: skip
-    sample.add_argument("--workdir", required=True, help="folder of the run")
+    sample.add_argument("--workdir", required=True, type=folder, help="folder of the run")
     sample.add_argument("--schedule", nargs="+", default=[], metavar="SPEC", help="inference schedules (the training one)")
     sample.add_argument("--steps", nargs="+", type=positive, default=[25], metavar="N", help="numbers of levels (25)")
     sample.add_argument("--method", nargs="+", default=["ddim"], metavar="SPEC",
@@ -84,7 +84,7 @@ def parser():
         schedules; the network's error against log-SNR; and, if metrics are given, distances of samples from real images. Writes
         evaluation.json and profile.png. An evaluation that is there already is not made again.""",
         more=known_metrics)  # fmt: skip
-    evaluate.add_argument("--workdir", required=True, help="folder of the run")
+    evaluate.add_argument("--workdir", required=True, type=folder, help="folder of the run")
     given_only = {"default": argparse.SUPPRESS}  # the defaults are evaluate.Request's
     evaluate.add_argument("--split", **given_only, help="held-out images, e.g. test, 'test[:100]' (test)")
     evaluate.add_argument("--num_images", type=natural, metavar="N", **given_only, help="the first so many; 0: all (0)")
@@ -229,8 +229,10 @@ def main(arguments=None):
     except (ValueError, OSError, RuntimeError) as error:
         if given.debug or type(error) is RuntimeError:
             raise
-        named = isinstance(error, OSError) and error.filename and error.strerror  # Python's own: without its "[Errno 17]"
-        message = f"{error.filename}: {error.strerror}" if named else " ".join(str(error).split())
+        message = " ".join(str(error).split())
+        if isinstance(error, OSError) and error.filename and error.strerror:  # Python's own: without its "[Errno 17]"
+            wanted = "a file, where a folder is wanted" if isinstance(error, FileExistsError) else error.strerror
+            message = f"{error.filename}: {wanted}"
         fail(message, code=1 if isinstance(error, RuntimeError) else 2)
 
 
@@ -351,12 +353,14 @@ def natural(text):
 
 def schedule_and_count(text):
     spec, _, count = text.rpartition(":")
-    return folder(spec), positive(count)
+    if not spec:
+        raise ValueError
+    return spec, positive(count)
 
 
 def folder(text):
     if not text:
-        raise ValueError
+        raise argparse.ArgumentTypeError("empty: name a folder")
     return text
 
 

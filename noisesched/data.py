@@ -174,9 +174,10 @@ def _open(builder, title: str, split: str, image_size: int, channels: int) -> Sp
     try:
         num_examples = builder.info.splits[split].num_examples
     except Exception as error:  # tfds raises ValueError, AssertionError and more, some over several lines
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = "no such notation" if "://" in reason else reason.rstrip(".")  # of its notation it only says where to read
         raise ValueError(
-            f"split {split!r} of {title}: {reason} (write 'train', 'train[:90%]' or 'train[100:200]')"
+            f"split {split!r} of {title}: {reason}; write 'train', 'train[:90%]' or 'train[100:200]'"
         ) from error
     if num_examples < 1:
         raise ValueError(f"split {split!r} of {title} is empty")

@@ -5,7 +5,7 @@ network's error at every level; and, when metrics are asked for, the quality of 
 `profile.png` shows the errors over the levels that training drew. The bound has the same two ends whatever the training
 schedule, so that runs can be compared, and it is told how much of it comes from levels that training never drew.
 
-An evaluation that is there already, of the same request, checkpoint and config, is not made again.
+An evaluation that is there already, of the same request, checkpoint, config, data and files, is not made again.
 """
 
 import dataclasses
@@ -22,19 +22,21 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from noisesched import conditioning, data, denoiser, guidance, likelihood, sample, samplers, schedules
+from noisesched import conditioning, data, denoiser, guidance, inception, likelihood, metrics, sample, samplers, schedules, spec
 from noisesched import config as configuration
 from noisesched.checkpoints import Checkpoints
-from noisesched.workdir import Workdir, read_json, write_json
+from noisesched.workdir import Workdir, read_json, write_atomically, write_json
 
 BATCH = 128  # images per dispatch and device
 PROFILE_NOISES = 2  # of each image at each level of the profile: the fewest that tell the error of its integral
 PROFILE_DRAWS = 2**20  # the number of its first draw: it shares no noise with the bound
+MOST_DRAWS = 2**24  # of all images together: these take 2 GB of the host's memory
+OF_SAMPLES = ("schedule", "steps", "method", "guidance", "num_samples", "inception_weights")  # of a Request: for samples alone
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to evaluate. What concerns samples, from `metrics` on, matters only if there are metrics."""
+    """What to evaluate. Without metrics no samples are made, and what concerns them is to be left as it is."""
 
     split: str = "test"  # the held-out images
     num_images: int = 0  # the first so many of them; 0: all
@@ -73,10 +75,10 @@ def run(directory, request, say=tqdm.write):
     out = Path(request.out or workdir.path / "evaluation")
     check(config, request)
     paths = discrete_paths(config, request)
-    asked = {name: value for name, value in dataclasses.asdict(request).items() if name not in ("out", "checkpoint")}
-    subject = {"config_crc32": zlib.crc32(json.dumps(stored).encode()), "request": json.loads(json.dumps(asked))}
+    split = held_out(config, request)
+    subject, plain = (identity(stored, config, each, split) for each in (request, without_metrics(request)))
     wanted = workdir.latest_step() if request.checkpoint is None else request.checkpoint
-    if (found := read(out)) and found["checkpoint"] == wanted and subject.items() <= found.items():
+    if (found := read(out, request.best_levels)) and found["checkpoint"] == wanted and subject.items() <= found.items():
         say(f"{out}: step {found['checkpoint']} is evaluated already, as asked")
         return found
 
@@ -85,22 +87,25 @@ def run(directory, request, say=tqdm.write):
     with Checkpoints(workdir, max_to_keep=None) as checkpoints:
         step, items = checkpoints.restore({request.parameters: template}, request.checkpoint)
     params = items[request.parameters]
-    images, labels = held_out(config, request)
+    examples = data.examples(split, request.num_images or None)
+    images, labels = examples["image"], examples["label"] if config.model.num_classes else None
     reference = real_images(config, request, say)
     out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
 
     # ---- Likelihood: on disk before any sample is made.
     result = {"checkpoint": step, "parameters": request.parameters, "split": request.split, "num_images": len(images),
-              "noises": request.noises, **subject, "request": subject["request"] | {"metrics": []}}  # fmt: skip
+              "noises": request.noises, **plain}  # fmt: skip
     result |= likelihood_of(config, definition, params, images, labels, request, paths, step)
     for line in summary(result, config):
         say(line)
     draw(out / "profile.png", result, config)
-    if request.best_levels:
-        path = out / f"best_{request.best_levels}_levels.txt"
-        path.write_text("".join(f"{level:.6f}\n" for level in best_levels(result["profile"], images, request.best_levels)))
-        say(f"  the {request.best_levels} levels of the least bound in discrete time: \"piecewise('{path}')\"")
+    path, profile = best_path(out, request.best_levels), result["profile"]
+    path.unlink(missing_ok=True)  # one of another evaluation
     write_json(out / "evaluation.json", result)
+    if request.best_levels:
+        found = likelihood.best_schedule(profile["log_snr"], profile["x"], images, request.best_levels)
+        write_atomically(path, "".join(f"{level:.6f}\n" for level in found))
+        say(f"  the {request.best_levels} levels of the least bound in discrete time: \"piecewise('{path}')\"")
     if not reference:
         return result
 
@@ -119,23 +124,58 @@ def run(directory, request, say=tqdm.write):
     return result
 
 
+def identity(stored, config, request, split):
+    """All that decides the numbers of an evaluation, but the checkpoint, as JSON holds it: equal for equal requests.
+
+    `stored`: the run's config.json. Schedules are as they print, so that a file's content counts and not its name; the data
+    and the file of Inception's weights have checksums.
+    """
+    left_out = ("out", "checkpoint") if request.metrics else ("out", "checkpoint", *OF_SAMPLES)
+    asked = {name: value for name, value in dataclasses.asdict(request).items() if name not in left_out}
+    asked["discrete"] = [[str(schedules.make(text)), n] for text, n in request.discrete]
+    asked["metrics"] = [str(metrics.parse(text)) for text in request.metrics]
+    if request.metrics:
+        asked["schedule"] = str(schedules.make(request.schedule or config.schedule))
+    if request.metrics and request.inception_weights:
+        asked["inception_weights_crc32"] = zlib.crc32(inception.find(request.inception_weights).read_bytes())
+    return {"config_crc32": zlib.crc32(json.dumps(stored).encode()), "drawn": str(schedules.make(config.schedule)),
+            "data": split.identity, "request": json.loads(json.dumps(asked))}  # fmt: skip
+
+
+def without_metrics(request):
+    """The same request for no samples."""
+    fields = {field.name: field.default for field in dataclasses.fields(Request)}
+    return dataclasses.replace(request, **{name: fields[name] for name in ("metrics", *OF_SAMPLES)})
+
+
 def check(config, request):
     """Raises ConfigError for a request that this run cannot answer."""
     def require(condition, message):
         if not condition:
             raise configuration.ConfigError(message)
 
+    require(request.split, "split='': name the images to measure, such as 'test'")
     low, high = request.log_snr_min, request.log_snr_max
     require(-30 <= low < high <= 20, f"the ends of the bound, log-SNR {low:g} to {high:g}, must rise and lie in -30 to 20")
     require(2 <= request.noises < PROFILE_DRAWS and request.noises % 2 == 0,
             f"noises={request.noises}: draws come in pairs, which tell the error; give an even number, 2 to {PROFILE_DRAWS - 2}")
     require(0 <= request.best_levels <= 200, f"best_levels={request.best_levels} must be 0 to 200")
+    known = len(likelihood.candidates(low, high))
+    require(request.best_levels <= known, f"best_levels={request.best_levels}: there are {known} to choose among, "
+            f"{likelihood.RESOLUTION} apart, in the measured range of log-SNR, {low:g} to {high:g}")  # fmt: skip
     require(5 <= request.profile_levels <= 10_000, f"profile_levels={request.profile_levels} must be 5 to 10000")
     require(request.num_images != 1 and request.num_images >= 0, f"num_images={request.num_images}: give 2 or more, or 0 for all")
     kind, known = config.conditioning.kind, conditioning.TRANSLATIONS
     if request.translation:
         require(kind == "timestep", f"translation {request.translation!r} is for networks told a timestep, not {kind}")
         require(request.translation in known, f"unknown translation {request.translation!r}; known: {', '.join(known)}")
+    plain = without_metrics(request)
+    given = [name for name in OF_SAMPLES if getattr(request, name) != getattr(plain, name)]
+    require(request.metrics or not given, f"{', '.join(f'{name}={getattr(request, name)!r}' for name in given)}: samples are "
+            "made only for metrics; give some, such as --metrics 'frechet(classifier)'")  # fmt: skip
+    extractors = {metrics.parse(text).extractor for text in request.metrics}
+    require("inception" in extractors or not request.inception_weights, f"inception_weights={request.inception_weights!r}: none "
+            f"of the metrics sees with them; given: {', '.join(request.metrics)}")  # fmt: skip
     if request.metrics:
         text = request.schedule or config.schedule
         configuration.check_levels(config, text, np.asarray(schedules.levels(schedules.make(text), request.steps)))
@@ -163,15 +203,22 @@ def discrete_paths(config, request):
 
 
 def held_out(config, request):
-    """The images uint8 [n, H, W, C] of the split asked for, and their labels [n], or None for a network without classes."""
+    """The data.Split asked for. ConfigError if it has other classes than the network knows, or too few or too many images."""
     split = data.open_config(config.data, request.split)
     if config.model.num_classes not in (0, split.num_classes):
         raise configuration.ConfigError(f"this network knows {config.model.num_classes} classes, {split.name} has "
                                         f"{split.num_classes}")  # fmt: skip
     if request.num_images > len(split):
         raise configuration.ConfigError(f"num_images={request.num_images}: {split.name} has {len(split)} images")
-    examples = data.examples(split, request.num_images or None)
-    return examples["image"], examples["label"] if config.model.num_classes else None
+    count = request.num_images or len(split)
+    if count < 2:
+        raise configuration.ConfigError(f"{split.name} has one image, and no error can be told by it: give 2 or more")
+    for name, draws in (("noises", 1), ("profile_levels", PROFILE_NOISES)):
+        most = MOST_DRAWS // (count * draws) // 2 * 2
+        if getattr(request, name) > most:
+            raise configuration.ConfigError(f"{name}={getattr(request, name)} of {count} images: {MOST_DRAWS} draws fit in "
+                                            f"memory, so up to {most}; or take fewer images, or several seeds")  # fmt: skip
+    return split
 
 
 def real_images(config, request, say):
@@ -232,13 +279,12 @@ def spread(definition, params, images, labels, seed, progress):
     params, seed = jax.device_put((params, jnp.uint32(seed)), whole)
 
     def errors(log_snrs, first_draw=0):
-        count, draws = log_snrs.shape
-        index, draw = (a.ravel() for a in np.mgrid[:count, first_draw : first_draw + draws].astype(np.int32))
-        levels, results = log_snrs.ravel().astype(np.float32), np.empty(log_snrs.size)
+        draws, levels, results = log_snrs.shape[1], log_snrs.ravel().astype(np.float32), np.empty(log_snrs.size)
         for first in range(0, levels.size, size):
             rows = np.arange(first, first + size) % levels.size  # the last batch is filled up with what has been done
-            batch = jax.device_put((images[index[rows]], None if labels is None else labels[index[rows]].astype(np.int32),
-                                    index[rows], draw[rows], levels[rows]), shares)  # fmt: skip
+            index, draw = (rows // draws).astype(np.int32), (first_draw + rows % draws).astype(np.int32)
+            batch = jax.device_put((images[index], None if labels is None else labels[index].astype(np.int32), index, draw,
+                                    levels[rows]), shares)  # fmt: skip
             made = np.asarray(squared_errors(definition, params, seed, *batch), np.float64)[: levels.size - first]
             if not np.isfinite(made).all():
                 bad = levels[first : first + size][~np.isfinite(made)]
@@ -246,7 +292,7 @@ def spread(definition, params, images, labels, seed, progress):
                                  f"{made.size} estimates, from {bad.min():.4g} to {bad.max():.4g})")  # fmt: skip
             results[first : first + size] = made
             progress(made.size)
-        return results.reshape(count, draws)
+        return results.reshape(log_snrs.shape)
 
     return errors
 
@@ -259,28 +305,20 @@ def squared_errors(definition, params, seed, images, labels, index, draw, log_sn
     return likelihood.squared_errors(denoise, seed, data.scale(images), index, draw, log_snr)
 
 
-def best_levels(profile, images, n, resolution=0.05):
-    """The levels of the least discrete bound as a file for the schedule `piecewise`, cleanest first: the end, then n levels."""
-    given = np.asarray(profile["log_snr"])
-    log_snrs = np.arange(given[0], likelihood.LOG_SNR_MAX - 1.5, resolution)  # the end lies up to log 3 beyond
-    x = np.exp(np.interp(log_snrs, given, np.log(profile["x"])))
-    bit = math.log(2) * math.prod(images.shape[1:])
-    prior = [float(likelihood.prior(images, level).mean()) / bit for level in log_snrs]
-    ends = np.linspace(0, likelihood.LOG_SNR_MAX, 28)
-    read = [float(likelihood.reconstruction(images, level).mean()) / bit for level in ends]
-    chosen = likelihood.best_levels(log_snrs, x, prior, np.interp(likelihood.end_of(log_snrs), ends, read), n)
-    return [float(likelihood.end_of(chosen[-1])), *chosen[::-1].tolist()]
-
-
 # -- on disk and on paper
 
-def read(out):
-    """The evaluation in a folder, or None if there is none that is complete."""
+def read(out, n):
+    """The evaluation in a folder, or None if there is none that is complete, the file of its n best levels too."""
     try:
         found = read_json(out / "evaluation.json")
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    return found if "checkpoint" in found and (out / "profile.png").exists() else None
+    files = [out / "profile.png", *([best_path(out, n)] if n else [])]
+    return found if "checkpoint" in found and all(path.exists() for path in files) else None
+
+
+def best_path(out, n):
+    return out / f"best_{n}_levels.txt"
 
 
 def summary(result, config):
@@ -288,13 +326,15 @@ def summary(result, config):
     bits, profile, untrained = result["bits_per_dim"], result["profile"], result["bits_per_dim"]["untrained"]
     yield (f"step {result['checkpoint']} ({result['parameters']}), {result['num_images']} images of {result['split']!r}, bits "
            "per dimension:")  # fmt: skip
-    rows = {"continuous time": bits} | {f"{row['schedule']}, {row['num_levels']} levels": row for row in result["discrete"]}
+    rows = {"continuous time": bits}
+    for row in result["discrete"]:
+        rows[f"{spec.shortened(row['schedule'])}, {row['num_levels']} levels"] = row
     for name, row in rows.items():
         yield (f"  {name:28} {row['value']:.4f} +- {row['std_error']:.4f} = diffusion {row['diffusion']:.4f} + prior "
                f"{row['prior']:.4f} + reconstruction {row['reconstruction']:.4f}")  # fmt: skip
     yield f"  {'diffusion, by the profile':28} {profile['bits_per_dim']:.4f} +- {profile['bits_per_dim_std_error']:.4f}"
     yield (f"  {'at levels never drawn':28} {untrained['noisier']:.4f} noisier, {untrained['cleaner']:.4f} cleaner than training "
-           f"with {config.schedule} went, together {untrained['share']:.1%} of the bound")  # fmt: skip
+           f"with {spec.shortened(config.schedule)} went, together {untrained['share']:.1%} of the bound")  # fmt: skip
 
 
 def draw(path, result, config):
@@ -321,6 +361,6 @@ def draw(path, result, config):
         panel.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{bits['value']:.3f} ± {bits['std_error']:.3f} bits per dimension on {result['num_images']} images of "
                     f"{result['split']!r}\nmean squared error per dimension, within two standard errors; shaded: levels drawn in "
-                    f"training, {config.schedule}", fontsize=10)  # fmt: skip
+                    f"training, {spec.shortened(config.schedule)}", fontsize=10)  # fmt: skip
     figure.savefig(temporary := path.with_suffix(".tmp"), dpi=110, format="png")
     os.replace(temporary, path)

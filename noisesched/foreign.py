@@ -190,4 +190,4 @@ class Fields:
 
 def shown(value):
     """A value of a JSON file, as a message shows it."""
-    return spec.cut(json.dumps(value), 60)
+    return spec.shortened(json.dumps(value))

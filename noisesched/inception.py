@@ -204,14 +204,7 @@ def load(path):
     normalisation is folded in, in float64. The file's `num_batches_tracked` and fc.bias go unused. Names, kinds and shapes are
     checked before any data is read. Raises FileNotFoundError, and ValueError naming the first tensor that is at fault.
     """
-    path, wanted = Path(path), tensors()
-    if path.suffix in PICKLES:
-        convert = f"import numpy, torch; numpy.savez('{path.with_suffix('.npz')}', **torch.load('{path}', weights_only=True))"
-        raise ValueError(f'{path}: pickles are not read, as they can run any program; where PyTorch is: python -c "{convert}"')
-    if path.suffix not in READERS:
-        raise ValueError(f"{path}: Inception's weights are a file {' or '.join(READERS)}")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of Inception's weights")
+    path, wanted = find(path), tensors()
     try:
         arrays = READERS[path.suffix](path, wanted)
         _check_values(arrays)
@@ -224,6 +217,21 @@ def load(path):
         raise ValueError(f"{path}: no {path.suffix} file, or damaged, or cut short: {said}") from None
     convolutions = [name.removesuffix(".conv.weight") for name in wanted if name.endswith(".conv.weight")]
     return jax.device_put({name: _fold(name, arrays) for name in convolutions} | {"fc": arrays["fc.weight"].T.astype(np.float32)})
+
+
+def find(path):
+    """The Path of a file of weights, unread. Raises FileNotFoundError, and ValueError for what cannot be one by its name."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; Inception's weights are a file {' or '.join(READERS)}")
+    if path.suffix in PICKLES:
+        convert = f"import numpy, torch; numpy.savez('{path.with_suffix('.npz')}', **torch.load('{path}', weights_only=True))"
+        raise ValueError(f'{path}: pickles are not read, as they can run any program; where PyTorch is: python -c "{convert}"')
+    if path.suffix not in READERS:
+        raise ValueError(f"{path}: Inception's weights are a file {' or '.join(READERS)}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of Inception's weights")
+    return path
 
 
 def _fold(name, arrays):

@@ -85,8 +85,8 @@ def parse(fields):
     unknown = [f"{field}={shown(value)}" for field, value in fields.items()
                if field not in foreign.KNOWN and not field.startswith("_")]  # fmt: skip
     if unknown:
-        raise ValueError(f"unknown fields: {spec.cut(', '.join(unknown), 300)}; what they change is not known here: take out "
-                         "those that you know to be of no effect")  # fmt: skip
+        raise ValueError(f"unknown fields: {spec.shortened(', '.join(unknown), 300)}; what they change is not known here: "
+                         "take out those that you know to be of no effect")  # fmt: skip
     given, notes = foreign.Fields(name, fields), []
     parts = (_flow if name == "FlowMatchEulerDiscreteScheduler" else _discrete)(given, notes)
     used = {"_class_name", "_use_default_values"} | (given.asked & given.given.keys())
@@ -230,8 +230,8 @@ def write(schedule, prediction, spacing="trailing", method="ddim"):
         raise ValueError(f"prediction {prediction!r}: choose one of {', '.join(diffusion.PREDICTIONS)}")
     table, notes = schedule.table or schedules.sampled(schedule), []
     if not schedule.table:
-        notes.append(f"{spec.cut(str(schedule))} is continuous: written are the betas of 1000 steps of it, at u = t / 1000 (a "
-                     "published table is discrete(..), as in discrete(linear))")  # fmt: skip
+        notes.append(f"{spec.shortened(str(schedule))} is continuous: written are the betas of 1000 steps of it, at u = t / 1000 "
+                     "(a published table is discrete(..), as in discrete(linear))")  # fmt: skip
     class_name, zero = WRITTEN[name], bool(table.alpha_bar[-1] == 0)
     if zero and prediction == "eps":
         raise ValueError("prediction 'eps' with zero terminal SNR: no image follows from the noise there; predict v or x")

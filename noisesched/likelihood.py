@@ -28,6 +28,7 @@ from noisesched import diffusion, schedules
 GREY_LEVELS = 256
 LOG_SNR_MIN = -12.0  # the prior term is then below 1e-5 bits
 LOG_SNR_MAX = 13.3  # VDM's: two grey levels are 6 standard deviations of the noise apart, and reading them costs 0.01 bits
+RESOLUTION = 0.05  # in log-SNR, of the levels among which the best are chosen
 
 
 class Path(typing.NamedTuple):
@@ -176,6 +177,24 @@ def best_levels(log_snrs, x, prior_bits, read_bits, n):
     return np.asarray(log_snrs)[chosen[::-1]]
 
 
+def candidates(log_snr_min, log_snr_max):
+    """The levels among which the best are chosen, [L], L from 0 up: between the ends of a profile, `RESOLUTION` apart."""
+    high = min(log_snr_max, LOG_SNR_MAX - 1.5)  # a path ends a little beyond its last level
+    return np.linspace(log_snr_min, high, max(1 + round((high - log_snr_min) / RESOLUTION), 0))
+
+
+def best_schedule(log_snrs, x, images, n):
+    """The n levels of the least bound in discrete time as the schedule `piecewise` takes them, cleanest first: [n + 1], the first
+    of them where the path ends. `log_snrs` and `x`: a profile's, [L]; uint8 `images` [N, ...]. ValueError if n are too many.
+    """
+    among, bit = candidates(log_snrs[0], log_snrs[-1]), math.log(2) * math.prod(images.shape[1:])
+    prior_bits = [float(prior(images, level).mean()) / bit for level in among]
+    ends = np.arange(0.0, end_of(among[-1]) + 0.5, 0.5)
+    read_bits = np.interp(end_of(among), ends, [float(reconstruction(images, level).mean()) / bit for level in ends])
+    chosen = best_levels(among, np.exp(np.interp(among, log_snrs, np.log(x))), prior_bits, read_bits, n)
+    return np.concatenate([end_of(chosen[-1:]), chosen[::-1]])
+
+
 # -- what the network does there
 
 def squared_errors(denoise, seed, x, index, draw, log_snr):
@@ -217,13 +236,13 @@ def reading_cost(log_snr_max):
     eps = np.linspace(-9.0, 9.0, 361)
     density = np.exp(-0.5 * eps**2)
     density /= density.sum()
-    cost = np.empty(GREY_LEVELS)
-    for level in range(GREY_LEVELS):
+    cost = np.empty(GREY_LEVELS // 2)
+    for level in range(len(cost)):
         away = spacing * (np.arange(GREY_LEVELS) - level)
         logits = eps[:, None] * away - 0.5 * away**2  # of each grey level over the true one's
         most = logits.max(axis=1)
         cost[level] = density @ (most + np.log(np.exp(logits - most[:, None]).sum(axis=1)))
-    return cost
+    return np.concatenate([cost, cost[::-1]])  # white is read as black is
 
 
 # -- numbers

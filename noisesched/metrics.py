@@ -107,7 +107,8 @@ def parse(text):
     for measure in choices:
         if str(measure) == str(call):
             return measure
-    raise ValueError(f"metric {text!r}: write {' or '.join(map(str, choices))}")
+    hint = "; n is given apart, by --num_samples of evaluate or num_images of compare" if "n" in dict(call.kwargs) else ""
+    raise ValueError(f"metric {text!r}: write {' or '.join(map(str, choices))}{hint}")
 
 
 def name(measure, n):

@@ -41,7 +41,7 @@ def plot(specs, path, say=print):
 
     Raises ValueError for a bad spec or path.
     """
-    made = [schedules.make(text) for text in dict.fromkeys(specs)]
+    made = {text.strip(): schedules.make(text) for text in specs}
 
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and looks for a display
 
@@ -58,23 +58,23 @@ def plot(specs, path, say=print):
 
 
 def draw(figure, made, say):
-    """The four panels and the legend, on an empty figure."""
+    """The four panels and the legend, on an empty figure. `made`: {the name to read: the schedule}."""
     (top_left, top_right), (bottom_left, bottom_right) = figure.subplots(2, 2, sharex=True)
     panels = {"alpha_bar": top_left, "log_snr": top_right, "beta": bottom_left, "snr": bottom_right}
     ends = []  # (terminal SNR, colour) of each schedule
-    labels = [spec.cut(str(schedule)) for schedule in made]
-    for number, (schedule, label) in enumerate(zip(made, labels, strict=True)):
+    names = [spec.shortened(text) for text in made]
+    for number, (name, schedule) in enumerate(zip(names, made.values(), strict=True)):
         u, log_snr, alpha_bar, snr, beta = curves(schedule)
         terminal, terminal_snr = log_snr[-1], snr[-1]
-        say(f"{label:{max(map(len, labels))}}  terminal SNR {terminal_snr:<9.3g} log-SNR {terminal:<8.4g} "
+        say(f"{name:{max(map(len, names))}}  terminal SNR {terminal_snr:<9.3g} log-SNR {terminal:<8.4g} "
             f"sqrt(alpha_bar) {math.sqrt(alpha_bar[-1]):<8.4g} unevenness {schedules.unevenness(schedule):.3f}")  # fmt: skip
         colour = COLOURS[number % len(COLOURS)]
         # Curves may coincide (a table and its continuous namesake): the later ones are thinner, so that all are seen.
         line = {"color": colour, "linestyle": LINES[number // len(COLOURS) % len(LINES)],
                 "linewidth": np.linspace(3.2 if len(made) > 2 else 2.2, 1.4, len(made))[number]}  # fmt: skip
-        for name, values in (("alpha_bar", alpha_bar), ("log_snr", log_snr), ("beta", beta), ("snr", snr)):
-            panels[name].plot(u, np.where(np.isfinite(values), values, np.nan), **line)
-        top_left.lines[-1].set_label(f"{label}   (terminal SNR {terminal_snr:.3g})")
+        for quantity, values in (("alpha_bar", alpha_bar), ("log_snr", log_snr), ("beta", beta), ("snr", snr)):
+            panels[quantity].plot(u, np.where(np.isfinite(values), values, np.nan), **line)
+        top_left.lines[-1].set_label(f"{name}   (terminal SNR {terminal_snr:.3g})")
         # Each curve's end: a dot, or an arrowhead where it leaves the picture for -inf.
         dot = {"color": colour, "clip_on": False, "zorder": 3, "linestyle": "", "markersize": 7, "markeredgecolor": "white"}
         top_left.plot([1], [alpha_bar[-1]], "o", **dot)
@@ -94,7 +94,8 @@ def draw(figure, made, say):
     bottom_left.set_xlabel("$u$: 0 clean, 1 noise")
     bottom_right.set_xlabel("$u$: 0 clean, 1 noise")
     _label_ends(bottom_right, ends)
-    figure.legend(loc="outside lower center", ncols=2 if len(made) > 1 else 1, frameon=False)
+    columns = 2 if len(made) > 1 and max(map(len, names)) <= 45 else 1  # two of longer names are wider than the picture
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _label_ends(panel, ends):

@@ -211,7 +211,7 @@ def outside(config, step, levels):
     low, high = trained_range(config, step)
     table = configuration.make_conditioning(config).table
     for (text, n), log_snrs in levels.items():
-        name, drawn = spec.cut(text), spec.cut(config.schedule)
+        name, drawn = spec.shortened(text), spec.shortened(config.schedule)
         for beyond, word, edge in ((log_snrs < low, "noisier", low), (log_snrs > high, "cleaner", high)):
             if beyond.any():
                 by = np.abs(log_snrs[beyond] - edge).max()
@@ -269,7 +269,7 @@ def overview(path, images, nfe, columns=6):
         if row == 0 or mixed:
             axis.set_title(f"{nfe[way, n]} network calls", fontsize=10)
         if column == 0:
-            label = "\n".join(textwrap.wrap(spec.cut(text, 150), 30) + textwrap.wrap(way, 30) * (len(ways) > 1))
+            label = "\n".join(textwrap.wrap(spec.shortened(text, 150), 30) + textwrap.wrap(way, 30) * (len(ways) > 1))
             axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
     figure.suptitle("One checkpoint, the same noise: inference schedules (rows) by network calls", fontsize=11)
     figure.tight_layout()

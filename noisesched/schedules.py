@@ -203,6 +203,8 @@ def shifted(u, schedule, by=None, image_size=None, base=64):
     """
     if (by is None) == (image_size is None):
         raise ValueError("shifted takes either by= (added to log-SNR) or image_size=, not both")
+    if image_size is not None and not (image_size > 0 and base > 0):
+        raise ValueError(f"image_size and base are pixels, above 0; got {image_size} and {base}")
     return schedule(u) + (by if by is not None else 2 * math.log(base / image_size))
 
 
@@ -228,6 +230,7 @@ def discrete(u, schedule, num_steps=1000, **table_options):
 
     Uniform u thus draws the T timesteps alike: training on a table, as DDPM does, is training on this schedule.
     """
+    _check_count("num_steps", num_steps, least=2)  # of one step there is nothing that decreases
     return _staircase(u, _table(schedule, num_steps, **table_options))
 
 
@@ -248,10 +251,10 @@ def sigmas(u, values):
 
 # -- the parts
 
-def _check_count(name, n):
-    """Beyond it, float32 could not tell neighbouring u = t/T apart."""
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 1 <= n <= 10**5:
-        raise ValueError(f"{name} is a whole number from 1 up to 100000; got {n!r}")
+def _check_count(name, n, least=1):
+    """Beyond 100,000, float32 could not tell neighbouring u = t/T apart."""
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or not least <= n <= 10**5:
+        raise ValueError(f"{name} is a whole number from {least} up to 100000; got {n!r}")
 
 
 def _nested(value):
@@ -271,22 +274,24 @@ def _loaded(call):
 def _read(path):
     try:
         if path.endswith(".npy"):
-            values = np.load(path, allow_pickle=False)
+            with open(path, "rb") as file:
+                values = np.lib.format.read_array(file, allow_pickle=False).astype(np.float64, casting="same_kind")
         else:
             with open(path) as file:
                 values = np.array([float(word) for word in file.read().replace(",", " ").split()])
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read numbers from {path!r}: {error}") from None
-    return tuple(float(value) for value in values.ravel())
+    except (OSError, ValueError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise ValueError(f"cannot read numbers from {path!r}: {reason}") from None
+    return tuple(values.ravel().tolist())
 
 
 @functools.lru_cache(maxsize=256)
 def _checked(call):
-    said = repr(spec.cut(str(call)))
+    text = spec.shortened(str(call), 80)
     for value in (*call.args, *dict(call.kwargs).values()):
         if isinstance(value, spec.Call):
             if _checked(value).table:  # which would be lost, and with it the steps and the rate
-                raise ValueError(f"schedule {said}: a table cannot be wrapped; make a table of what is wrapped, as in "
+                raise ValueError(f"schedule {text!r}: a table cannot be wrapped; make a table of what is wrapped, as in "
                                  "'discrete(shifted(linear, by=-1))' or 'discrete(linear, zero_terminal=True)'")  # fmt: skip
     function = spec.bind(call, DEFINITIONS, "schedule")
     parameters = list(function.__code__.co_varnames[1 : function.__code__.co_argcount])
@@ -294,20 +299,25 @@ def _checked(call):
     for name, value in given.items():
         if (name == "schedule") != isinstance(value, spec.Call):
             fault = "must be a schedule" if name == "schedule" else "cannot be a schedule"
-            raise ValueError(f"schedule {said}: {name} {fault}; got {spec.show(value)}")
+            raise ValueError(f"schedule {text!r}: {name} {fault}; got {spec.show(value)}")
+        if isinstance(value, str):
+            raise ValueError(f"schedule {text!r}: {name} cannot be a text; got {value!r}")
     schedule = Schedule(call)
     u = np.linspace(0.0, 1.0, 257)
     try:
         with jax.ensure_compile_time_eval():
             log_snr = np.asarray(jax.jit(schedule)(u), np.float64)
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise ValueError(f"schedule {said}: {error}") from None
+        raise ValueError(f"schedule {text!r}: {error}") from None
     with np.errstate(invalid="ignore"):  # inf - inf where a level repeats is no rise
         rise = np.diff(log_snr) > 1e-5 * np.abs(log_snr[1:]) + 1e-5
     bad = np.isnan(log_snr) | np.concatenate([[False], rise])
     if bad.any() or not log_snr[0] > log_snr[-1]:
         at = u[np.argmax(bad)] if bad.any() else 1.0
-        raise ValueError(f"schedule {said} does not decrease in log-SNR over u in [0, 1]: see u = {at:g}")
+        for name, value in given.items():
+            if isinstance(value, float) and not math.isfinite(value):  # which an end of `truncated` may be
+                raise ValueError(f"schedule {text!r}: {name} must be a finite number; got {value}")
+        raise ValueError(f"schedule {text!r} does not decrease in log-SNR over u in [0, 1]: see u = {at:g}")
     return schedule
 
 

@@ -33,6 +33,12 @@ def show(value):
     return repr(value) if isinstance(value, str | float | int | None) else str(value)
 
 
+def shortened(text, limit=60):
+    """A spec to be read by people: a long one, such as a list of two hundred log-SNRs, loses its middle. Not to be parsed."""
+    half = (limit - 5) // 2
+    return text if len(text) <= limit else f"{text[:half]} ... {text[-half:]}"
+
+
 def parse(text):
     """Reads a spec into a `Call`. Raises ValueError, in one line, for anything that is not one."""
     if not isinstance(text, str):
@@ -42,7 +48,7 @@ def parse(text):
         call = _call(tree)
     except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else error
-        raise ValueError(f"cannot read the spec {cut(text)!r}: {reason}") from None
+        raise ValueError(f"cannot read the spec {shortened(text, 80)!r}: {reason}") from None
     return call
 
 
@@ -63,13 +69,8 @@ def bind(call, definitions, kind, skip=1):
         signature.replace(parameters=parameters).bind(*call.args, **dict(call.kwargs))
     except TypeError as error:
         takes = ", ".join(str(p) for p in parameters) or "no parameters"
-        raise ValueError(f"{kind} {cut(str(call))!r}: {error}; {call.name} takes ({takes})") from None
+        raise ValueError(f"{kind} {shortened(str(call), 80)!r}: {error}; {call.name} takes ({takes})") from None
     return function
-
-
-def cut(text, limit=80):
-    """A text as a label or message shows it: cut where it is too long to be read in one line."""
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _call(node):

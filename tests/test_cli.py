@@ -86,6 +86,11 @@ def assert_one_line(result, *parts, code=2):
     (("sample", "--workdir=w", "--out=o", "--config.seed=1"), ["--config.seed=1", "none is given"]),
     (("train", "--workdir=w", "--config.seed=1"), ["--config.seed=1", "none is given"]),
     (("sample", "--workdir=w", "--out=o"), ["holds no run", "train"]),
+    (("sample", "--workdir=w", "--out="), ["--out: empty: name a folder"]),
+    (("sample", "--workdir=", "--out=o"), ["--workdir: empty: name a folder"]),
+    (("evaluate", "--workdir="), ["--workdir: empty: name a folder"]),
+    (("train", "--workdir="), ["--workdir: empty: name a folder"]),
+    (("evaluate", "--workdir=w", "--discrete", ":5"), ["--discrete", "SPEC:N, such as cosine:100"]),
     (("train", "--workdir=w"), ["holds no run to go on with", "--config=FILE"]),
     (("plot",), ["SPEC"]),
     (("plot", "cosin"), ["did you mean 'cosine'"]),
@@ -137,7 +142,7 @@ def test_no_config_file(main, tmp_path):
 
 def test_workdir_that_is_a_file(main, words, tmp_path):
     (tmp_path / "run").write_text("mine")
-    assert_one_line(main("train", f"--workdir={tmp_path / 'run'}", *words()), str(tmp_path / "run"))
+    assert_one_line(main("train", f"--workdir={tmp_path / 'run'}", *words()), f"{tmp_path / 'run'}: a file, where a folder is")
     assert (tmp_path / "run").read_text() == "mine"
 
 

@@ -6,14 +6,15 @@ import sys
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 import noisesched
 from noisesched import __main__ as cli
+from noisesched import backend, data, denoiser, evaluate, likelihood, schedules, train
 from noisesched import config as configuration
-from noisesched import data, denoiser, evaluate, train
 from noisesched.checkpoints import Checkpoints
 from noisesched.workdir import Workdir, read_json
 
@@ -22,10 +23,31 @@ TABLE = "discrete(linear,num_steps=50)"
 DRAW = evaluate.draw
 KINDS = {
     "plain": {},
-    "classes": {"model.num_classes": 10},
     "eps": {"model.prediction": "eps", "schedule": "linear"},
-    "table": {"schedule": TABLE, "conditioning.kind": "timestep", "conditioning.table": TABLE},
+    "table": {"schedule": TABLE, "conditioning.kind": "timestep", "conditioning.table": TABLE, "model.num_classes": 10},
 }
+
+
+class OneLayer(nnx.Module):
+    """Stands for the UNet, and takes a tenth of the time to compile: an output that depends on all that it is given."""
+
+    def __init__(self, *, image_size, channels, features, num_classes, rngs, **others):
+        size = image_size * image_size * channels
+        self.mix, self.tell = nnx.Linear(size, size, rngs=rngs), nnx.Linear(features, size, rngs=rngs)
+        self.label = nnx.Embed(num_classes + 1, size, rngs=rngs) if num_classes else None
+
+    def __call__(self, z, features, labels=None, dropout_keys=None):
+        h = self.mix(z.reshape(len(z), -1)) + self.tell(features)
+        return jnp.tanh(h if labels is None else h + self.label(labels)).reshape(z.shape)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_layer():
+    jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the work here
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(configuration, "UNet", OneLayer)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def parameters(config, seed):
@@ -39,14 +61,14 @@ def shapes_of(config):
 
 
 @pytest.fixture(scope="module")
-def runs(small, tmp_path_factory):
-    """{kind: the path of a run with a checkpoint of step 20, the plain one also of step 10}, made without training."""
+def runs(small, one_layer, tmp_path_factory):
+    """{kind: the path of a run with a checkpoint of step 20, the plain one also of step 10, eps none}, made without training."""
     made = {}
     for kind, changes in KINDS.items():
         workdir, config = Workdir(tmp_path_factory.mktemp(kind) / "run"), small(changes)
         workdir.write_config(configuration.to_dict(config))
         with Checkpoints(workdir, max_to_keep=None) as checkpoints:
-            for step in (10, 20) if kind == "plain" else (20,):
+            for step in {"plain": (10, 20), "eps": ()}.get(kind, (20,)):
                 params, ema = parameters(config, step), parameters(config, step + 1)
                 checkpoints.save(step, train.State(np.int32(step), params, ema, ())._asdict())
         made[kind] = str(workdir.path)
@@ -84,7 +106,7 @@ def stored(folder):
 
 def test_what_is_written(evaluated, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "draw", DRAW)
-    result, lines = evaluated(discrete=(("cosine", 20), ("karras", 5)))
+    result, lines = evaluated(discrete=(("cosine", 20), ("karras", 20)))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"evaluation.json", "profile.png"}
     assert (tmp_path / "out" / "profile.png").stat().st_size > 10_000
     assert stored(tmp_path / "out") == result
@@ -95,7 +117,7 @@ def test_what_is_written(evaluated, runs, tmp_path, monkeypatch):
     assert (found["log_snr_min"], found["log_snr_max"]) == (-12.0, 13.3) and found["std_error"] > 0
     cosine, karras = result["discrete"]
     assert (cosine["schedule"], cosine["num_levels"], cosine["log_snr_min"], cosine["prior"]) == ("cosine", 20, -np.inf, 0)
-    assert (karras["num_levels"], karras["log_snr_min"]) == (5, pytest.approx(-8.76, abs=0.01))
+    assert (karras["num_levels"], karras["log_snr_min"]) == (20, pytest.approx(-8.76, abs=0.01))
     last = np.log(np.tan(np.pi / 40) ** -2)  # cosine's at u = 1/20, but for its s; the SNR then doubles
     assert cosine["log_snr_max"] == pytest.approx(last + np.log(2), abs=0.3)
     profile = result["profile"]
@@ -109,8 +131,8 @@ def test_what_is_written(evaluated, runs, tmp_path, monkeypatch):
 
 
 def test_the_workdir_holds_it_unless_told_otherwise(evaluated, runs, tmp_path):
-    result, _ = evaluated("eps", out="")
-    assert stored(Workdir(runs["eps"]).path / "evaluation") == result
+    result, _ = evaluated(out="")
+    assert stored(Workdir(runs["plain"]).path / "evaluation") == result
 
 
 def test_the_numbers_are_those_of_the_network(evaluated, runs, small):
@@ -161,7 +183,7 @@ def test_neither_batch_nor_devices_matter(evaluated, monkeypatch):
     result, _ = evaluated()
     monkeypatch.setattr(evaluate, "BATCH", 7)
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
-    again, _ = evaluated(discrete=(("cosine", 3),))
+    again, _ = evaluated(discrete=(("cosine", 20),))
     np.testing.assert_allclose(again["profile"]["x"], result["profile"]["x"], rtol=1e-4)
     assert bits(again) == pytest.approx(bits(result), rel=1e-4)
 
@@ -180,15 +202,16 @@ def test_an_image_s_part_does_not_depend_on_the_others(small, runs):
 
 def test_which_parameters_checkpoint_seed_and_translation(evaluated):
     made = [bits(evaluated(**changes)[0]) for changes in (
-        {}, {"parameters": "params"}, {"checkpoint": 10}, {"seed": 1}, {"split": "train"}, {"num_images": 5})]  # fmt: skip
+        {}, {"parameters": "params"}, {"checkpoint": 10}, {"seed": 1}, {"split": "train"}, {"split": "test[1:]"},
+        {"num_images": 4, "noises": 2})]  # fmt: skip
     assert len(set(made)) == len(made)
     table = [bits(evaluated("table", translation=kind)[0]) for kind in (None, "nearest", "interpolated")]
     assert table[0] == table[1] != table[2]
 
 
 def test_a_network_of_classes_is_told_the_true_ones(evaluated, small):
-    result, _ = evaluated("classes")
-    config = small(KINDS["classes"])
+    result, _ = evaluated("table")
+    config = small(KINDS["table"])
     definition, _ = shapes_of(config)
     examples = data.examples(data.open_split("digits", split="test", image_size=8, channels=1), 6)
     true, false = (
@@ -200,29 +223,122 @@ def test_a_network_of_classes_is_told_the_true_ones(evaluated, small):
 
 def test_one_compilation_for_all_parts_and_data(evaluated):
     before = evaluate.squared_errors._cache_size()
-    evaluated("classes", discrete=(("cosine", 20), ("linear", 50)), noises=6)
-    evaluated("classes", parameters="params", seed=3, num_images=9)
+    evaluated("table", discrete=(("cosine", 20), ("linear", 20)))
+    evaluated("table", parameters="params", seed=3, num_images=4, noises=2)
     assert evaluate.squared_errors._cache_size() <= before + 1
 
 
 # -- what is done once only
 
-def test_nothing_is_done_twice(evaluated, runs, monkeypatch):
+def test_nothing_is_done_twice(evaluated, monkeypatch):
     first, _ = evaluated(discrete=(("cosine", 20),))
     with monkeypatch.context() as patch:
-        for module, name in ((evaluate, "Checkpoints"), (data, "open_split")):
+        for module, name in ((evaluate, "Checkpoints"), (data, "examples")):
             patch.setattr(module, name, lambda *args, **kwargs: pytest.fail("opened again"))
-        again, lines = evaluated(discrete=(("cosine", 20),), checkpoint=20)  # which is the latest
+        again, lines = evaluated(discrete=((" cosine ", 20),), checkpoint=20)  # which is the latest
     assert again == first and "is evaluated already" in lines[0] and len(lines) == 1
     assert evaluated(discrete=(("cosine", 20),), checkpoint=10)[0]["checkpoint"] == 10
     assert bits(evaluated()[0]) == bits(first)
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", "{}"])
-def test_a_damaged_evaluation_is_made_again(evaluated, tmp_path, damage):
+def test_a_damaged_evaluation_is_made_again(evaluated, tmp_path):
     first, _ = evaluated()
-    (tmp_path / "out" / "evaluation.json").write_text(damage)
+    for damage in ("{", "[]", "{}"):
+        (tmp_path / "out" / "evaluation.json").write_text(damage)
+        assert evaluate.read(tmp_path / "out", 0) is None
     assert evaluated()[0] == first == stored(tmp_path / "out")
+
+
+def test_a_schedule_s_file_that_changed_is_evaluated_anew(evaluated, tmp_path):
+    file = tmp_path / "levels.txt"
+    found = []
+    for content in ("9 1 -7", "9 3 -7", "9, 3, -7"):
+        file.write_text(content)
+        result, lines = evaluated(discrete=((f"piecewise('{file}')", 2),))
+        found.append((result["discrete"][0]["value"], "already" in lines[0]))
+    assert found[0][0] != found[1][0] and found[1:] == [(found[1][0], False), (found[1][0], True)]
+
+
+@pytest.fixture
+def identity(small, tmp_path):
+    """`identity(noises=2, ..)`: what decides an evaluation, of samples too, on data and with files that lie in `tmp_path`."""
+    config = small()
+    (tmp_path / "dataset_info.json").write_text("as it was")
+    (tmp_path / "weights.npz").write_text("as they were")
+    (tmp_path / "levels.txt").write_text("9 1 -7")
+    split = data.Split(None, 10, "digits", str(tmp_path))
+    full = {"metrics": ("frechet(inception)",), "inception_weights": str(tmp_path / "weights.npz"),
+            "schedule": (levels := f"piecewise('{tmp_path}/levels.txt')"), "discrete": ((levels, 2),)}  # fmt: skip
+
+    def made(config=config, **changes):
+        request = dataclasses.replace(ASKED, **(full | changes))
+        return evaluate.identity(configuration.to_dict(config), config, request, split)
+
+    return made
+
+
+@pytest.mark.parametrize(("file", "kept"), [("dataset_info.json", False), ("weights.npz", False), ("levels.txt", False),
+                                            ("another.txt", True)])  # fmt: skip
+def test_files_that_decide(identity, tmp_path, file, kept):
+    before = identity()
+    (tmp_path / file).write_text("9 2 -7")
+    assert (identity() == before) == kept
+    json.dumps(before, allow_nan=False)
+
+
+@pytest.mark.parametrize(("changes", "kept"), [
+    ({"out": "elsewhere", "checkpoint": 10}, True),
+    ({"discrete": (("piecewise( [9.0, 1.0, -7.0])", 2),)}, True),
+    ({"metrics": ("frechet( inception )",)}, True),
+    ({"schedule": "piecewise([9.0, 1.0, -7.0])"}, True),
+    ({"schedule": ""}, False),
+    ({"discrete": (("piecewise([9.0, 1.0, -7.0])", 3),)}, False),
+    ({"num_samples": 255}, False),
+    ({"steps": 24}, False),
+    ({"method": "heun"}, False),
+    ({"seed": 1}, False),
+])  # fmt: skip
+def test_settings_that_decide(identity, changes, kept):
+    assert (identity(**changes) == identity()) == kept
+
+
+def test_without_metrics_nothing_of_samples_decides(identity, small):
+    plain = identity(metrics=(), schedule="", inception_weights="")
+    assert plain == identity(metrics=(), schedule="linear", steps=3, method="heun", num_samples=7)
+    assert not set(evaluate.OF_SAMPLES) & set(plain["request"])
+    assert identity(small({"schedule": "linear"})) != identity()
+
+
+# -- the best levels
+
+def test_the_best_levels_lie_where_the_profile_was_measured(evaluated, tmp_path):
+    asked = dict(log_snr_min=-6.0, log_snr_max=0.0, best_levels=5)
+    result, lines = evaluated(**asked)
+    path = tmp_path / "out" / "best_5_levels.txt"
+    end, *levels = map(float, path.read_text().split())
+    assert -6 <= levels[-1] < levels[0] <= 0 and end == pytest.approx(likelihood.end_of(levels[0]), abs=1e-5)
+    assert lines[-1].endswith(f"least bound in discrete time: \"piecewise('{path}')\"")
+    schedule = f"piecewise('{path}')"
+    np.testing.assert_allclose(schedules.levels(schedule, 5), levels[::-1], atol=1e-5)
+    assert "already" in evaluated(**asked)[1][0]
+    path.unlink()
+    assert evaluated(**asked)[0] == result and path.exists()
+    # Better than other five of the same range.
+    best, even = evaluated(num_images=16, noises=32, discrete=((schedule, 5), ("uniform_log_snr(0, -6)", 5)))[0]["discrete"]
+    assert best["value"] < even["value"]
+
+
+def test_what_was_measured_is_kept_when_the_best_levels_fail(evaluated, tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(evaluate, "write_atomically", fail)
+    path = tmp_path / "out" / "best_5_levels.txt"
+    path.parent.mkdir()
+    path.write_text("of another evaluation")
+    with pytest.raises(OSError, match="the disk is full"):
+        evaluated(best_levels=5, log_snr_max=0.0)
+    assert bits(stored(tmp_path / "out")) > 0 and not path.exists()
 
 
 # -- samples
@@ -243,13 +359,29 @@ def features(monkeypatch):
     return asked
 
 
-def test_quality_of_samples(evaluated, features):
-    result, lines = evaluated(metrics=("brightness",), num_samples=5, steps=3, schedule="linear", method="heun")
+@pytest.fixture
+def sampler(monkeypatch):
+    """Stands for the sampler: records what it is asked, and makes grey images."""
+    asked = {}
+
+    def generate(method, params, log_snrs, num_images, **options):
+        asked.update(method=method, log_snrs=log_snrs, num_images=num_images, **options)
+        return np.full((num_images, 8, 8, 1), 100, np.uint8)
+
+    monkeypatch.setattr(evaluate.sample, "make_sampler", lambda config, definition, method: method)
+    monkeypatch.setattr(evaluate.sample, "generate", generate)
+    return asked
+
+
+def test_quality_of_samples(evaluated, features, sampler):
+    result, lines = evaluated(metrics=("brightness",), num_samples=5, steps=20, schedule="linear", method="heun")
     assert features["n"] == 5 and features["measures"] == ["brightness"] and features["split"] == "train"
-    assert 0 <= result["quality"]["brightness(n=5)"] <= 255 and result["floor"] == {"brightness(n=5)": 1.5}
+    assert sampler["method"] == "heun" and sampler["num_images"] == 5 and sampler["seed"] == 0 and sampler["labels"] is None
+    np.testing.assert_array_equal(sampler["log_snrs"], schedules.levels("linear", 20))
+    assert result["quality"] == {"brightness(n=5)": 100.0} and result["floor"] == {"brightness(n=5)": 1.5}
     assert result["reference"] == {"split": "train", "n": 5}
     assert lines[-1].startswith("brightness(n=5)") and "(between real images: 1.5)" in lines[-1]
-    assert evaluated(metrics=("brightness",), num_samples=5, steps=3, schedule="linear", method="heun")[0] == result
+    assert evaluated(metrics=("brightness",), num_samples=5, steps=20, schedule="linear", method="heun")[0] == result
 
 
 def test_the_likelihood_is_kept_when_sampling_fails(evaluated, features, monkeypatch):
@@ -259,7 +391,7 @@ def test_the_likelihood_is_kept_when_sampling_fails(evaluated, features, monkeyp
     monkeypatch.setattr(evaluate.sample, "generate", fail)
     with pytest.raises(ValueError, match="not finite"):
         evaluated(metrics=("brightness",), num_samples=5)
-    _, lines = evaluated(num_samples=5)  # the same without metrics is there already
+    _, lines = evaluated()  # the same without metrics is there already
     assert "is evaluated already" in lines[0]
 
 
@@ -269,7 +401,12 @@ def test_the_likelihood_is_kept_when_sampling_fails(evaluated, features, monkeyp
     ("plain", {"split": "validation"}, "no split 'validation' in data set 'digits': it has test, train"),
     ("plain", {"num_images": 298}, "num_images=298: data set 'digits', test has 297 images"),
     ("plain", {"num_images": 1}, "2 or more, or 0 for all"),
+    ("plain", {"split": ""}, "split='': name the images to measure"),
+    ("plain", {"split": "test[abc]"}, "split 'test[abc]' of data set 'digits': no such notation; write 'train', 'train[:90%]'"),
+    ("plain", {"split": "test[:1]", "num_images": 0}, "data set 'digits', test[:1] has one image"),
     ("plain", {"noises": 3}, "noises=3: draws come in pairs"),
+    ("plain", {"noises": 10**6, "num_images": 0}, "noises=1000000 of 297 images: 16777216 draws fit in memory, so up to 56488;"),
+    ("plain", {"best_levels": 42, "log_snr_max": -10.0}, "best_levels=42: there are 41 to choose among, 0.05 apart"),
     ("plain", {"profile_levels": 2}, "profile_levels=2"),
     ("plain", {"log_snr_min": 14.0}, "log-SNR 14 to 13.3, must rise"),
     ("plain", {"log_snr_max": float("inf")}, "log-SNR -12 to inf"),
@@ -282,6 +419,10 @@ def test_the_likelihood_is_kept_when_sampling_fails(evaluated, features, monkeyp
     ("table", {"translation": "raw"}, "known: nearest, interpolated"),
     ("plain", {"metrics": ("brightness",), "method": "dim"}, "did you mean 'ddim'"),
     ("plain", {"metrics": ("brightness",), "schedule": "kosine"}, "did you mean 'cosine'"),
+    ("plain", {"schedule": "linear", "steps": 3}, "schedule='linear', steps=3: samples are made only for metrics; give some"),
+    ("plain", {"inception_weights": "nowhere"}, "inception_weights='nowhere': samples are made only for metrics"),
+    ("plain", {"metrics": ("brightness",), "inception_weights": "nowhere"}, "none of the metrics sees with them"),
+    ("plain", {"metrics": ("frechet(classifier, n=5)",)}, "n is given apart, by --num_samples of evaluate"),
 ])  # fmt: skip
 def test_refused_in_one_line(evaluated, features, tmp_path, kind, changes, message):
     with pytest.raises(ValueError) as refused:
@@ -314,15 +455,39 @@ def test_an_estimate_that_is_not_finite_names_its_level(small):
 
 # -- from the command line
 
-def test_an_evaluation_from_the_command_line(run, runs, tmp_path):
+@pytest.fixture
+def main(runs, monkeypatch, capsys):
+    """`main("--out=o", ..)` -> (exit code, stdout, stderr) of `noisesched evaluate` of the plain run, in this process."""
+    monkeypatch.setattr(backend, "prepare", lambda: None)
+
+    def finished(*arguments):
+        code = 0
+        try:
+            cli.main(["evaluate", f"--workdir={runs['plain']}", "--num_images=4", "--noises=2", "--profile_levels=5", *arguments])
+        except SystemExit as ended:
+            code = ended.code
+        return code, *capsys.readouterr()
+
+    return finished
+
+
+def test_an_evaluation_from_the_command_line(main, tmp_path):
     out = tmp_path / "out"
-    code, said, err = run("evaluate", f"--workdir={runs['plain']}", f"--out={out}", "--num_images=4", "--noises=2",
-                          "--profile_levels=5", "--discrete", "cosine:3", "shifted(cosine, by=-1):4")  # fmt: skip
+    code, said, err = main(f"--out={out}", "--discrete", "cosine:20", "shifted(cosine, by=-1):20", "--metrics",
+                           "brightness", "--num_samples=4", "--steps=1")  # fmt: skip
     assert code == 0 and "Traceback" not in err, err
-    assert "step 20 (ema), 4 images of 'test'" in said and "shifted(cosine, by=-1), 4 levels" in said
     result = stored(out)
-    assert result["checkpoint"] == 20 and result["request"]["discrete"] == [["cosine", 3], ["shifted(cosine, by=-1)", 4]]
-    assert 0 < bits(result) < 100 and (out / "profile.png").stat().st_size > 10_000
+    assert result["checkpoint"] == 20 and result["request"]["discrete"] == [["cosine", 20], ["shifted(cosine, by=-1)", 20]]
+    assert bits(result) > 0 and 0 <= result["quality"]["brightness(n=4)"] < 2 and (out / "profile.png").exists()
+
+
+def test_faults_from_the_command_line(main, tmp_path):
+    (file := tmp_path / "file").write_text("mine")
+    for words, message in ((f"--out={file}", f"{file}: a file, where a folder is wanted"),
+                           ("--split=", "split='': name the images")):  # fmt: skip
+        code, _, err = main(words)
+        assert code == 2 and err.count("\n") == 1 and message in err
+    assert file.read_text() == "mine"
 
 
 def test_the_command_line_asks_for_what_a_request_has(monkeypatch, capsys):

@@ -236,6 +236,10 @@ def test_pickles_are_refused_with_what_to_do(tmp_path):
 
 
 def test_other_names_and_missing_files(tmp_path):
+    for folder in (tmp_path, tmp_path / "folder.npz", tmp_path / "folder.pth"):
+        folder.mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match=f"{folder} is a folder; Inception's weights are a file .npz or .safetensors"):
+            inception.load(folder)
     assert refused(tmp_path / "weights.h5") == "Inception's weights are a file .npz or .safetensors"
     with pytest.raises(FileNotFoundError, match="no such file"):
         inception.load(tmp_path / "weights.npz")

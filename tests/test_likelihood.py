@@ -320,3 +320,16 @@ def test_the_best_levels_are_those_of_an_exhaustive_search():
     for n in (1, 3, 4):
         best = min(itertools.combinations(range(11), n), key=cost)
         np.testing.assert_allclose(likelihood.best_levels(log_snrs, x, prior, read, n), log_snrs[list(best)])
+
+
+def test_the_best_are_chosen_where_the_profile_was_measured():
+    """However much there would be to gain beyond, and up to all there are to choose among."""
+    assert likelihood.candidates(-12.0, 13.3)[[0, -1]].tolist() == [-12, pytest.approx(11.8)]
+    np.testing.assert_allclose(likelihood.candidates(-0.5, 0.25), np.linspace(-0.5, 0.25, 16))
+    assert len(likelihood.candidates(12.5, 13.0)) == 0
+    for n in (1, 4, 16):
+        end, *levels = likelihood.best_schedule(np.array([-0.5, 0.0, 0.25]), np.array([0.5, 0.4, 0.2]), IMAGES, n)
+        assert len(levels) == n and -0.5 <= levels[-1] and levels[0] <= 0.25 and end == likelihood.end_of(levels[0])
+        assert n == 1 or (np.diff(levels) < 0).all()
+    with pytest.raises(ValueError, match="17 levels cannot be chosen among 16"):
+        likelihood.best_schedule(np.array([-0.5, 0.25]), np.array([0.5, 0.2]), IMAGES, 17)

@@ -31,6 +31,24 @@ def test_terminal_snr_is_said(tmp_path):
         assert log_snr == pytest.approx(math.log(wanted / (1 - wanted)) if wanted else -math.inf, rel=0.001)
 
 
+def test_long_names_are_shortened(tmp_path):
+    """A schedule from a file is called by its file; a long list loses its middle, in the lines and in the legend."""
+    knots = [round(13 - 0.1 * k, 1) for k in range(200)]
+    (file := tmp_path / "levels.txt").write_text("\n".join(map(str, knots)))
+    specs = ["cosine", f"piecewise('{file}')", f"piecewise({knots})"]
+    *lines, _ = said(specs, tmp_path / "a.png")
+    names = [line.partition("  terminal SNR")[0] for line in lines]
+    assert len({len(name) for name in names}) == 1 and len(names[0]) <= 60 and names[0].rstrip() == "cosine"
+    assert names[1].startswith("piecewise('/") and names[1].rstrip().endswith("levels.txt')")
+    assert names[2].startswith("piecewise([13.0, 12.9, ") and " ... " in names[2] and names[2].endswith(", -6.9])")
+    assert lines[1].partition("  terminal SNR")[2] == lines[2].partition("  terminal SNR")[2]
+
+    from matplotlib.figure import Figure
+
+    plot.draw(figure := Figure(), {text: schedules.make(text) for text in specs}, lambda line: None)
+    assert [text.get_text().partition("   (")[0] for text in figure.legends[0].get_texts()] == [name.rstrip() for name in names]
+
+
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
 def test_picture(tmp_path, ending):
     path = tmp_path / "made" / f"picture.{ending}"

@@ -246,7 +246,8 @@ def test_sigmas_are_their_levels(tmp_path):
     ("zero_terminal(3)", "must be a schedule"), ("cosine(cosine)", "cannot be a schedule"), ("flow(shift=0)", "flow(shift=0)"),
     ("shifted(discrete(linear), by=-1)", "cannot be wrapped"),
     ("truncated(cosine, 3, 1)", "must be below"), ("discrete(linear, num_steps=0)", "whole number"),
-    ("discrete(linear, foo=1)", "linear takes"), ("linear('a')", "linear('a')"), ("linear(beta_max=nan)", "does not decrease"),
+    ("discrete(linear, foo=1)", "linear takes"), ("linear('a')", "linear('a')"),
+    ("linear(beta_max=nan)", "beta_max must be a finite number; got nan"),
     ("zero_terminal(nope)", "unknown schedule 'nope'"), ("uniform_log_snr(5, 5)", "does not decrease"),
     ("betas([0.1])", "2 to 100000 numbers"), ("betas([])", "2 to 100000 numbers"), ("betas([0.1, 1.5])", "betas lie in"),
     ("betas([0.1, 'a'])", "a list of numbers"), ("betas(0.1)", "a list of numbers"), ("betas([0.1, nan])", "betas lie in"),
@@ -255,11 +256,35 @@ def test_sigmas_are_their_levels(tmp_path):
     ("sigmas([nan, 1])", "sigmas fall"), ("sigmas([1, 0])", "does not decrease"),
     ("shifted(sigmas([2, 1]), by=1)", "cannot be wrapped"),
     ("discrete(cosine(s=0.01), s=3)", "belong inside the spec"), ("quadratic(True, cosine)", "cannot be a schedule"),
+    ("discrete(linear, num_steps=1)", "num_steps is a whole number from 2 up to 100000; got 1"),
+    ("shifted(cosine, by=nan)", "by must be a finite number; got nan"),
+    ("shifted(linear, inf)", "by must be a finite number; got inf"), ("shifted(cosine, by='a')", "by cannot be a text; got 'a'"),
+    ("shifted(cosine, image_size=0)", "image_size and base are pixels, above 0; got 0 and 64"),
 ])  # fmt: skip
 def test_bad_specs(text, says):
     with pytest.raises(ValueError) as error:
         make(text)
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "content", "reason"), [
+    ("levels.txt", None, "Is a directory"), ("levels.npy", None, "Is a directory"), ("levels.txt", b"3 two 1", "'two'"),
+    ("levels.npy", b"3 2 1", "magic string"), ("levels.npy", b"", "magic string"), ("levels.txt", b"\xff\xfe", "decode"),
+    ("levels.npy", np.array([2j, 1j]), "complex128"), ("levels.npy", np.array([None]), "Object arrays"),
+])  # fmt: skip
+def test_bad_files(tmp_path, name, content, reason):
+    path = tmp_path / name
+    if content is None:
+        path.mkdir()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.save(path, content, allow_pickle=True)
+    with pytest.raises(ValueError) as error:
+        make(f"piecewise('{path}')")
+    said = str(error.value)
+    assert said.startswith(f"cannot read log-SNRs from '{path}': ") and reason in said
+    assert said.count(str(path)) == 1 and "Errno" not in said and "\n" not in said
 
 
 @pytest.mark.parametrize("n", [0, -1, 2.5, True])
