@@ -7,13 +7,11 @@ where it was, and asking for more adds to what is there.
 """
 
 import dataclasses
-import functools
 import os
 import shlex
 import time
 
 import numpy as np
-from flax import nnx
 from tqdm import tqdm
 
 from noisesched import conditioning, data, denoiser, evaluate, features, guidance, schedules, train
@@ -90,7 +88,7 @@ def measure(rows, steps, study, reference, out, progress):
     (out / "previews").mkdir(exist_ok=True)
     for row in rows:
         begin, config = time.perf_counter(), row.run.config
-        definition, template = _network(config, None if row.translation == "raw" else row.translation)
+        definition, template = configuration.abstract_denoiser(config, None if row.translation == "raw" else row.translation)
         if row.run is not current:  # the rows of a run are together
             with Checkpoints(row.run.workdir, max_to_keep=None) as checkpoints:
                 steps[row.run], items = checkpoints.restore({study.parameters: template})  # an older one, if that is damaged
@@ -232,7 +230,7 @@ def latest(each):
 def describe(runs, evaluated):
     """What the report says of the seeds of one run. `evaluated`: {run: why there is no evaluation, or None}."""
     config = runs[0].config
-    _, params = _network(config, None)
+    _, params = configuration.abstract_denoiser(config)
     return {
         "config": configuration.to_dict(config), "evaluations": {str(each.workdir.path): evaluated[each] for each in runs},
         "drawn": config.schedule, "told": config.conditioning.kind, "table": config.conditioning.table,
@@ -283,13 +281,6 @@ def read_rows(path):
     if not path.read_bytes().endswith(b"\n"):
         write_atomically(path, "".join(map(json_line, rows)))
     return rows
-
-
-@functools.cache
-def _network(config, translation):
-    """(definition, shapes of the parameters) of a run's network; equal for runs that differ in the schedule alone."""
-    definition, template = denoiser.split(nnx.eval_shape(lambda: configuration.make_denoiser(config, translation)))
-    return definition, template
 
 
 def _fail(message):

@@ -7,13 +7,13 @@ checks, so nothing of a workdir is ever executed. What every field means, and it
 
 import dataclasses
 import difflib
+import functools
 import math
 import sys
 import traceback
 import types
 from pathlib import Path
 
-import jax
 from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
@@ -189,7 +189,7 @@ def check(config):
     multipliers = config.model.multipliers
     _require(multipliers and all(1 <= m <= 1024 for m in multipliers),
              f"model.multipliers={_shown(multipliers)} must be one whole number from 1 to 1024 for each level")
-    _named("model", lambda: jax.eval_shape(lambda: denoiser.split(make_denoiser(config))[1]))
+    _named("model", abstract_denoiser, config)
     _require(
         not (config.model.prediction == "eps" and math.isinf(float(schedule(1.0)))),
         f"model.prediction='eps' with schedule {config.schedule!r}, which ends at zero SNR: there z holds nothing of the image, "
@@ -250,13 +250,32 @@ def make_conditioning(config, translation=None):
 
 def make_denoiser(config, translation=None):
     """A fresh, untrained denoiser; its parameters are a function of config.seed."""
-    model, data = config.model, config.data
+    return _denoiser(*_network(config, translation), config.seed)
+
+
+def abstract_denoiser(config, translation=None):
+    """(definition, shapes of the parameters): `denoiser.split` of a denoiser that is never computed, and thought out only once
+    for all configs that differ in other settings alone."""
+    return _abstract_denoiser(*_network(config, translation))
+
+
+def _network(config, translation):
+    """All that a denoiser but for its parameters depends on."""
+    return config.data.image_size, config.data.channels, config.model, make_conditioning(config, translation)
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract_denoiser(*network):
+    return denoiser.split(nnx.eval_shape(lambda: _denoiser(*network, seed=0)))
+
+
+def _denoiser(image_size, channels, model, told, seed):
     unet = UNet(
-        image_size=data.image_size, channels=data.channels, width=model.width, multipliers=model.multipliers,
-        blocks=model.blocks, attention=model.attention, heads=model.heads, dropout=model.dropout, features=model.width,
-        num_classes=model.num_classes, dtype=model.dtype, rngs=nnx.Rngs(config.seed),
+        image_size=image_size, channels=channels, width=model.width, multipliers=model.multipliers, blocks=model.blocks,
+        attention=model.attention, heads=model.heads, dropout=model.dropout, features=model.width,
+        num_classes=model.num_classes, dtype=model.dtype, rngs=nnx.Rngs(seed),
     )  # fmt: skip
-    return denoiser.Denoiser(unet, make_conditioning(config, translation), model.prediction)
+    return denoiser.Denoiser(unet, told, model.prediction)
 
 
 # -- reading

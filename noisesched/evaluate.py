@@ -19,7 +19,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from tqdm import tqdm
 
 from noisesched import conditioning, data, denoiser, guidance, inception, likelihood, metrics, sample, samplers, schedules, spec
@@ -83,7 +82,7 @@ def run(directory, request, say=tqdm.write):
         return found
 
     # ---- The network and the images, real ones to compare samples with too.
-    definition, template = denoiser.split(nnx.eval_shape(lambda: configuration.make_denoiser(config, request.translation)))
+    definition, template = configuration.abstract_denoiser(config, request.translation)
     with Checkpoints(workdir, max_to_keep=None) as checkpoints:
         step, items = checkpoints.restore({request.parameters: template}, request.checkpoint)
     params = items[request.parameters]

@@ -139,7 +139,7 @@ def run(directory, request, say=tqdm.write):
     for (text, _), log_snrs in levels.items():
         configuration.check_levels(config, text, log_snrs)
     raw = request.translation == "raw"
-    definition, template = denoiser.split(configuration.make_denoiser(config, None if raw else request.translation))
+    definition, template = configuration.abstract_denoiser(config, None if raw else request.translation)
     with Checkpoints(workdir, max_to_keep=None) as checkpoints:
         step, items = checkpoints.restore({request.parameters: template}, request.checkpoint)
     params = items[request.parameters]

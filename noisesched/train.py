@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from tqdm import tqdm
 
 from noisesched import config as configuration
@@ -68,7 +67,7 @@ def make_optimizer(config):
 
 def init(config):
     """(definition of the network, initial State), a function of config.seed."""
-    definition, _ = denoiser.split(nnx.eval_shape(lambda: configuration.make_denoiser(config)))
+    definition, _ = configuration.abstract_denoiser(config)
 
     @jax.jit  # one program, rather than one for every shape
     def state():

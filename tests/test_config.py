@@ -86,7 +86,7 @@ def refusal(function, *arguments):
      f"schedule: unknown schedule 'cosin' (did you mean 'cosine'?); known: {', '.join(sorted(schedules.EXAMPLES))}"),
     ({"schedule": "discrete(linear, num_steps=1000000000000)"},
      "schedule: schedule 'discrete(linear, num_steps=1000000000000)': num_steps is a whole number "
-     "from 1 up to 100000; got 1000000000000"),
+     "from 2 up to 100000; got 1000000000000"),
     ({"weighting": "snr"},
      "weighting: unknown weighting 'snr' (did you mean 'min_snr'?); known: edm, eps, min_snr, p2, sigmoid, v, vlb, x"),
     ({"weighting": "min_snr(gamma=0)"},
