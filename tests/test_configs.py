@@ -55,7 +55,8 @@ def test_it_loads_checks_and_builds(path):
     size, channels = given.data.image_size, given.data.channels
     images = jax.ShapeDtypeStruct((2, size, size, channels), "float32")
     levels = jax.ShapeDtypeStruct((2,), "float32")
-    x_hat = jax.eval_shape(lambda z, log_snr: config.make_denoiser(given)(z, log_snr), images, levels)
+    labels = jax.ShapeDtypeStruct((2,), "int32") if given.model.num_classes else None
+    x_hat = jax.eval_shape(lambda *inputs: config.make_denoiser(given)(*inputs), images, levels, labels)
     assert x_hat.shape == images.shape and x_hat.dtype == "float32"
 
 
@@ -97,7 +98,7 @@ def test_a_study_can_be_carried_out(path, tmp_path):
     asked = study.load(str(path))
     runs = study.find_runs(asked, tmp_path)
     assert len(runs) == len(asked.runs) * len(asked.train_seeds) and all(run.trainable for run in runs)
-    rows = study.rows_of(asked, runs)
+    rows = study.rows_of(asked, runs, {"data": "as it is today"})
     assert len({row.key for row in rows}) == len(rows) >= len(runs) * len(asked.schedules) * len(asked.calls)
 
 
