@@ -46,7 +46,9 @@ def one_layer():
     jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the work here
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(configuration, "UNet", OneLayer)
+        configuration._abstract_denoiser.cache_clear()  # which may hold a UNet of the same configuration
         yield
+    configuration._abstract_denoiser.cache_clear()
     jax.config.update("jax_disable_most_optimizations", False)
 
 
@@ -57,7 +59,7 @@ def parameters(config, seed):
 
 
 def shapes_of(config):
-    return denoiser.split(nnx.eval_shape(lambda: configuration.make_denoiser(config)))
+    return configuration.abstract_denoiser(config)
 
 
 @pytest.fixture(scope="module")

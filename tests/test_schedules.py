@@ -283,7 +283,7 @@ def test_bad_files(tmp_path, name, content, reason):
     with pytest.raises(ValueError) as error:
         make(f"piecewise('{path}')")
     said = str(error.value)
-    assert said.startswith(f"cannot read log-SNRs from '{path}': ") and reason in said
+    assert said.startswith(f"cannot read numbers from '{path}': ") and reason in said
     assert said.count(str(path)) == 1 and "Errno" not in said and "\n" not in said
 
 
