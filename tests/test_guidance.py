@@ -77,10 +77,9 @@ def guide(text, z, level, conditional, unconditional):
 
     def network(z, log_snr, labels):
         asked.append(len(z))
-        first = len(z) // len(labels) * len(labels)
-        assert first == len(z) == len(log_snr) == len(labels)
-        both = jnp.concatenate([conditional, unconditional])[: len(z)]
-        return jnp.where(diffusion.like(labels, z) == 9, unconditional[jnp.arange(len(z)) % len(conditional)], both)
+        assert len(z) == len(log_snr) == len(labels)
+        image = jnp.arange(len(z)) % len(conditional)
+        return jnp.where(diffusion.like(labels, z) == 9, unconditional[image], conditional[image])
 
     denoise = guidance.guided(network, guidance.parse(text), jnp.full(len(z), 3), 9)
     return denoise(z, jnp.full(len(z), level)), asked
