@@ -140,6 +140,8 @@ def parser():
         more=lambda: "Any setting can be overridden: --config.name=value.")  # fmt: skip
     compare.add_argument("--config", required=True, help="config file of the comparison")
     compare.add_argument("--out", required=True, type=folder, help="folder of the comparison")
+    compare.add_argument("--share", type=share, metavar="K/N", help="carry out only the K-th of N shares of the runs, beside "
+                         "other processes or machines with the same --out; afterwards, without it, put them together")
 
     report = command("report", "write the report of a comparison", """\
         Tell what `compare` left in a folder as a short paper: report.html, one page that needs no network, and report.md with its
@@ -300,7 +302,7 @@ def run_compare(given, overrides, chosen):
     from noisesched import compare, study
 
     command = shlex.join(["noisesched", "compare", f"--config={given.config}", f"--out={given.out}", *overrides])
-    compare.run(study.load(given.config, overrides), given.out, command)
+    compare.run(study.load(given.config, overrides), given.out, command, share=given.share)
 
 
 def run_report(given, overrides, chosen):
@@ -364,9 +366,14 @@ def folder(text):
     return text
 
 
+def share(text):
+    number, _, total = text.partition("/")
+    return positive(number), positive(total)
+
+
 # What argparse says of a bad value.
 positive.__name__, natural.__name__ = "whole number from 1 up", "whole number from 0 up"
-schedule_and_count.__name__ = "SPEC:N, such as cosine:100"
+schedule_and_count.__name__, share.__name__ = "SPEC:N, such as cosine:100", "share K/N, such as 1/2"
 
 if __name__ == "__main__":
     main()

@@ -25,21 +25,25 @@ from noisesched.workdir import Workdir, differences, json_line, read_json, read_
 
 PREVIEW = 8  # images of a row that are kept
 SAY_EVERY = 60  # seconds, where no bar is shown
+SHARES = "shares"  # the folder of what several processes make
 
 
-def run(study, out, command="", say=tqdm.write):
+def run(study, out, command="", say=tqdm.write, share=None):
     """Carries out a `Study` in the directory `out`; returns the finished rows, [dict], in the order they were asked.
 
+    `share`: (k, n) for the k-th of n shares of the runs (from 1); the whole gathers, and writes what a report needs.
     Raises ValueError, OSError or TrainingStopped, each with one line; what is finished by then stays.
     """
     # ---- What could go wrong at once, does so here.
     out = Workdir(out)
     runs = find_runs(study, out.path)
     given = check_images(study, runs[0].config)
-    rows = rows_of(study, runs, given)
     if out.config.exists() and "keys" not in out.read_config():
         _fail(f"{out.path} is the workdir of a run: give a comparison a folder of its own, --out=DIR")
-    with out.held():
+    all_runs, runs = runs, share_of(runs, share)
+    rows = rows_of(study, runs, given)
+    folder = Workdir(out.path / SHARES / "{}of{}".format(*share)) if share else out
+    with folder.held():
         # ---- The networks: trained to their end if need be.
         for number, each in enumerate(runs, 1):
             if each.trainable and not complete(each):
@@ -49,26 +53,27 @@ def run(study, out, command="", say=tqdm.write):
             latest(each)  # they all have one
         evaluated = {each: evaluation(study, each, out.path, say) for each in runs}
         steps = {each: latest(each) for each in runs}
-        labels = dict.fromkeys(each.label for each in runs)
-        write_json(out.path / "runs.json", {label: describe([each for each in runs if each.label == label], evaluated)
-                                            for label in labels})  # fmt: skip
 
         # ---- Which rows are not there yet.
-        path = out.path / "compare.jsonl"
+        path = folder.path / "compare.jsonl"
+        mend(path)
         known = {row["key"]: row for row in read_rows(path)}
+        for line in read_rows(out.path / "compare.jsonl") if share else gathered(out):
+            if line["checkpoint"] > known.get(line["key"], {"checkpoint": -1})["checkpoint"]:
+                known[line["key"]] = line
+                if not share:
+                    append(path, line)
         missing = [row for row in rows if row.key not in known or known[row.key]["checkpoint"] != steps[row.run]]
-        beside = {(each.label, each.seed): (shared(study, each, given), steps[each]) for each in runs}
-        meant = {row.schedule: row.asked["schedule"] for row in rows}  # by a text, which may name a file
-        keys = [row.key for row in rows] + [key for key, row in known.items() if stands_beside(row, beside, meant)]
-        write_json(out.path / "config.json", {"command": command, "comparison": dataclasses.asdict(study),
-                                              "keys": list(dict.fromkeys(keys))})  # fmt: skip
+        if not share:
+            describe_all(study, runs, rows, known, steps, given, evaluated, out, command)
 
         # ---- Those are made, each on disk before the next.
         asked = {"reference": given, "metrics": list(study.metrics)}
-        if missing or asked != asked_of(out.path / "reference.json"):
-            reference = features.reference(runs[0].config.data, study.num_images, study.metrics, split=study.reference,
+        if missing or not share and asked != asked_of(out.path / "reference.json"):
+            reference = features.reference(all_runs[0].config.data, study.num_images, study.metrics, split=study.reference,
                                            inception_weights=study.inception_weights, say=say)  # fmt: skip
-            write_json(out.path / "reference.json", {"floor": reference.floor, "about": reference.about, "asked": asked})
+            if not share:
+                write_json(out.path / "reference.json", {"floor": reference.floor, "about": reference.about, "asked": asked})
         if missing:
             say(f"{len(missing)} of {len(rows)} rows to make, {study.num_images} images each")
             with Progress(missing, study.num_images, say) as progress:
@@ -77,9 +82,39 @@ def run(study, out, command="", say=tqdm.write):
                     append(path, line)
                     if line["refused"]:
                         say(f"no numbers for {row.run.label}, {row.schedule}, {row.calls} calls: {line['refused']}")
-        say(f"{path}: all {len(rows)} rows are there, {len(missing)} of them new; "
+        then = "when all shares are, the same command without --share puts them together" if share else (
             f"see them by: {shlex.join(['noisesched', 'report', f'--compare={out.path}'])}")  # fmt: skip
+        say(f"{path}: all {len(rows)} rows are there, {len(missing)} of them new; {then}")
     return [known[row.key] for row in rows]
+
+
+def share_of(runs, share):
+    """The k-th of n shares of the runs, or all for None. ConfigError for a share that is none."""
+    if share is None:
+        return runs
+    k, n = share
+    if not 1 <= k <= n <= len(runs):
+        _fail(f"share {k}/{n} of {len(runs)} runs: give K/N with K from 1 to N, and N no more than the runs")
+    return runs[k - 1 :: n]
+
+
+def gathered(out):
+    """The rows that shares of this comparison have made. ValueError if one is still being made."""
+    for folder in sorted((out.path / SHARES).glob("*of*")):
+        with Workdir(folder).held():
+            yield from read_rows(folder / "compare.jsonl")
+
+
+def describe_all(study, runs, rows, known, steps, given, evaluated, out, command):
+    """Writes what a report reads beside the rows: config.json, with the keys of the rows that stand in it, and runs.json."""
+    labels = dict.fromkeys(each.label for each in runs)
+    write_json(out.path / "runs.json", {label: describe([each for each in runs if each.label == label], evaluated)
+                                        for label in labels})  # fmt: skip
+    beside = {(each.label, each.seed): (shared(study, each, given), steps[each]) for each in runs}
+    meant = {row.schedule: row.asked["schedule"] for row in rows}  # by a text, which may name a file
+    keys = [row.key for row in rows] + [key for key, row in known.items() if stands_beside(row, beside, meant)]
+    write_json(out.path / "config.json", {"command": command, "comparison": dataclasses.asdict(study),
+                                          "keys": list(dict.fromkeys(keys))})  # fmt: skip
 
 
 def measure(rows, steps, study, reference, out, progress):
@@ -271,16 +306,18 @@ def asked_of(path):
 
 
 def read_rows(path):
-    """The finished rows; what a kill left half written at the end is removed from the file. ValueError names a bad line."""
-    if not path.exists():
-        return []
-    rows = read_lines(path)
+    """The finished rows; not what a kill left half written at the end. ValueError names a bad line."""
+    rows = read_lines(path) if path.exists() else []
     for number, row in enumerate(rows, 1):
         if not isinstance(row.get("key"), str) or "checkpoint" not in row or not isinstance(row.get("asked", {}), dict):
             raise ValueError(f"{path}, line {number}: no row of a comparison")
-    if not path.read_bytes().endswith(b"\n"):
-        write_atomically(path, "".join(map(json_line, rows)))
     return rows
+
+
+def mend(path):
+    """Removes from the file what a kill left half written at its end."""
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        write_atomically(path, "".join(map(json_line, read_rows(path))))
 
 
 def _fail(message):

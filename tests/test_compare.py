@@ -170,6 +170,34 @@ def test_a_killed_comparison_ends_with_the_same_rows(compared, monkeypatch, tmp_
     assert without_times(whole) == without_times(resumed)
 
 
+def test_shares_of_several_processes_make_the_whole(compared, runs, tmp_path):
+    alone, _ = compared()
+    asked, shared_out = dataclasses.replace(ASKED, workdirs=tuple(runs.values())), tmp_path / "shared"
+    for k in (1, 2):
+        rows = compare.run(asked, shared_out, share=(k, 2), say=lambda line: None)
+        assert {row["run"] for row in rows} == {list(runs)[k - 1]}
+    assert not (shared_out / "config.json").exists()  # the whole is still to come
+    lines = []
+    together = compare.run(asked, shared_out, say=lines.append)
+    assert "0 of them new" in lines[-1]
+    assert without_times(together) == without_times(alone)
+    assert all((shared_out / row["preview"]).is_file() for row in together)
+    compare.run(asked, shared_out, say=lines.append)
+    assert len(read_lines(shared_out / "compare.jsonl")) == len(alone)  # taken over once
+
+    more = compare.run(dataclasses.replace(asked, calls=(3, 4)), shared_out, share=(1, 2), say=lines.append)
+    assert "2 of them new" in lines[-1] and len(more) == 4  # what stands in the whole is not made again
+    with Workdir(shared_out / "shares" / "2of2").held(), pytest.raises(ValueError, match="2of2 is in use"):
+        compare.run(asked, shared_out, say=lines.append)
+
+
+@pytest.mark.parametrize("share", [(0, 2), (3, 2), (1, 3)])
+def test_a_share_that_is_none_is_refused(runs, tmp_path, share):
+    with pytest.raises(configuration.ConfigError, match=f"share {share[0]}/{share[1]} of 2 runs"):
+        compare.run(dataclasses.replace(ASKED, workdirs=tuple(runs.values())), tmp_path / "out", share=share)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_full_disk_costs_the_row_that_was_being_written(compared, monkeypatch, tmp_path):
     usual, written = os.fsync, []
 
@@ -421,9 +449,13 @@ def get_config():
     (tmp_path / "mine").mkdir()
     config = config.rename(tmp_path / "mine" / "comparison.py")
     out = tmp_path / "out"
+    code, text, error = run("compare", f"--config={config}", f"--out={out}", "--share=2/2")
+    assert code == 0 and "training run 1 of 1: small, seed 1" in text, error
     code, text, error = run("compare", f"--config={config}", f"--out={out}")
     assert code == 0, error
-    assert "training run 2 of 2: small, seed 1" in text and "2 of them new" in text
+    assert "training run 1 of 2: small, seed 0" in text and "training run 2 of 2" not in text and "1 of them new" in text
+    code, _, error = run("compare", f"--config={config}", f"--out={out}", "--share=2of2")
+    assert code == 2 and "share K/N, such as 1/2" in error
     assert (out / "evaluations" / "small" / "seed1" / "evaluation.json").is_file()
     described = json.loads((out / "runs.json").read_text())["small"]
     assert len(described["workdirs"]) == 2 and min(described["seconds"]) > 0
