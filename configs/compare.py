@@ -21,11 +21,12 @@ def get_config():
     config.parameters = "ema"  # ema | params: averaged or raw parameters
 
     # What they are sampled with: every combination.
-    config.schedules = ("linear", "cosine", "sigmoid", "karras", "flow")  # `noisesched plot --help` lists them
+    # `noisesched plot --help` lists the schedules; "trained": the one that each network was trained with.
+    config.schedules = ("linear", "cosine", "sigmoid", "karras", "flow")
     config.methods = ("ddim",)
     config.guidances = ("none",)  # for networks with classes, e.g. "none", "cfg(3)", "cfg(3, rescaled(0.7))"
     config.calls = (5, 10, 25, 50)  # network calls at most: a method with two a step takes half as many levels
-    config.spacing = "trailing"  # trailing | leading | linspace
+    config.spacings = ("trailing",)  # of trailing, leading, linspace
     config.seeds = (0,)  # of the noise; image i of a seed starts from the same noise in all rows
 
     # For networks that are told timesteps: how a level becomes one. nearest | interpolated, or raw: the steps that the training

@@ -19,7 +19,7 @@ from noisesched import config as configuration
 from noisesched.checkpoints import CheckpointError, Checkpoints
 from noisesched.config import ConfigError
 from noisesched.pictures import grid, write_png
-from noisesched.sample import check_guidance, cycled_labels, generate, make_sampler, told_raw
+from noisesched.sample import check_guidance, generate, make_sampler, told_raw
 from noisesched.study import find_runs, rows_of, shared
 from noisesched.workdir import Workdir, differences, json_line, read_json, read_lines, read_metrics, write_atomically, write_json
 
@@ -37,7 +37,7 @@ def run(study, out, command="", say=tqdm.write, share=None):
     # ---- What could go wrong at once, does so here.
     out = Workdir(out)
     runs = find_runs(study, out.path)
-    given = check_images(study, runs[0].config)
+    given = check_images(study, runs)
     if out.config.exists() and "keys" not in out.read_config():
         _fail(f"{out.path} is the workdir of a run: give a comparison a folder of its own, --out=DIR")
     all_runs, runs = runs, share_of(runs, share)
@@ -130,11 +130,11 @@ def measure(rows, steps, study, reference, out, progress):
             current, params = row.run, items[study.parameters]
         if (definition, row.method) not in programs:
             programs[definition, row.method] = make_sampler(config, definition, row.method)
-        log_snrs = np.asarray(schedules.levels(row.schedule, row.levels, study.spacing), np.float32)
+        log_snrs = np.asarray(schedules.levels(row.schedule, row.levels, row.spacing), np.float32)
         line = {
             "key": row.key, "run": row.run.label, "train_seed": row.run.seed, "workdir": str(row.run.workdir.path),
             "checkpoint": steps[row.run], "drawn": config.schedule, "told": config.conditioning.kind, "schedule": row.schedule,
-            "method": row.method, "guidance": row.guidance, "spacing": study.spacing, "levels": row.levels,
+            "method": row.method, "guidance": row.guidance, "spacing": row.spacing, "levels": row.levels,
             "calls": row.calls, "network_calls": row.network_calls, "seed": row.seed, "translation": row.translation,
             "outside": outside(config, log_snrs, row.translation, study.outside), "num_images": study.num_images,
             "log_snrs": log_snrs.tolist(), "asked": row.asked, "metrics": {}, "refused": None, "preview": None,
@@ -142,9 +142,9 @@ def measure(rows, steps, study, reference, out, progress):
         try:
             check_levels(config, row, log_snrs, line["outside"])
             check_guidance(config, row.guidance)
-            told = told_raw(config, row.levels, study.spacing) if row.translation == "raw" else None
+            told = told_raw(config, row.levels, row.spacing) if row.translation == "raw" else None
             images = generate(programs[definition, row.method], params, log_snrs, study.num_images, seed=row.seed, told=told,
-                              guide=guidance.parse(row.guidance), labels=cycled_labels(config, study.num_images),
+                              guide=guidance.parse(row.guidance), labels=reference.labels if config.model.num_classes else None,
                               progress=lambda count, row=row: progress.made(count * row.network_calls))  # fmt: skip
             line["metrics"] = {name: float(value) for name, value in reference.measure(images).items()}
             line["preview"] = f"previews/{row.key}.png"
@@ -210,11 +210,12 @@ class Progress:
 
 # -- the runs
 
-def check_images(study, config):
+def check_images(study, runs):
     """What the names of the real images stand for, `features.check`. ConfigError for what could not be measured on them."""
+    config, num_classes = runs[0].config, [each.config.model.num_classes for each in runs if each.config.model.num_classes]
     try:
         given = features.check(config.data, study.num_images, study.metrics, split=study.reference,
-                               inception_weights=study.inception_weights)  # fmt: skip
+                               inception_weights=study.inception_weights, num_classes=min(num_classes, default=0))  # fmt: skip
     except (ValueError, FileNotFoundError) as error:
         _fail(f"reference={study.reference!r}, num_images={study.num_images}: {error}")
     if study.likelihood:

@@ -41,6 +41,7 @@ class Reference:
     """n real images as the metrics need them; `measure` compares n samples with them."""
 
     shape: tuple[int, ...]  # of the images: (n, H, W, C)
+    labels: np.ndarray  # of the images, int32 [n]: samples of the same classes are what they are to be compared with
     floor: dict[str, float]  # the same numbers of n other real images: what a perfect sampler would get
     about: dict  # what samples are compared with, for JSON
     extractors: dict
@@ -71,23 +72,31 @@ def reference(config_data, n, measures, *, split, inception_weights="", say=tqdm
     kept = Kept(real.folder, say)
     made = {name: ready(config_data, inception_weights, kept, say) for name, ready in EXTRACTORS.items()
             if any(each.extractor == name for each in measures)}  # fmt: skip
-    numbers = np.random.default_rng(SEED).permutation(len(real))
-    halves = [real.source.read(numbers[:n])[0], real.source.read(numbers[n : 2 * n])[0]]
+    numbers = _chosen(real, 2 * n)
+    (images, labels), (others, _) = real.source.read(numbers[:n]), real.source.read(numbers[n:])
     key = {"data": real.identity, "split": split, "image_size": config_data.image_size, "channels": config_data.channels, "n": n}
-    seen, distances = [_see(made, images, kept, key) for images in halves], {}
+    seen, distances = [_see(made, half, kept, key) for half in (images, others)], {}
     for each in measures:
         metric = metrics.METRICS[each.metric]
         distances[metrics.name(each, n)] = each, metric.against(seen[0][each.extractor][metric.takes])
     about = {"data": real.identity, "split": split, "split_size": len(real), "n": n, "seed": SEED,
              "extractors": {name: each.about for name, each in made.items()}}  # fmt: skip
-    return Reference(halves[0].shape, _compare(distances, seen[1]), about, made, distances)
+    return Reference(images.shape, labels, _compare(distances, seen[1]), about, made, distances)
 
 
-def check(config_data, n, measures, *, split, inception_weights=""):
+def check(config_data, n, measures, *, split, inception_weights="", num_classes=0):
     """Raises what `reference` would for its arguments, but trains and extracts nothing. Returns what their names stand for
-    today: {"data": the data set's identity, "split", "n", "version": of the extractors, "weights_crc32": Inception's or None}."""
+    today: {"data": the data set's identity, "split", "n", "version": of the extractors, "weights_crc32": Inception's or None}.
+
+    `num_classes`: of a network that is told classes, and whose samples are to be of the real images'; 0: of none.
+    """
     measures = _parsed(measures)
     real = _real(config_data, n, measures, split)
+    if num_classes:
+        labels = real.source.read(_chosen(real, n))[1]
+        if not 0 <= labels.min() <= labels.max() < num_classes:
+            raise ValueError(f"{real.name} has labels {labels.min()} to {labels.max()} (-1: kept secret), and the network knows "
+                             f"0 to {num_classes - 1}: take another split, such as 'train'")  # fmt: skip
     wanted, crc32 = {each.extractor for each in measures}, None
     if "classifier" in wanted:
         _labelled_train(config_data)
@@ -108,6 +117,11 @@ def _real(config_data, n, measures, split):
         raise ValueError(f"n={n}: {real.name} has {len(real)} images, of which two sets of n are taken: n is 1 to "
                          f"{len(real) // 2}")  # fmt: skip
     return real
+
+
+def _chosen(real, count):
+    """The numbers of the first so many images of the seeded permutation."""
+    return np.random.default_rng(SEED).permutation(len(real))[:count]
 
 
 def _see(extractors, images, kept=None, key=None):

@@ -16,6 +16,8 @@ from noisesched import guidance, metrics, sample, samplers, schedules, spec, tab
 from noisesched.config import ConfigError
 from noisesched.workdir import Workdir, differences
 
+TRAINED = "trained"  # among schedules: the one that each network was trained with
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -29,7 +31,7 @@ class Study:
     methods: tuple[str, ...]
     guidances: tuple[str, ...]
     calls: tuple[int, ...]
-    spacing: str
+    spacings: tuple[str, ...]
     seeds: tuple[int, ...]
     translations: tuple[str, ...]
     outside: str
@@ -60,6 +62,7 @@ class Row:
     schedule: str
     method: str
     guidance: str
+    spacing: str
     calls: int
     seed: int
     translation: str | None
@@ -96,36 +99,44 @@ def check(study):
     """Raises ConfigError for what can be seen to be wrong without looking at any run."""
     given = dataclasses.asdict(study)
     require = lambda good, message: None if good else _fail(message)
-    for name in ("schedules", "methods", "guidances", "calls", "seeds", "translations", "metrics", "train_seeds"):
+    for name in ("schedules", "methods", "guidances", "spacings", "calls", "seeds", "translations", "metrics", "train_seeds"):
         require(given[name], f"{name} is empty: nothing is asked")
         require(len(set(given[name])) == len(given[name]), f"{name}: an entry is there twice")
     require(study.runs or study.workdirs, "runs and workdirs are both empty: there is nothing to compare; give "
             "--config.workdirs=\"('DIR', 'DIR')\"")  # fmt: skip
-    choices = {"parameters": ("ema", "params"), "spacing": tables.SPACINGS, "outside": ("refuse", "clamp")}
+    choices = {"parameters": ("ema", "params"), "outside": ("refuse", "clamp")}
     for name, known in choices.items():
         require(given[name] in known, f"{name}={given[name]!r}: choose one of {', '.join(known)}")
-    for translation in study.translations:
-        require(translation in sample.TRANSLATIONS, f"translations: {translation!r} is none of {', '.join(sample.TRANSLATIONS)}")
+    for name, known in (("translations", sample.TRANSLATIONS), ("spacings", tables.SPACINGS)):
+        for text in given[name]:
+            require(text in known, f"{name}: {text!r} is none of {', '.join(known)}")
     for calls in study.calls:
         require(1 <= calls <= 10**5, f"calls: {calls} is not a whole number from 1 to 100000")
     for seed in (*study.seeds, *study.train_seeds):
         require(0 <= seed < 2**32, f"seed {seed} is not a whole number from 0 to 2**32 - 1")
     require(study.likelihood_images >= 0, f"likelihood_images={study.likelihood_images} must be 0 (all) or more")
     require(study.num_images >= 1, f"num_images={study.num_images} must be at least 1")
-    parsed, names = {}, {}
+    names = {}
     for name, parse in (("schedules", schedules.make), ("methods", samplers.parse), ("guidances", guidance.parse),
                         ("metrics", metrics.parse)):  # fmt: skip
         for text in given[name]:
+            if (name, text) == ("schedules", TRAINED):
+                continue
             try:
-                parsed[text] = parse(text)
+                parse(text)
             except ValueError as error:
                 _fail(f"{name}: {error}")
             same = names.setdefault((name, canonical(text)), text)
             require(same == text, f"{name}: {same!r} and {text!r} are the same")
-    for schedule, method, calls in itertools.product(study.schedules, study.methods, study.calls):
+    check_levels(study, [text for text in study.schedules if text != TRAINED])
+
+
+def check_levels(study, texts):
+    """Raises ConfigError for a schedule that does not have the levels asked for: a table has no more steps than it has."""
+    for schedule, method, spacing, calls in itertools.product(texts, study.methods, study.spacings, study.calls):
         try:
-            schedules.levels(parsed[schedule], num_levels(method, calls), study.spacing)
-        except ValueError as error:  # a table has no more steps than it has
+            schedules.levels(schedule, num_levels(method, calls), spacing)
+        except ValueError as error:
             _fail(f"{schedule}, {calls} calls of {method}: {error}")
 
 
@@ -178,24 +189,28 @@ def shared(study, run, given):
     """What all rows of a run ask for, in JSON's kinds. `given`: what the names of the real images stand for, `features.check`."""
     timesteps = run.config.conditioning.kind == "timestep"
     return json.loads(json.dumps({
-        "run": configuration.to_dict(run.config), "parameters": study.parameters, "spacing": study.spacing,
-        "metrics": study.metrics, "num_images": study.num_images, "reference": given,
-        "outside": study.outside if timesteps else None, "workdir": None if run.trainable else str(run.workdir.path),
-    }))  # fmt: skip
+        "run": configuration.to_dict(run.config), "parameters": study.parameters, "metrics": study.metrics,
+        "num_images": study.num_images, "reference": given, "outside": study.outside if timesteps else None,
+        "workdir": None if run.trainable else str(run.workdir.path),
+    } | ({"labels": "of the real images"} if run.config.model.num_classes else {})))  # fmt: skip
 
 
 def rows_of(study, runs, given):
     """All combinations, [Row], those of one run together and the fewest calls first."""
-    rows = []
+    rows, spelled = [], {canonical(text): text for text in study.schedules if text != TRAINED}
+    if TRAINED in study.schedules:
+        check_levels(study, {run.config.schedule for run in runs})
     for run in runs:
         common = shared(study, run, given)
         translations = study.translations if run.config.conditioning.kind == "timestep" else (None,)
-        for method, guide, translation, calls, schedule, seed in itertools.product(
-                study.methods, study.guidances, translations, sorted(study.calls), study.schedules, study.seeds):  # fmt: skip
-            own = {"schedule": canonical(schedule), "method": canonical(method), "calls": calls, "seed": seed,
+        trained = canonical(run.config.schedule)
+        texts = dict.fromkeys(spelled.get(trained, trained) if text == TRAINED else text for text in study.schedules)
+        for method, guide, translation, spacing, calls, schedule, seed in itertools.product(study.methods, study.guidances,
+                translations, study.spacings, sorted(study.calls), texts, study.seeds):  # fmt: skip
+            own = {"schedule": canonical(schedule), "method": canonical(method), "spacing": spacing, "calls": calls, "seed": seed,
                    "translation": translation}  # fmt: skip
             own |= {} if guide == "none" else {"guidance": canonical(guide)}
-            rows.append(Row(run, schedule, method, guide, calls, seed, translation, common | own))
+            rows.append(Row(run, schedule, method, guide, spacing, calls, seed, translation, common | own))
     return rows
 
 

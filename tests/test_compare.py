@@ -18,7 +18,7 @@ from noisesched.workdir import Workdir, read_lines
 TABLE = "discrete(linear,num_steps=20)"
 ASKED = study.Study(
     workdirs=(), runs={}, train_seeds=(0,), parameters="ema", schedules=("linear", "cosine"), methods=("ddim",),
-    guidances=("none",), calls=(2, 3), spacing="trailing", seeds=(0,), translations=("nearest",), outside="clamp",
+    guidances=("none",), calls=(2, 3), spacings=("trailing",), seeds=(0,), translations=("nearest",), outside="clamp",
     metrics=("frechet(raw)", "brightness"), num_images=40, reference="test", inception_weights="", likelihood="",
     likelihood_images=0,
 )  # fmt: skip
@@ -170,6 +170,41 @@ def test_a_killed_comparison_ends_with_the_same_rows(compared, monkeypatch, tmp_
     assert without_times(whole) == without_times(resumed)
 
 
+def test_trained_stands_for_each_runs_own_schedule(compared, runs):
+    rows, _ = compared(schedules=("trained", "discrete( linear, num_steps=20 )"), calls=(2,))
+    assert [(row["run"], row["schedule"]) for row in rows] == [
+        ("log_snr", "linear"), ("log_snr", "discrete( linear, num_steps=20 )"),
+        ("timestep", "discrete( linear, num_steps=20 )"),  # which is its own, and is not made twice
+    ]  # fmt: skip
+    with pytest.raises(configuration.ConfigError, match="21 of 20 steps"):
+        compared(schedules=("trained",), calls=(21,))
+
+
+def test_spacings_stand_beside_each_other(compared, runs):
+    one, _ = compared(workdirs=(runs["log_snr"],))
+    both, lines = compared(workdirs=(runs["log_snr"],), spacings=("trailing", "leading"))
+    assert f"{len(one)} of them new" in lines[-1] and len(both) == 2 * len(one)
+    leading = [row for row in both if row["spacing"] == "leading"]
+    assert all(row["log_snrs"] == schedules.levels(row["schedule"], row["levels"], "leading").tolist() for row in leading)
+    assert without_times([row for row in both if row["spacing"] == "trailing"]) == without_times(one)
+
+
+def test_classes_are_those_of_the_real_images(compared, small, monkeypatch, tmp_path):
+    save(Workdir(tmp_path / "classes" / "seed0"), small({"model.num_classes": 10}))
+    seen = []
+    monkeypatch.setattr(compare, "generate", lambda *args, labels, **options: seen.append(labels) or sample.generate(
+        *args, labels=labels, **options))  # fmt: skip
+    rows, _ = compared(workdirs=(str(tmp_path / "classes" / "seed0"),), schedules=("cosine",), calls=(2,), num_images=148)
+    test = data.examples(data.open_config(small({}).data, "test"))
+    counts = np.bincount(seen[0], minlength=10)
+    assert (counts <= np.bincount(test["label"], minlength=10)).all() and counts.max() - counts.min() > 5  # not in turn
+    assert (seen[0] == test["label"][np.random.default_rng(0).permutation(297)[:148]]).all()
+    assert rows[0]["asked"]["labels"] == "of the real images"
+    save(Workdir(tmp_path / "few" / "seed0"), small({"model.num_classes": 9}))
+    with pytest.raises(configuration.ConfigError, match="labels 0 to 9 .* knows 0 to 8"):
+        compared(workdirs=(str(tmp_path / "few" / "seed0"),))
+
+
 def test_shares_of_several_processes_make_the_whole(compared, runs, tmp_path):
     alone, _ = compared()
     asked, shared_out = dataclasses.replace(ASKED, workdirs=tuple(runs.values())), tmp_path / "shared"
@@ -314,7 +349,7 @@ FAULTS = {
     "calls": ({"calls": (0,)}, "calls: 0 is not"),
     "translation": ({"translations": ("none",)}, "'none' is none of nearest, interpolated, raw"),
     "outside": ({"outside": "ignore"}, "outside='ignore': choose one of refuse, clamp"),
-    "spacing": ({"spacing": "even"}, "spacing='even'"),
+    "spacing": ({"spacings": ("even",)}, "spacings: 'even' is none of trailing, leading, linspace"),
     "parameters": ({"parameters": "raw"}, "parameters='raw'"),
     "seed": ({"seeds": (-1,)}, "seed -1"),
     "num_images": ({"num_images": 0}, "num_images=0"),
