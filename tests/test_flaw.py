@@ -1,0 +1,108 @@
+"""The flaw and its repair with an exact denoiser, where both follow in closed form: no network, so nothing else is at fault.
+
+The images are flat, of a brightness b uniform on [-0.95, 0.95], plus a texture whose mean is 0. Of d pixels of z, the mean times
+sqrt(d) is alpha B + sigma n, with B = b sqrt(d): the brightness is carried by the probability-flow ODE of one number, which keeps
+ranks. From pure noise n it ends at the b whose rank is that of n among the *true* values of alpha B + sigma n at the first level:
+b = 0.95 (2 F(n) - 1), with F their distribution, a uniform one convolved with a normal one.
+"""
+
+import functools
+import math
+import statistics
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import ndtr
+
+from noisesched import data, metrics, samplers, schedules
+from noisesched.diffusion import alpha, sigma
+
+WIDEST, TEXTURE, SIDE, COUNT = 0.95, 0.03, 32, 500
+LEAKING, REPAIRED = "discrete(scaled_linear)", "discrete(scaled_linear, zero_terminal=True)"
+SPREAD = WIDEST / math.sqrt(3)  # of the data's brightness: 0.548
+
+
+def denoise(z, log_snr):
+    """The exact E[x | z] of z [B, H, W, 1]: of the mean by summing over 401 brightnesses, of the texture linear."""
+    a, s, d = alpha(log_snr), sigma(log_snr), z[0].size
+    mean = z.mean((1, 2, 3))
+    b = jnp.linspace(-WIDEST, WIDEST, 401)
+    brightness = jax.nn.softmax(-0.5 * d * ((mean[:, None] - a[:, None] * b[None]) / s[:, None]) ** 2) @ b
+    kept = a * TEXTURE**2 / (a**2 * TEXTURE**2 + s**2)
+    per_image = lambda values: values[:, None, None, None]
+    return per_image(brightness) + per_image(kept) * (z - per_image(mean))
+
+
+@functools.lru_cache
+def images(log_snrs):
+    """uint8 [COUNT, H, W, 1] made at these levels from pure noise, whose means are the quantiles of their distribution."""
+    z = jax.random.normal(jax.random.key(1), (COUNT, SIDE, SIDE, 1))
+    means = np.array([statistics.NormalDist().inv_cdf((i + 0.5) / COUNT) for i in range(COUNT)]) / SIDE
+    z = z - z.mean((1, 2, 3), keepdims=True) + means[:, None, None, None].astype(np.float32)
+    return np.asarray(data.unscale(_sample(z, jnp.array(log_snrs, jnp.float32))))
+
+
+@jax.jit
+def _sample(z, log_snrs):
+    return samplers.sample(denoise, jax.random.key(0), z, log_snrs)
+
+
+def finely(schedule, steps, spacing):
+    """The first level of an inference schedule, from which the ODE is then solved in so small steps that they do not count."""
+    first = float(schedules.levels(schedule, steps, spacing)[0])
+    path = np.linspace(-16, 10, 131)
+    return (first, *path[path > first + 0.1].tolist())
+
+
+def brightness(made):
+    return made.mean((1, 2, 3)) / 127.5 - 1
+
+
+def predicted(schedule, steps, spacing):
+    """(spread, Wasserstein-1 distance from the data) of the brightness that an exact solver of the ODE ends with, float64."""
+    level = float(schedules.levels(schedule, steps, spacing)[0])
+    signal = math.sqrt(1 / (1 + math.exp(-level))) if level > -700 else 0.0
+    noise, reach = math.sqrt(1 - signal**2), signal * WIDEST * SIDE
+    n = np.linspace(-8, 8, 1601)
+    weight = np.exp(-(n**2) / 2) / math.sqrt(2 * math.pi) * (n[1] - n[0])
+    summed = lambda t: t * ndtr(t) + np.exp(-(t**2) / 2) / math.sqrt(2 * math.pi)  # the integral of ndtr
+    rank = ndtr(n) if not reach else (summed((n + reach) / noise) - summed((n - reach) / noise)) * noise / (2 * reach)
+    made, true = (WIDEST * (2 * r - 1) for r in (rank, ndtr(n)))
+    return math.sqrt((weight * made**2).sum()), (weight * np.abs(made - true)).sum()
+
+
+def test_predictions_have_the_limits_that_they_must():
+    assert predicted(REPAIRED, 10, "trailing") == pytest.approx((SPREAD, 0.0), abs=1e-6)
+    assert predicted(LEAKING, 10, "leading")[0] == pytest.approx(0.26, abs=0.005)  # less than half of the data's
+    nearly = "truncated(cosine, log_snr_min=-20, log_snr_max=10)"
+    assert predicted(nearly, 4, "trailing") == pytest.approx((SPREAD, 0.0), abs=2e-3)  # at such a level no image is seen
+    clean = "truncated(cosine, log_snr_min=6, log_snr_max=10)"  # and here all of it is, so noise is taken for the image's own
+    assert predicted(clean, 4, "trailing")[0] == pytest.approx(1 / SIDE, rel=2e-3)
+
+
+@pytest.mark.parametrize(("schedule", "steps", "spacing"), [
+    (LEAKING, 10, "leading"), (LEAKING, 50, "leading"), (LEAKING, 50, "trailing"),
+    (REPAIRED, 10, "leading"), (REPAIRED, 50, "leading"), (REPAIRED, 50, "trailing"), ("cosine", 10, "trailing"),
+])  # fmt: skip
+def test_brightness_is_that_of_the_first_level(schedule, steps, spacing):
+    spread, distance = predicted(schedule, steps, spacing)
+    made = images(finely(schedule, steps, spacing))
+    assert brightness(made).std() == pytest.approx(spread, rel=0.02)
+    true = (np.linspace(-WIDEST, WIDEST, COUNT) * 127.5 + 127.5).round().astype(np.uint8)
+    found = metrics.METRICS["brightness"].against(np.broadcast_to(true[:, None, None, None], made.shape))(made)
+    assert found == pytest.approx(distance, abs=0.01)
+
+
+def test_each_part_of_the_repair_is_needed():
+    spread = {(schedule, spacing): brightness(images(finely(schedule, 10, spacing))).std()
+              for schedule in (LEAKING, REPAIRED) for spacing in ("trailing", "leading")}  # fmt: skip
+    whole = spread.pop((REPAIRED, "trailing"))
+    assert whole > 0.95 * SPREAD and max(spread.values()) < 0.85 * SPREAD
+
+
+def test_few_steps_cost_spread_too():
+    # From zero SNR the first step goes to the data's mean; what the mean of 1024 pixels says of the image comes in few levels.
+    made = [brightness(images(tuple(map(float, schedules.levels(REPAIRED, n))))).std() for n in (5, 20, 80)]
+    assert made[0] < made[1] < made[2] < 1.02 * SPREAD and made[0] < 0.9 * SPREAD < 0.95 * SPREAD < made[2]
