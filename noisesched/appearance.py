@@ -63,11 +63,11 @@ def check(found):
     if not isinstance(counts, list) or len(counts) != BINS or not all(type(n) is int and 0 <= n < 2**53 for n in counts) or (
             not any(counts)):  # fmt: skip
         raise ValueError(f"'histogram' must be {BINS} whole numbers of images, not all 0; got {_short(counts)}")
-    for name in STATISTICS:
-        value = found.get(name)
+    for name, each in STATISTICS.items():
+        value, least = found.get(name), 0 if each.relative else -1
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (number and abs(value) <= 1 + 1e-9):  # rounding may pass 1
-            raise ValueError(f"{name!r} must be a number from -1 to 1; got {_short(value)}")
+        if value is not None and not (number and least <= value <= 1 + 1e-9):  # rounding may pass 1
+            raise ValueError(f"{name!r} must be a number from {least} to 1; got {_short(value)}")
 
 
 def means(images):
@@ -100,12 +100,12 @@ def brightness_spread(images):
     return means(images).std()
 
 
-@statistic(f"the share of black images, of mean pixel below {BLACK}", relative=True)
+@statistic(f"the share of images whose mean pixel is below {BLACK}", relative=True)
 def black(images):
     return (means(images) < BLACK).mean()
 
 
-@statistic(f"the share of white images, of mean pixel above {WHITE}", relative=True)
+@statistic(f"the share of images whose mean pixel is above {WHITE}", relative=True)
 def white(images):
     return (means(images) > WHITE).mean()
 

@@ -29,8 +29,8 @@ def section(comparison, metric, pairs):
     for first in range(0, len(variants), ACROSS):
         chosen = {place: task for place, task in tasks.items() if place[1] in variants[first : first + ACROSS]}
         yield Picture(f"brightness_{first // ACROSS + 1}", histograms.distributions(comparison, chosen), (
-            f"How bright images are: outlines, samples, all seeds together; shaded, the real images. {where(comparison, tasks)} An "
-            f"outline is cut at {histograms.HEADROOM} times the tallest shaded bar."))  # fmt: skip
+            f"How bright images are: outlines, samples, all seeds together; shaded, the real images, both halves together. "
+            f"{where(comparison, tasks)} No panel is higher than {histograms.HEADROOM} times the tallest shaded bar."))
     yield table(comparison, [(condition, task) for (condition, _), task in tasks.items()],
                 f"{where(comparison, tasks)} {caption(comparison)}")  # fmt: skip
     cells = [place for place in comparison.cells if comparison.appearances(*place)]
@@ -39,8 +39,8 @@ def section(comparison, metric, pairs):
     if comparison.appearance["real"].get("brightness_spread") is not None and len(calls(comparison, tasks)) > 1:
         several = " Bands: one standard deviation over seeds." if len(comparison.seeds) > 1 else ""
         yield Picture("brightness_spreads", histograms.spreads(comparison, tasks), (
-            f"The standard deviation of an image's brightness over images, against network calls. {under(comparison, tasks)} Gray "
-            f"dashes: the real images.{several}"))  # fmt: skip
+            f"The standard deviation of an image's brightness over images, against network calls. {under(comparison, tasks)} "
+            f"Gray dashes: the real images.{several}"))  # fmt: skip
     if guided := guidances(comparison):
         yield guidance_table(comparison, metric, guided)
 
@@ -139,8 +139,8 @@ def rule(comparison):
     real = listed([f"{share:.1%} {name}" for name, (share, _) in found.items()])
     means = "; ".join(f"{name}: {STATISTICS[name].meaning}" for name in found)
     return (f"Of the {total:,} real images, both halves together, {real} ({means}). A network recovers such images if their "
-            f"share among its samples lies within {ERRORS} standard errors of that: of a share of so many real images, and of the "
-            "mean over training seeds. It is undecided where a network that made none of them would pass, too.")  # fmt: skip
+            f"share among its samples lies within {ERRORS} standard errors of that: of a share of so many real images, and of "
+            "the mean over training seeds. It is undecided where a network that made none of them would pass, too.")  # fmt: skip
 
 
 def recoveries(comparison, tasks):
@@ -193,7 +193,8 @@ def limits(comparison):
     if found := shares(comparison):
         rare = [f"{round(share * total):,} {name}, a share known to ± {ERRORS * math.sqrt(variance):.1%}"
                 for name, (share, variance) in found.items()]  # fmt: skip
-        yield (f"Among {total:,} real images are {listed(rare)} ({ERRORS} standard errors): a smaller lack or excess is not seen."
+        yield (f"Among {total:,} real images are {listed(rare)} ({ERRORS} standard errors): a smaller lack or excess is not "
+               "seen; of shares that are in truth the data's, about one in twenty is called too small or too large by chance."
                + " One training seed: what another would change is in no verdict on brightness." * (len(comparison.seeds) == 1))
         yield ("Whether black and white are recovered is said under one schedule and one number of calls for each network, those "
                "of the picture; an image's mean pixel does not say what is to be seen in it.")  # fmt: skip
@@ -245,7 +246,9 @@ def guidance_table(comparison, metric, cells):
     """Contrast, saturation, clipped pixels and a distance against guidance, of `guidances`."""
     real = comparison.appearance["real"]
     names = [name for name in ("contrast", "saturation", "clipped") if real.get(name) is not None]
-    rows = [["real images", *["-"] * 5, *(number(real[name]) for name in names), "-"]]
+    rows = [["real images", *["-"] * 5, *(number(real[name]) for name in names), "-"],
+            ["as many others, the floor", *["-"] * 5, *(_number(comparison.appearance["floor"].get(name)) for name in names),
+             _number(comparison.floor.get(metric))]]  # fmt: skip
     for condition, task in cells:
         row = comparison.cells[condition, task][0]
         values = [*(comparison.look(condition, task, name) for name in names), comparison.summary(condition, task, metric)]

@@ -60,7 +60,7 @@ def quality(comparison, metric, variant):
     deviation over seeds, dashes at the floor."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    names, options = comparison.schedules, styles(comparison)
+    names, options = comparison.of_variant(variant)[1], styles(comparison)
     made = sorted({n for calls in comparison.calls for n in findings.network_calls(comparison, calls, variant)})
     figure, axes = panels(len(names), 3.6, 2.75, sharey=True)
     seen = [comparison.floor[metric]] if metric in comparison.floor else []
@@ -89,7 +89,7 @@ def quality(comparison, metric, variant):
     for axis in axes[-3:]:
         axis.set_xlabel("network calls", fontsize=9)
     figure.supylabel(plain(metric), fontsize=10)
-    legend(figure, comparison, comparison.conditions)
+    legend(figure, comparison, comparison.of_variant(variant)[0])
     return png(figure)
 
 
@@ -159,8 +159,8 @@ def legend(figure, comparison, conditions, lines_only=False):
 
 def levels(comparison, variant, n):
     """Over the density of the levels that training drew, a row of ticks for each inference schedule: a panel for each density."""
-    names = comparison.schedules
-    drawn = list(dict.fromkeys(condition.drawn for condition in comparison.conditions))
+    conditions, names, _ = comparison.of_variant(variant)
+    drawn = list(dict.fromkeys(condition.drawn for condition in conditions))
     placed = {name: findings.levels(comparison, Task(name, *variant, n)) for name in names}
     finite = np.concatenate([values[np.isfinite(values)] for values in placed.values()])
     low, high = max(finite.min(initial=-10) - 1, -20), min(finite.max(initial=10) + 1, 20)
@@ -207,7 +207,7 @@ def strips(comparison, variant, n):
     """Images from the same noise: conditions by inference schedules, from previews/ of the first seeds."""
     from matplotlib.figure import Figure
 
-    rows, columns, shown, missing = comparison.conditions, comparison.schedules, {}, {}
+    (rows, columns, _), shown, missing = comparison.of_variant(variant), {}, {}
     for place in itertools.product(range(len(rows)), range(len(columns))):
         found = sorted(comparison.cells.get((rows[place[0]], Task(columns[place[1]], *variant, n)), []),
                        key=lambda row: (row["train_seed"], row["seed"]))  # fmt: skip

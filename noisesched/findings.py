@@ -82,6 +82,18 @@ class Comparison:
         """The number of calls that the summaries are about."""
         return self.calls[len(self.calls) // 2]
 
+    def of_variant(self, variant):
+        """(conditions, schedules, numbers of calls) that a (method, spacing) has rows of, each in its order."""
+        cells = [(condition, task) for condition, task in self.cells if (task.method, task.spacing) == variant]
+        return ([condition for condition in self.conditions if any(condition == other for other, _ in cells)],
+                [schedule for schedule in self.schedules if any(schedule == task.schedule for _, task in cells)],
+                sorted({task.calls for _, task in cells}))  # fmt: skip
+
+    def middle_of(self, variant):
+        """The middle number of calls, or where a (method, spacing) has no rows of it, the middle one of its own."""
+        calls = self.of_variant(variant)[2]
+        return self.middle if self.middle in calls else calls[len(calls) // 2]
+
     @functools.cached_property
     def seeds(self):
         return sorted({row["train_seed"] for row in self.rows})
@@ -146,10 +158,12 @@ def read(directory):
     reference = _read(folder / "reference.json")
     _check(reference, {"floor": dict, "about": dict}, folder / "reference.json")
     _check(reference["floor"], dict.fromkeys(reference["floor"], (int, float)), f"{folder / 'reference.json'}, floor")
-    if real := reference.get("appearance") or {}:
+    halves = {}
+    if reference.get("appearance") is not None:  # older comparisons do not say it
         _check(reference, {"appearance": dict}, folder / "reference.json")
-        for half in ("real", "floor"):
-            _check_appearance(real.get(half), f"{folder / 'reference.json'}, appearance, {half!r}")
+        halves = {half: reference["appearance"].get(half) for half in ("real", "floor")}
+        for half, found in halves.items():
+            _check_appearance(found, f"{folder / 'reference.json'}, appearance, {half!r}")
     _check({"extractors": {}} | reference["about"], {"extractors": dict}, f"{folder / 'reference.json'}, about")
     asked = [row for key, row in rows.items() if key in set(config["keys"])]
     if not asked:
@@ -171,7 +185,7 @@ def read(directory):
             raise ValueError(f"{folder / 'compare.jsonl'} holds two numbers for {where}: run `compare` again")
         cell.append(row)
     evaluations = {label: _read_evaluations(folder / "evaluations" / label, run) for label, run in runs.items()}
-    return Comparison(folder, config, runs, asked, len(rows) - len(asked), reference["floor"], reference["about"], real,
+    return Comparison(folder, config, runs, asked, len(rows) - len(asked), reference["floor"], reference["about"], halves,
                       evaluations, names, cells)  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 
 from noisesched import appearance, figures
-from noisesched.figures import plain, png
+from noisesched.figures import plain
 
 DATA = "#C9D1D8"
 HEADROOM = 8  # how many times the data's tallest bar a panel can show
@@ -15,25 +15,29 @@ HEADROOM = 8  # how many times the data's tallest bar a panel can show
 def distributions(comparison, tasks):
     """Histograms of an image's mean pixel: a row for each condition, a column for each (method, spacing).
 
-    tasks: {(condition, (method, spacing)): task}. All seeds of a task as one outline, over the real images, shaded.
+    tasks: {(condition, (method, spacing)): task}. All seeds of a task as one outline, over the real images of both
+    halves, shaded.
     """
     from matplotlib.figure import Figure
 
     rows, columns = (list(dict.fromkeys(found)) for found in zip(*tasks, strict=True))
     edges, options = np.linspace(-1, 1, appearance.BINS + 1), figures.styles(comparison)
-    data = _shares([comparison.appearance["real"]])
+    data = _shares(comparison.appearance.values())
     shares = {place: _shares(comparison.appearances(place[0], task).values()) for place, task in tasks.items()}
     tallest = max(values.max() for values in (data, *shares.values()))
     names = [plain(condition, 26) for condition in rows]
     left = 0.085 * max(len(line) for name in names for line in name.split("\n")) + 0.7
     figure = Figure(figsize=(max(left + 3.1 * len(columns), 5), 0.78 * len(rows) + 1.1), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.02, hspace=0.0)
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.02, hspace=0.0)
     axes = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey=True)
     for (row, condition), (column, variant) in itertools.product(enumerate(rows), enumerate(columns)):
         axis = axes[row, column]
         axis.stairs(data, edges, fill=True, color=DATA)
         if (condition, variant) in shares:
             axis.stairs(shares[condition, variant], edges, color=options[condition]["color"], linewidth=1.5)
+            if spread := comparison.look(condition, tasks[condition, variant], "brightness_spread"):
+                axis.text(1, 1, f"spread {spread.mean:.2f}", transform=axis.transAxes, ha="right", va="top", fontsize=8,
+                          color="#1c2329")  # fmt: skip
         else:
             axis.text(0, 0.5, "·", transform=axis.get_xaxis_transform(), ha="center", va="center", color="#66707a")
         axis.spines[["top", "right", "left"]].set_visible(False)
@@ -45,7 +49,7 @@ def distributions(comparison, tasks):
         if row == 0:
             axis.set_title(plain(f"{variant[0]}, {variant[1]} spacing", 40), fontsize=9.5, loc="left")
     figure.supxlabel("mean pixel of an image", fontsize=9)
-    return png(figure)
+    return figures.png(figure)
 
 
 def spreads(comparison, tasks):
@@ -73,7 +77,7 @@ def spreads(comparison, tasks):
         axis.set(xlabel="network calls", ylim=(0, None))
     figure.supylabel("spread of brightness", fontsize=10)
     figures.legend(figure, comparison, list(dict.fromkeys(condition for condition, _ in tasks)))
-    return png(figure)
+    return figures.png(figure)
 
 
 def _shares(descriptions):

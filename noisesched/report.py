@@ -37,7 +37,7 @@ def run(directory, out="", say=tqdm.write):
 def compose(comparison, command):
     """The blocks of the report."""
     metric = comparison.metrics[0]
-    pairs = [pair for pair in pairing.pairs(comparison) if sentences.meet(comparison, pair, metric)]
+    pairs = [pair for pair in pairing.pairs(comparison) if sentences.meet(comparison, pair, metric, comparison.tasks)]
     parts = (heading, compared, by_schedule, by_calls, brightness.section, paired, losses, placed, images, numbers, costs)
     blocks = [block for part in parts for block in part(comparison, metric, pairs)]
     unseen = [*limits.limits(comparison, metric, pairs), *brightness.limits(comparison)]
@@ -90,12 +90,12 @@ def differs(comparison, label):
 def by_schedule(comparison, metric, pairs):
     yield Heading("Quality under each schedule")
     for which, variant in enumerate(comparison.variants, 1):
-        where = sampled(comparison, variant)
-        yield Picture(f"heat_map_{which}", heatmaps.heat_maps(comparison, metric, variant, [comparison.middle]), (
-            f"{metric} at {sentences.budget(comparison, comparison.middle, variant)}{where}: mean{spread(comparison)}. Darker "
+        where, middle, calls = sampled(comparison, variant), comparison.middle_of(variant), comparison.of_variant(variant)[2]
+        yield Picture(f"heat_map_{which}", heatmaps.heat_maps(comparison, metric, variant, [middle]), (
+            f"{metric} at {sentences.budget(comparison, middle, variant)}{where}: mean{spread(comparison)}. Darker "
             f"is worse. An orange frame: the schedule of training.{_marks(comparison)}"))  # fmt: skip
-        if len(comparison.calls) > 1:
-            yield Picture(f"heat_maps_{which}", heatmaps.heat_maps(comparison, metric, variant, comparison.calls), (
+        if len(calls) > 1:
+            yield Picture(f"heat_maps_{which}", heatmaps.heat_maps(comparison, metric, variant, calls), (
                 f"The same for all numbers of calls{where}; each panel has a scale of its own."))  # fmt: skip
 
 
@@ -124,7 +124,11 @@ def paired(comparison, metric, pairs):
                    [*(["first told", "second told"] if told else ["first has", "second has"]), *columns],
                    caption + " Over all pairs of runs that differ so." * (len(pairs) > len(asked)))  # fmt: skip
     for which, variant in enumerate(comparison.variants, 1):
-        yield Picture(f"differences_{which}", heatmaps.difference_maps(comparison, metric, variant, pairing.foremost(pairs)), (
+        tasks = [task for task in comparison.tasks if (task.method, task.spacing) == variant]
+        met = [pair for pair in pairing.foremost(pairs) if sentences.meet(comparison, pair, metric, tasks)]
+        if not met:
+            continue
+        yield Picture(f"differences_{which}", heatmaps.difference_maps(comparison, metric, variant, met), (
             f"Mean difference of {metric}{sampled(comparison, variant)}, the first condition minus the second. Blue: the first "
             "is better; orange: it is worse; gray: no difference seen (or one seed). Framed: the schedule of training."))
     if len(pairs) > len(asked):
@@ -210,8 +214,9 @@ def bounds(comparison, evaluated):
 def placed(comparison, metric, pairs):
     yield Heading("Where the schedules put their levels")
     for which, variant in enumerate(comparison.variants, 1):
-        yield Picture(f"levels_{which}", figures.levels(comparison, variant, comparison.middle), (
-            f"The levels of each inference schedule for {sentences.budget(comparison, comparison.middle, variant)}"
+        calls = comparison.middle_of(variant)
+        yield Picture(f"levels_{which}", figures.levels(comparison, variant, calls), (
+            f"The levels of each inference schedule for {sentences.budget(comparison, calls, variant)}"
             f"{sampled(comparison, variant)}, under "
             "the density of the levels that training drew. Orange: outside of it; an arrowhead: -inf, or beyond the picture."))
 
@@ -219,7 +224,7 @@ def placed(comparison, metric, pairs):
 def images(comparison, metric, pairs):
     yield Heading("Images from the same noise")
     for which, variant in enumerate(comparison.variants, 1):
-        for calls in dict.fromkeys((comparison.calls[0], comparison.middle)):
+        for calls in dict.fromkeys((comparison.of_variant(variant)[2][0], comparison.middle_of(variant))):
             yield Picture(f"images_{which}_{calls}", figures.strips(comparison, variant, calls), (
                 f"{sentences.budget(comparison, calls, variant)}{sampled(comparison, variant)}: rows are networks, columns "
                 "inference schedules; every cell starts from the same noise. Not chosen: the first images of the first seeds."))

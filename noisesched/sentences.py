@@ -185,9 +185,9 @@ def ranked(comparison, metric, calls):
     return sorted(cells, key=lambda found: found[2].mean, reverse=findings.better(metric) == "higher")
 
 
-def meet(comparison, pair, metric):
-    """Whether a pair has a difference in any cell: of what was sampled under other schedules each, none."""
-    return any(findings.differences(comparison, pair.first, pair.second, task, metric) for task in comparison.tasks)
+def meet(comparison, pair, metric, tasks):
+    """Whether a pair has a difference in any of some tasks: two that were each sampled under another schedule have none."""
+    return any(findings.differences(comparison, pair.first, pair.second, task, metric) for task in tasks)
 
 
 def verdict(comparison, first, second, task, metric):

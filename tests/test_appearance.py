@@ -83,8 +83,8 @@ def test_every_statistic_says_in_a_line_what_it_is():
 
 
 def test_a_new_statistic_is_described_and_checked(monkeypatch):
-    monkeypatch.setattr(appearance, "STATISTICS", dict(appearance.STATISTICS))
     old = appearance.describe(flat(255))
+    monkeypatch.setattr(appearance, "STATISTICS", dict(appearance.STATISTICS))
 
     @appearance.statistic("the brightest pixel")
     def highest(images):
@@ -116,7 +116,8 @@ GOOD = appearance.describe(flat(0, 128))
     (GOOD | {"histogram": [1.5] * 20}, "'histogram' must be"), (GOOD | {"histogram": [True] * 20}, "'histogram' must be"),
     (GOOD | {"histogram": [-1, *[1] * 19]}, "'histogram' must be"), (GOOD | {"histogram": [10**400] * 20}, "'histogram' must be"),
     (GOOD | {"histogram": {"0": 1}}, "'histogram' must be"),
-    (GOOD | {"black": "a"}, "'black' must be a number from -1 to 1; got 'a'"),
+    (GOOD | {"black": "a"}, "'black' must be a number from 0 to 1; got 'a'"),
+    (GOOD | {"black": -0.1}, "got -0.1"),
     (GOOD | {"white": True}, "'white' must be"), (GOOD | {"contrast": float("nan")}, "'contrast' must be"),
     (GOOD | {"contrast": 10**400}, "'contrast' must be"), (GOOD | {"clipped": -7}, "got -7"), (GOOD | {"clipped": [[1]]}, "got"),
 ])  # fmt: skip
