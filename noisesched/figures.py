@@ -58,11 +58,11 @@ def styles(comparison):
 def quality(comparison, metric, variant):
     """The metric against network calls: a panel for each inference schedule, a line for each condition, a band of one standard
     deviation over seeds, dashes at the floor."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    names, options = comparison.schedules, styles(comparison)
+    names, options = comparison.of_variant(variant)[1], styles(comparison)
     made = sorted({n for calls in comparison.calls for n in findings.network_calls(comparison, calls, variant)})
-    figure, axes = _grid(len(names), 3.6, 2.75, sharey=True)
+    figure, axes = panels(len(names), 3.6, 2.75, sharey=True)
     seen = [comparison.floor[metric]] if metric in comparison.floor else []
     for axis, schedule in zip(axes, names, strict=True):
         for condition in comparison.conditions:
@@ -79,10 +79,7 @@ def quality(comparison, metric, variant):
         if metric in comparison.floor:
             axis.axhline(comparison.floor[metric], color="#66707a", linestyle="--", linewidth=1)
         axis.set_title(plain(schedule, 42), fontsize=10, loc="left")
-        axis.set_xscale("log")
-        axis.set_xticks(made, map(str, made))
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        calls_axis(axis, made)
     if seen and min(seen) > 0 and max(seen) > 10 * min(seen):
         axes[0].set_yscale("log")
         axes[0].set_ylim(min(seen) / 1.2, max(seen) * 1.2)
@@ -92,7 +89,7 @@ def quality(comparison, metric, variant):
     for axis in axes[-3:]:
         axis.set_xlabel("network calls", fontsize=9)
     figure.supylabel(plain(metric), fontsize=10)
-    _legend(figure, comparison, comparison.conditions)
+    legend(figure, comparison, comparison.of_variant(variant)[0])
     return png(figure)
 
 
@@ -102,7 +99,7 @@ def profiles(comparison):
     chosen = {run: next((c for c in comparison.conditions if c.run == run), None) for run in runs}
     chosen = {run: condition for run, condition in chosen.items() if condition}
     options = styles(comparison)
-    figure, axes = _grid(2, 5.4, 3.7)
+    figure, axes = panels(2, 5.4, 3.7)
     for axis, kind in zip(axes, ("v", "eps"), strict=True):
         for run, condition in chosen.items():
             line = options[condition] | {"marker": "", "linewidth": 1.6}
@@ -117,11 +114,11 @@ def profiles(comparison):
                     axis.fill_between(log_snr, mean - spread, mean + spread, color=line["color"], alpha=0.15, linewidth=0)
         axis.set_title(f"squared error of {kind}, per dimension", fontsize=10, loc="left")
         axis.set(xlabel="log-SNR: noise left, clean right", **({"yscale": "log"} if kind == "eps" else {"ylim": (0, None)}))
-    _legend(figure, comparison, list(chosen.values()), lines_only=True)
+    legend(figure, comparison, list(chosen.values()), lines_only=True)
     return png(figure)
 
 
-def _grid(count, width, height, sharey=False):
+def panels(count, width, height, sharey=False):
     """A figure with `count` axes, three to a row at most."""
     from matplotlib.figure import Figure
 
@@ -138,7 +135,17 @@ def _grid(count, width, height, sharey=False):
     return figure, axes[:count]
 
 
-def _legend(figure, comparison, conditions, lines_only=False):
+def calls_axis(axis, made):
+    """Numbers of network calls along the bottom: by logarithm, a tick at each of `made`."""
+    from matplotlib.ticker import NullFormatter, NullLocator
+
+    axis.set_xscale("log")
+    axis.set_xticks(made, map(str, made))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def legend(figure, comparison, conditions, lines_only=False):
     from matplotlib.lines import Line2D
 
     options = styles(comparison)
@@ -152,13 +159,13 @@ def _legend(figure, comparison, conditions, lines_only=False):
 
 def levels(comparison, variant, n):
     """Over the density of the levels that training drew, a row of ticks for each inference schedule: a panel for each density."""
-    names = comparison.schedules
-    drawn = list(dict.fromkeys(condition.drawn for condition in comparison.conditions))
+    conditions, names, _ = comparison.of_variant(variant)
+    drawn = list(dict.fromkeys(condition.drawn for condition in conditions))
     placed = {name: findings.levels(comparison, Task(name, *variant, n)) for name in names}
     finite = np.concatenate([values[np.isfinite(values)] for values in placed.values()])
     low, high = max(finite.min(initial=-10) - 1, -20), min(finite.max(initial=10) + 1, 20)
     seen = max(run["train_steps"] * run["batch_size"] for run in comparison.runs.values())  # the cleanest: about one draw in all
-    figure, axes = _grid(len(drawn), 4.2, 0.24 * len(names) + 2.0, sharey=True)
+    figure, axes = panels(len(drawn), 4.2, 0.24 * len(names) + 2.0, sharey=True)
     for axis, text in zip(axes, drawn, strict=True):
         first, last = _density(axis, text, seen)
         for row, name in enumerate(names):
@@ -200,14 +207,16 @@ def strips(comparison, variant, n):
     """Images from the same noise: conditions by inference schedules, from previews/ of the first seeds."""
     from matplotlib.figure import Figure
 
-    rows, columns, shown, missing = comparison.conditions, comparison.schedules, {}, {}
+    (rows, columns, _), shown, missing = comparison.of_variant(variant), {}, {}
     for place in itertools.product(range(len(rows)), range(len(columns))):
         found = sorted(comparison.cells.get((rows[place[0]], Task(columns[place[1]], *variant, n)), []),
                        key=lambda row: (row["train_seed"], row["seed"]))  # fmt: skip
         try:
             shown[place] = preview(comparison.folder, found[0])
-        except (IndexError, FileNotFoundError):  # no row yet; a row without a picture
-            missing[place] = "refused" if found and found[0]["refused"] else "not there"
+        except IndexError:  # no row: not asked for, or not yet
+            missing[place] = "·"
+        except FileNotFoundError:
+            missing[place] = "refused" if found[0]["refused"] else "not there"
         except OSError:
             missing[place] = "cannot be read"
     height, width = next(iter(shown.values())).shape[:2] if shown else (1, STRIP)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from noisesched import metrics, schedules, spec, workdir
+from noisesched import appearance, metrics, schedules, spec, workdir
 
 CONFIDENCE = 0.95
 SAME = 0.15  # two schedules are one if they differ by less in log-SNR at every step: a table and its continuous curve do
@@ -53,6 +53,7 @@ class Comparison:
     left_out: int  # rows of earlier requests, which are there too
     floor: dict
     about: dict
+    appearance: dict  # {"real": of the images compared with, "floor": of as many others}, `appearance.describe`; or {}
     evaluations: dict  # run -> {workdir: evaluation}
     metrics: list  # the names of the numbers, the main one first
     cells: dict
@@ -81,6 +82,18 @@ class Comparison:
         """The number of calls that the summaries are about."""
         return self.calls[len(self.calls) // 2]
 
+    def of_variant(self, variant):
+        """(conditions, schedules, numbers of calls) that a (method, spacing) has rows of, each in its order."""
+        cells = [(condition, task) for condition, task in self.cells if (task.method, task.spacing) == variant]
+        return ([condition for condition in self.conditions if any(condition == other for other, _ in cells)],
+                [schedule for schedule in self.schedules if any(schedule == task.schedule for _, task in cells)],
+                sorted({task.calls for _, task in cells}))  # fmt: skip
+
+    def middle_of(self, variant):
+        """The middle number of calls, or where a (method, spacing) has no rows of it, the middle one of its own."""
+        calls = self.of_variant(variant)[2]
+        return self.middle if self.middle in calls else calls[len(calls) // 2]
+
     @functools.cached_property
     def seeds(self):
         return sorted({row["train_seed"] for row in self.rows})
@@ -96,6 +109,17 @@ class Comparison:
         return {(row["train_seed"], row["seed"]): row["metrics"][metric] for row in rows
                 if math.isfinite(row["metrics"].get(metric, math.nan))}  # fmt: skip
 
+    def appearances(self, condition, task):
+        """{(training seed, sampling seed): what the samples look like}, of the rows that say it: `appearance.describe`."""
+        rows = self.cells.get((condition, task), ())
+        return {(row["train_seed"], row["seed"]): row["appearance"] for row in rows if row.get("appearance")}
+
+    def look(self, condition, task, name, over=1.0):
+        """The Summary of a statistic of appearance in a cell, divided by `over`; None if it has no value, or `over` is 0."""
+        found = {key: each[name] / over for key, each in self.appearances(condition, task).items()
+                 if over and each.get(name) is not None}  # fmt: skip
+        return summarise(by_training_seed(found).values()) if found else None
+
     def summary(self, condition, task, metric):
         """The Summary of a cell, or None if it has no value."""
         values = by_training_seed(self.values(condition, task, metric))
@@ -109,6 +133,7 @@ ROW = {
     "levels": int, "seed": int, "num_images": int, "metrics": dict, "outside": dict, "seconds": (int, float),
     "refused": (str, NoneType), "translation": (str, NoneType), "preview": (str, NoneType),
 }  # fmt: skip
+LATER = {"guidance": str, "appearance": (dict, NoneType)}  # which rows of older comparisons lack
 RUN = {"drawn": str, "told": str, "workdirs": list, "seconds": list, "num_parameters": int, "train_steps": int, "batch_size": int,
        "config": dict, "evaluations": dict, "train_seeds": list}  # fmt: skip
 
@@ -133,6 +158,12 @@ def read(directory):
     reference = _read(folder / "reference.json")
     _check(reference, {"floor": dict, "about": dict}, folder / "reference.json")
     _check(reference["floor"], dict.fromkeys(reference["floor"], (int, float)), f"{folder / 'reference.json'}, floor")
+    halves = {}
+    if reference.get("appearance") is not None:  # older comparisons do not say it
+        _check(reference, {"appearance": dict}, folder / "reference.json")
+        halves = {half: reference["appearance"].get(half) for half in ("real", "floor")}
+        for half, found in halves.items():
+            _check_appearance(found, f"{folder / 'reference.json'}, appearance, {half!r}")
     _check({"extractors": {}} | reference["about"], {"extractors": dict}, f"{folder / 'reference.json'}, about")
     asked = [row for key, row in rows.items() if key in set(config["keys"])]
     if not asked:
@@ -154,8 +185,8 @@ def read(directory):
             raise ValueError(f"{folder / 'compare.jsonl'} holds two numbers for {where}: run `compare` again")
         cell.append(row)
     evaluations = {label: _read_evaluations(folder / "evaluations" / label, run) for label, run in runs.items()}
-    return Comparison(folder, config, runs, asked, len(rows) - len(asked), reference["floor"], reference["about"], evaluations,
-                      names, cells)  # fmt: skip
+    return Comparison(folder, config, runs, asked, len(rows) - len(asked), reference["floor"], reference["about"], halves,
+                      evaluations, names, cells)  # fmt: skip
 
 
 def _read_rows(path, runs):
@@ -163,6 +194,9 @@ def _read_rows(path, runs):
     for number, row in enumerate(_read(path, workdir.read_lines), 1):
         where = f"{path}, line {number}"
         _check(row, ROW, where)
+        _check(row, {name: kind for name, kind in LATER.items() if name in row}, where)
+        if row.get("appearance"):
+            _check_appearance(row["appearance"], where)
         for name, value in row["metrics"].items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ValueError(f"{where}: the value of {name!r} must be a number; got {value!r}")
@@ -172,6 +206,13 @@ def _read_rows(path, runs):
                 raise ValueError(f"{where}: {error}") from None
         rows[row["key"]] = row  # a row that was made again stands for the older one
     return rows
+
+
+def _check_appearance(found, where):
+    try:
+        appearance.check(found)
+    except ValueError as error:
+        raise ValueError(f"{where} is damaged: {error}") from None
 
 
 def _read_evaluations(folder, run):

@@ -17,15 +17,16 @@ def heat_maps(comparison, metric, variant, calls):
 
     Darker is worse, on one scale for each panel. A frame marks the schedule of training; hatching, what was refused.
     """
+    conditions, names, _ = comparison.of_variant(variant)
     found = {n: {(row, column): _cell(comparison, condition, Task(schedule, *variant, n), metric)
-                 for row, condition in enumerate(comparison.conditions)
-                 for column, schedule in enumerate(comparison.schedules)} for n in calls}  # fmt: skip
+                 for row, condition in enumerate(conditions)
+                 for column, schedule in enumerate(names)} for n in calls}  # fmt: skip
 
     def draw(axis, n, small):
         means = [summary.mean for summary, *_ in found[n].values() if summary]
         shade = _shade(means, findings.better(metric))
         for (row, column), (summary, rows, refused, clamped) in found[n].items():
-            condition, schedule = comparison.conditions[row], comparison.schedules[column]
+            condition, schedule = conditions[row], names[column]
             text = "" if rows else "·"
             if summary:
                 text = number(summary.mean) if small or summary.std is None else plus_minus(summary.mean, summary.std)
@@ -36,15 +37,21 @@ def heat_maps(comparison, metric, variant, calls):
                  frame=findings.own(condition.drawn, schedule))  # fmt: skip
 
     titles = {n: sentences.budget(comparison, n, variant) for n in calls}
-    groups = [condition.drawn for condition in comparison.conditions]
-    return _panels(calls, titles, list(map(str, comparison.conditions)), comparison.schedules, draw, groups,
-                   cell=0.56 if len(calls) > 1 else 1.15)  # fmt: skip
+    groups = [condition.drawn for condition in conditions]
+    return _panels(calls, titles, list(map(str, conditions)), names, draw, groups, cell=0.56 if len(calls) > 1 else 1.15)
 
 
 def difference_maps(comparison, metric, variant, pairs):
-    """`pairing.Pair`s by inference schedules, a panel for each number of calls: the mean difference, coloured by verdict."""
+    """`pairing.Pair`s by inference schedules, a panel for each number of calls: the mean difference, coloured by verdict.
+
+    Schedules that no pair has in common are left out; each pair must have one.
+    """
+    _, columns, calls = comparison.of_variant(variant)
+    columns = [schedule for schedule in columns if any(sentences.meet(comparison, pair, metric, [
+        Task(schedule, *variant, n) for n in calls]) for pair in pairs)]  # fmt: skip
+
     def draw(axis, n, small):
-        for (row, pair), (column, schedule) in itertools.product(enumerate(pairs), enumerate(comparison.schedules)):
+        for (row, pair), (column, schedule) in itertools.product(enumerate(pairs), enumerate(columns)):
             values = findings.differences(comparison, pair.first, pair.second, Task(schedule, *variant, n), metric)
             if not values:
                 _box(axis, row, column, "·", "white")
@@ -55,9 +62,9 @@ def difference_maps(comparison, metric, variant, pairs):
                  frame=sentences.framed(pair, schedule))  # fmt: skip
 
     names = [f"{pair.first} − {pair.second}" for pair in pairs]
-    titles = {n: sentences.budget(comparison, n, variant) for n in comparison.calls}
+    titles = {n: sentences.budget(comparison, n, variant) for n in calls}
     groups = [(pair.factor, pair.first.drawn) for pair in pairs]
-    return _panels(comparison.calls, titles, names, comparison.schedules, draw, groups, cell=0.56)
+    return _panels(calls, titles, names, columns, draw, groups, cell=0.56)
 
 
 def _cell(comparison, condition, task, metric):
@@ -72,12 +79,15 @@ def _panels(keys, titles, rows, columns, draw, groups, cell):
 
     across = 1 if len(keys) == 1 else max(1, min(len(keys), 3, int(11 / (cell * len(columns) + 0.3))))
     down = -(-len(keys) // across)
-    names = [plain(name, 34) for name in rows]
+    names, below = [plain(name, 34) for name in rows], [plain(name, 26) for name in columns]
+    slant = 90 if cell < 1 and any("\n" in name for name in below) else 32  # lines of a slanted name run into the next one
     left = 0.085 * max(len(line) for name in names for line in name.split("\n")) + 0.2
     height = 0.34 if len(keys) == 1 else 0.27
     height = max(height, 0.15 * max(name.count("\n") + 1 for name in names) + 0.05)
-    figure = Figure(figsize=(left + across * (cell * len(columns) + 0.2), down * (height * len(rows) + 0.5) + 0.9),
-                    layout="constrained")  # fmt: skip
+    ragged = len(keys) % across > 0  # then two rows of panels have names below
+    foot = 0.075 * max(len(line) for name in below for line in name.split("\n")) * (1 if slant == 90 else 0.6)
+    size = left + across * (cell * len(columns) + 0.2), down * (height * len(rows) + 0.5) + max((1 + ragged) * foot, 0.9)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     for axis, key in itertools.zip_longest(axes.flat, keys):
         if key is None:
@@ -87,8 +97,8 @@ def _panels(keys, titles, rows, columns, draw, groups, cell):
         axis.set_title(plain(titles[key], max(7, int(15 * cell * len(columns)))), fontsize=9.5, loc="left")  # 15 letters an inch
         axis.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
         axis.set_yticks(np.arange(len(rows)) + 0.5, names, fontsize=8.5)
-        axis.set_xticks(np.arange(len(columns)) + 0.5, [plain(name, 22) for name in columns], fontsize=8.5, rotation=32,
-                        ha="right", rotation_mode="anchor")  # fmt: skip
+        axis.set_xticks(np.arange(len(columns)) + 0.5, below, fontsize=8.5, rotation=slant, ha="right",
+                        va="center" if slant == 90 else "top", rotation_mode="anchor")  # fmt: skip
         axis.tick_params(length=0, labelbottom=True)
         axis.spines[:].set_visible(False)
         for row in range(1, len(rows)):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from noisesched import document, figures, findings, heatmaps, limits, pairing, sentences
+from noisesched import brightness, document, figures, findings, heatmaps, limits, pairing, sentences
 from noisesched.document import Code, Heading, Items, Picture, Table, Text, Title, number, plus_minus
-from noisesched.sentences import count, every, listed
+from noisesched.sentences import calls_made, count, every, listed, sampled, spread, task_columns, task_head
 
 PACKAGES = ("noisesched", "jax", "flax", "numpy", "scipy", "matplotlib")
 
@@ -36,18 +36,20 @@ def run(directory, out="", say=tqdm.write):
 
 def compose(comparison, command):
     """The blocks of the report."""
-    pairs, metric = pairing.pairs(comparison), comparison.metrics[0]
-    parts = (heading, compared, by_schedule, by_calls, paired, losses, placed, images, numbers, costs)
+    metric = comparison.metrics[0]
+    pairs = [pair for pair in pairing.pairs(comparison) if sentences.meet(comparison, pair, metric, comparison.tasks)]
+    parts = (heading, compared, by_schedule, by_calls, brightness.section, paired, losses, placed, images, numbers, costs)
     blocks = [block for part in parts for block in part(comparison, metric, pairs)]
-    return [*blocks, *made_by(comparison, command),
-            Heading("What the data do not show"), Items(limits.limits(comparison, metric, pairs))]  # fmt: skip
+    unseen = [*limits.limits(comparison, metric, pairs), *brightness.limits(comparison)]
+    return [*blocks, *made_by(comparison, command), Heading("What the data do not show"), Items(unseen)]
 
 
 # -- the parts, in order
 
 def heading(comparison, metric, pairs):
-    told = [sentences.scope(comparison), *sentences.extremes(comparison, metric), *sentences.answers(comparison, metric, pairs)]
-    return [Title("Noise schedules compared", sentences.question(pairs)), Items(told, abstract=True)]
+    told = [sentences.scope(comparison), *sentences.extremes(comparison, metric), *brightness.abstract(comparison),
+            *sentences.answers(comparison, metric, pairs)]  # fmt: skip
+    return [Title("Noise schedules compared", sentences.question(comparison, pairs)), Items(told, abstract=True)]
 
 
 def compared(comparison, metric, pairs):
@@ -88,12 +90,12 @@ def differs(comparison, label):
 def by_schedule(comparison, metric, pairs):
     yield Heading("Quality under each schedule")
     for which, variant in enumerate(comparison.variants, 1):
-        where = _variant(comparison, variant)
-        yield Picture(f"heat_map_{which}", heatmaps.heat_maps(comparison, metric, variant, [comparison.middle]), (
-            f"{metric} at {sentences.budget(comparison, comparison.middle, variant)}{where}: mean{_spread(comparison)}. Darker "
+        where, middle, calls = sampled(comparison, variant), comparison.middle_of(variant), comparison.of_variant(variant)[2]
+        yield Picture(f"heat_map_{which}", heatmaps.heat_maps(comparison, metric, variant, [middle]), (
+            f"{metric} at {sentences.budget(comparison, middle, variant)}{where}: mean{spread(comparison)}. Darker "
             f"is worse. An orange frame: the schedule of training.{_marks(comparison)}"))  # fmt: skip
-        if len(comparison.calls) > 1:
-            yield Picture(f"heat_maps_{which}", heatmaps.heat_maps(comparison, metric, variant, comparison.calls), (
+        if len(calls) > 1:
+            yield Picture(f"heat_maps_{which}", heatmaps.heat_maps(comparison, metric, variant, calls), (
                 f"The same for all numbers of calls{where}; each panel has a scale of its own."))  # fmt: skip
 
 
@@ -101,7 +103,7 @@ def by_calls(comparison, metric, pairs):
     yield Heading("Quality against network calls")
     for which, variant in enumerate(comparison.variants, 1):
         yield Picture(f"quality_{which}", figures.quality(comparison, metric, variant), (
-            f"{metric} against network calls{_variant(comparison, variant)}, a panel for each inference schedule."
+            f"{metric} against network calls{sampled(comparison, variant)}, a panel for each inference schedule."
             + (" Bands: one standard deviation over seeds." if len(comparison.seeds) > 1 else "")
             + (" Gray dashes: the floor." if metric in comparison.floor else "")))  # fmt: skip
 
@@ -122,8 +124,12 @@ def paired(comparison, metric, pairs):
                    [*(["first told", "second told"] if told else ["first has", "second has"]), *columns],
                    caption + " Over all pairs of runs that differ so." * (len(pairs) > len(asked)))  # fmt: skip
     for which, variant in enumerate(comparison.variants, 1):
-        yield Picture(f"differences_{which}", heatmaps.difference_maps(comparison, metric, variant, pairing.foremost(pairs)), (
-            f"Mean difference of {metric}{_variant(comparison, variant)}, the first condition minus the second. Blue: the first "
+        tasks = [task for task in comparison.tasks if (task.method, task.spacing) == variant]
+        met = [pair for pair in pairing.foremost(pairs) if sentences.meet(comparison, pair, metric, tasks)]
+        if not met:
+            continue
+        yield Picture(f"differences_{which}", heatmaps.difference_maps(comparison, metric, variant, met), (
+            f"Mean difference of {metric}{sampled(comparison, variant)}, the first condition minus the second. Blue: the first "
             "is better; orange: it is worse; gray: no difference seen (or one seed). Framed: the schedule of training."))
     if len(pairs) > len(asked):
         yield averages(comparison, metric, {(str(pair.first), str(pair.second)): [pair] for pair in pairs},
@@ -140,9 +146,9 @@ def paired(comparison, metric, pairs):
         for task in comparison.tasks:
             if values := findings.differences(comparison, first, second, task, metric):
                 found = findings.difference(values.values())
-                rows.append([str(first), str(second), *_columns(comparison, task), *_difference(found), str(found.n),
+                rows.append([str(first), str(second), *task_columns(comparison, task), *_difference(found), str(found.n),
                              findings.verdict(found, metric)])  # fmt: skip
-    header = ["first", "second", *_head(comparison), "difference ± standard error", "95 % interval", "seeds", "the first is"]
+    header = ["first", "second", *task_head(comparison), "difference ± standard error", "95 % interval", "seeds", "the first is"]
     yield Table(header, rows, folded=f"{every(len(rows), 'difference')} of {metric}, cell by cell")  # fmt: skip
 
 
@@ -198,7 +204,7 @@ def bounds(comparison, evaluated):
     header = ["run", "told", "bits per dimension", "seeds", "Monte-Carlo error", "diffusion term", "the same by the profile",
               "of the bits, at levels never drawn"]  # fmt: skip
     return Table(header, rows, (
-        f"Bits, lower is better: mean{_spread(comparison)}, on {limits.evaluated(comparison)}. Monte-Carlo error: of one "
+        f"Bits, lower is better: mean{spread(comparison)}, on {limits.evaluated(comparison)}. Monte-Carlo error: of one "
         "network's bits, from drawing levels and noise. The diffusion term is measured twice, for the bound and as the integral "
         "of the profile, each ± its Monte-Carlo error"
         + (f"; in no network do the two differ by more than {max(apart):.1f} standard errors." if apart else ".")
@@ -208,18 +214,19 @@ def bounds(comparison, evaluated):
 def placed(comparison, metric, pairs):
     yield Heading("Where the schedules put their levels")
     for which, variant in enumerate(comparison.variants, 1):
-        yield Picture(f"levels_{which}", figures.levels(comparison, variant, comparison.middle), (
-            f"The levels of each inference schedule for {sentences.budget(comparison, comparison.middle, variant)}"
-            f"{_variant(comparison, variant)}, under "
+        calls = comparison.middle_of(variant)
+        yield Picture(f"levels_{which}", figures.levels(comparison, variant, calls), (
+            f"The levels of each inference schedule for {sentences.budget(comparison, calls, variant)}"
+            f"{sampled(comparison, variant)}, under "
             "the density of the levels that training drew. Orange: outside of it; an arrowhead: -inf, or beyond the picture."))
 
 
 def images(comparison, metric, pairs):
     yield Heading("Images from the same noise")
     for which, variant in enumerate(comparison.variants, 1):
-        for calls in dict.fromkeys((comparison.calls[0], comparison.middle)):
+        for calls in dict.fromkeys((comparison.of_variant(variant)[2][0], comparison.middle_of(variant))):
             yield Picture(f"images_{which}_{calls}", figures.strips(comparison, variant, calls), (
-                f"{sentences.budget(comparison, calls, variant)}{_variant(comparison, variant)}: rows are networks, columns "
+                f"{sentences.budget(comparison, calls, variant)}{sampled(comparison, variant)}: rows are networks, columns "
                 "inference schedules; every cell starts from the same noise. Not chosen: the first images of the first seeds."))
 
 
@@ -230,16 +237,16 @@ def numbers(comparison, metric, pairs):
         found = sentences.ranked(comparison, metric, calls)
         for word, (condition, task, cell) in zip(("best", "worst") if len(found) > 1 else ("only",), found[:1] + found[1:][-1:],
                                                  strict=False):  # fmt: skip
-            rows.append([_calls(comparison, task), word, str(condition), sentences.place(comparison, task), plus_minus(*cell[:2]),
-                         str(cell.n)])  # fmt: skip
-    yield Table(["calls", "", "condition", "schedule", metric, "seeds"], rows, f"Mean{_spread(comparison)}.")
+            rows.append([calls_made(comparison, task), word, str(condition), sentences.place(comparison, task),
+                         plus_minus(*cell[:2]), str(cell.n)])  # fmt: skip
+    yield Table(["calls", "", "condition", "schedule", metric, "seeds"], rows, f"Mean{spread(comparison)}.")
     full = []
     for (condition, task), found in comparison.cells.items():
         cells = [comparison.summary(condition, task, name) for name in comparison.metrics]
-        full.append([str(condition), *_columns(comparison, task), str(len(found)),
+        full.append([str(condition), *task_columns(comparison, task), str(len(found)),
                      *(plus_minus(*cell[:2]) if cell else "-" for cell in cells), _notes(found)])  # fmt: skip
-    yield Table(["condition", *_head(comparison), "rows", *comparison.metrics, "notes"], full,
-                f"Mean{_spread(comparison)}.", folded=f"{every(len(full), 'cell')}, all numbers")  # fmt: skip
+    yield Table(["condition", *task_head(comparison), "rows", *comparison.metrics, "notes"], full,
+                f"Mean{spread(comparison)}.", folded=f"{every(len(full), 'cell')}, all numbers")  # fmt: skip
 
 
 def costs(comparison, metric, pairs):
@@ -253,7 +260,7 @@ def costs(comparison, metric, pairs):
         total = [total[0] + sum(run["seconds"]), total[1] + sampling, total[2] + calls]
     rows.append(["all", number(total[0]), number(total[1]), f"{total[2]:,}"])
     header = ["run", "training, seconds each", "sampling and measuring, seconds", "network calls x images"]
-    return [Heading("What it cost"), Table(header, rows, f"Mean{_spread(comparison)}; in the last row, sums.")]
+    return [Heading("What it cost"), Table(header, rows, f"Mean{spread(comparison)}; in the last row, sums.")]
 
 
 def made_by(comparison, command):
@@ -265,34 +272,11 @@ def made_by(comparison, command):
 
 # -- captions and columns
 
-def _variant(comparison, variant):
-    """What sampled, where it has to be said."""
-    return f" with {variant[0]}, {variant[1]} spacing" if len(comparison.variants) > 1 else ""
-
-
-def _spread(comparison):
-    return " ± standard deviation over seeds" if len(comparison.seeds) > 1 else " (one seed: no spread)"
-
-
 def _marks(comparison):
     """What the marks in a heat map mean, if there are any."""
     refused, clamped = (findings.handled(comparison.rows, how) for how in ("refused", "clamped"))
     text = " Hatched: rows refused, with their number." if refused else ""
     return text + (" †: levels outside the table of timesteps, told as its nearest end." if clamped else "")
-
-
-def _head(comparison):
-    return ["schedule", *(["method", "spacing"] if len(comparison.variants) > 1 else []), "calls"]
-
-
-def _columns(comparison, task):
-    return [task.schedule, *([task.method, task.spacing] if len(comparison.variants) > 1 else []), _calls(comparison, task)]
-
-
-def _calls(comparison, task):
-    """The network calls that a task made, and its budget where that is more."""
-    made = findings.network_calls(comparison, task.calls, (task.method, task.spacing))
-    return str(task.calls) if made == [task.calls] else f"{listed(made)} (at most {task.calls})"
 
 
 def _difference(found):

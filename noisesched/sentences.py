@@ -16,13 +16,15 @@ TRANSLATES = {
 FACTORS = {pairing.CONDITIONING: "what the network is told", "schedule": "training schedule"}  # others by the setting's name
 
 
-def question(pairs):
+def question(comparison, pairs):
     """What the comparison asks."""
     if ("log_snr", "timestep") in {(pair.first.told, pair.second.told) for pair in pairs}:
         return ("What does telling the network the noise level, rather than the timestep, buy when the schedule changes at "
                 "inference?")  # fmt: skip
     if pairs:
         return f"What does a change of {listed(factors(pairs), 'or')} do under each inference schedule?"
+    if all(findings.own(condition.drawn, task.schedule) for condition, task in comparison.cells):
+        return "How do these networks do under the schedules that they were trained with?"
     return "How do these networks do under inference schedules that they were not trained with?"
 
 
@@ -37,8 +39,20 @@ def scope(comparison):
     seeds = [len({row["train_seed"] for row in comparison.rows if row["run"] == name}) for name in comparison.runs]
     each = count(max(seeds), "seed") if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)} seeds"
     return (f"{count(runs, 'way')} of training a network, {each}{' each' * (runs > 1)}, sampled under "
-            f"{count(len(comparison.schedules), 'inference schedule')} with {budgets(comparison)}, without retraining: "
+            f"{under_how_many(comparison)} with {budgets(comparison)}, without retraining: "
             f"{rows:,} of {count(asked, 'row')}." + " The comparison is unfinished." * (rows < asked))  # fmt: skip
+
+
+def under_how_many(comparison):
+    """"5 inference schedules", or "1 to 2 of 5 inference schedules each" where not every condition was sampled under all."""
+    found = {condition: set() for condition in comparison.conditions}
+    for condition, task in comparison.cells:
+        found[condition].add(task.schedule)
+    least, most = min(map(len, found.values())), max(map(len, found.values()))
+    text = count(len(comparison.schedules), "inference schedule")
+    if least == len(comparison.schedules):
+        return text
+    return f"{least if least == most else f'{least} to {most}'} of {text} each"
 
 
 def budget(comparison, calls, variant=None):
@@ -137,6 +151,9 @@ def unpaired(comparison):
     """Why nothing is compared seed by seed."""
     if len(comparison.runs) == 1:
         return "There is one run: nothing can be paired."
+    if pairing.pairs(comparison):
+        return ("No two of these runs that differ in one thing alone have a number under the same inference schedule: nothing is "
+                "paired.")  # fmt: skip
     return ("No two of these runs differ in one thing alone (what the network is told, or another setting of their "
             "configurations): a difference between them has no one cause, and nothing is paired.")  # fmt: skip
 
@@ -166,6 +183,11 @@ def ranked(comparison, metric, calls):
     cells = [(condition, task, cell) for condition, task in comparison.cells
              if task.calls == calls and (cell := comparison.summary(condition, task, metric))]  # fmt: skip
     return sorted(cells, key=lambda found: found[2].mean, reverse=findings.better(metric) == "higher")
+
+
+def meet(comparison, pair, metric, tasks):
+    """Whether a pair has a difference in any of some tasks: two that were each sampled under another schedule have none."""
+    return any(findings.differences(comparison, pair.first, pair.second, task, metric) for task in tasks)
 
 
 def verdict(comparison, first, second, task, metric):
@@ -218,3 +240,28 @@ def listed(entries, last_by="and"):
     """Entries as prose: a, b and c."""
     *most, last = map(str, entries)
     return f"{', '.join(most)} {last_by} {last}" if most else last
+
+
+# -- captions and columns
+
+def sampled(comparison, variant):
+    """What sampled, where it has to be said."""
+    return f" with {variant[0]}, {variant[1]} spacing" if len(comparison.variants) > 1 else ""
+
+
+def spread(comparison):
+    return " ± standard deviation over seeds" if len(comparison.seeds) > 1 else " (one seed: no spread)"
+
+
+def task_head(comparison):
+    return ["schedule", *(["method", "spacing"] if len(comparison.variants) > 1 else []), "calls"]
+
+
+def task_columns(comparison, task):
+    return [task.schedule, *([task.method, task.spacing] if len(comparison.variants) > 1 else []), calls_made(comparison, task)]
+
+
+def calls_made(comparison, task):
+    """The network calls that a task made, and its budget where that is more."""
+    made = findings.network_calls(comparison, task.calls, (task.method, task.spacing))
+    return str(task.calls) if made == [task.calls] else f"{listed(made)} (at most {task.calls})"

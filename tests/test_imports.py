@@ -10,11 +10,11 @@ from conftest import ROOT
 LAYERS = {  # lowest first; a module imports from its own layer and earlier ones, without cycles
     "mathematics": ["spec", "tables", "diffusion", "curves", "schedules"],
     "network": ["conditioning", "unet", "denoiser", "inception"],
-    "algorithms": ["objective", "samplers", "guidance", "likelihood", "metrics", "leak", "diagnosis"],
+    "algorithms": ["objective", "samplers", "guidance", "likelihood", "metrics", "appearance", "leak", "diagnosis"],
     "outside world": ["backend", "parallel", "pictures", "workdir", "checkpoints", "builders", "data", "config",
                       "features", "document", "foreign", "interchange"],
     "programs": ["train", "sample", "evaluate", "study", "compare", "findings", "pairing", "sentences", "limits", "figures",
-                 "heatmaps", "report", "plot", "diagnose", "benchmark", "__main__"],
+                 "heatmaps", "histograms", "brightness", "report", "plot", "diagnose", "benchmark", "__main__"],
 }
 DEPTH = {module: depth for depth, modules in enumerate(LAYERS.values()) for module in modules}
 PACKAGE = {path.stem: path for path in ROOT.glob("noisesched/*.py") if path.stem != "__init__"}

@@ -40,8 +40,11 @@ def value(metric, label, drawn, told, translation, schedule, calls, train_seed, 
 def make(folder, *, told=TOLD, drawn=("linear", TABLE), labels=None, train_seeds=(0, 1, 2), schedules=("linear", "cosine"),
          methods=("ddim",), calls=(5, 25), seeds=(0,), translations=("nearest", "raw"), metrics=(MAIN, BRIGHT, RECALL),
          refused=lambda row: None, keep=lambda row: True, evaluated=True, images=True, settings=None, made=lambda calls: calls,
-         split="test", reference="train"):  # fmt: skip
-    """A folder as `compare` leaves it; returns its rows. `settings`: {label: {setting: value}} that are not those of all runs."""
+         split="test", reference="train", spacings=("trailing",), guidances=("none",), look=None, real=None):  # fmt: skip
+    """A folder as `compare` leaves it; returns its rows. `settings`: {label: {setting: value}} that are not those of all runs.
+
+    `look`: what samples look like, a function of the row; `real`: the real images, {"real": .., "floor": ..}; without: not said.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "previews").mkdir(exist_ok=True)
     runs, rows, keys = {}, [], []
@@ -56,14 +59,15 @@ def make(folder, *, told=TOLD, drawn=("linear", TABLE), labels=None, train_seeds
         for seed in train_seeds:
             if evaluated:
                 evaluate(folder / "evaluations" / label / f"seed{seed}", kind, seed, split)
-        for train_seed, schedule, method, n, seed, translation in itertools.product(
-                train_seeds, schedules, methods, calls, seeds, translations if kind == "timestep" else (None,)):  # fmt: skip
+        for train_seed, schedule, method, n, seed, translation, guidance, spacing in itertools.product(
+                train_seeds, schedules, methods, calls, seeds, translations if kind == "timestep" else (None,), guidances,
+                spacings):  # fmt: skip
             key = f"{len(keys):08x}"
             keys.append(key)
             clamped = kind == "timestep" and schedule == "cosine" and translation != "raw"
             row = {"key": key, "run": label, "train_seed": train_seed, "workdir": workdirs[train_seeds.index(train_seed)],
                    "checkpoint": 2000, "drawn": schedule_drawn, "told": kind, "schedule": schedule, "method": method,
-                   "spacing": "trailing", "levels": n, "calls": n, "network_calls": made(n), "seed": seed,
+                   "spacing": spacing, "guidance": guidance, "levels": n, "calls": n, "network_calls": made(n), "seed": seed,
                    "translation": translation,
                    "outside": {"levels": 2 * clamped, "by": 2.1 * clamped, "handled": "clamped" if clamped else None},
                    "num_images": 256, "metrics": {}, "refused": None, "seconds": 1.5, "preview": None,
@@ -73,6 +77,7 @@ def make(folder, *, told=TOLD, drawn=("linear", TABLE), labels=None, train_seeds
                 row["metrics"] = {name: value(name, label, schedule_drawn, kind, translation, schedule, n, train_seed, seed)
                                   for name in metrics}  # fmt: skip
                 row["preview"] = f"previews/{key}.png" if images else None
+                row |= {"appearance": look(row)} if look else {}
             if keep(row):
                 rows.append(row)
                 if row["preview"]:
@@ -82,7 +87,8 @@ def make(folder, *, told=TOLD, drawn=("linear", TABLE), labels=None, train_seeds
     dump(folder / "config.json", {"command": "noisesched compare --config=x.py --out=here", "comparison": asked, "keys": keys})
     dump(folder / "runs.json", runs)
     dump(folder / "reference.json", {"floor": {name: 1.25 if name != RECALL else 0.7 for name in metrics},
-                                     "about": {"split": reference, "n": 256, "extractors": {"classifier": {"accuracy": 0.98}}}})
+                                     "about": {"split": reference, "n": 256, "extractors": {"classifier": {"accuracy": 0.98}}}}
+         | ({"appearance": real} if real else {}))  # fmt: skip
     (folder / "compare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
