@@ -5,6 +5,12 @@ plots and every test. A definition takes u (a float array) and its parameters, i
 jitted, vmapped and differentiated), and is written so that no digits are lost at either end: with I(u) the integral of beta,
 alpha_bar = exp(-I) and log_snr = -log(expm1(I)), in a form that cannot overflow.
 
+Some end at an SNR of exactly 0 by construction, and want no rescaling: `cosine`, `sigmoid` and `flow`, and the training
+densities without bounds, `log_normal`, `logit_normal`, `laplace` and `cauchy`. The others, given by finite betas, log-SNRs or
+sigmas, leak; `zero_terminal` and `zero_terminal_snr` make them end at 0, at the price of their last levels. As u goes to 1 the
+SNR falls like (1 - u)^2 under cosine, flow and `zero_terminal`, like 1 - u under sigmoid and `zero_terminal_snr`: the former
+draw more levels near pure noise. (DDPM's *table* of cosine, its betas cut at 0.999, does not end at 0.)
+
 `schedules` makes them from specs and adds the wrappers, which are schedules made of schedules.
 """
 
@@ -93,13 +99,21 @@ def sigmoid(u, start=-3.0, end=3.0, tau=1.0):
 
 @definition("uniform_log_snr")
 def uniform_log_snr(u, log_snr_max=13.3, log_snr_min=-5.0):
-    """log-SNR linear in u; the defaults are the ends of Kingma et al. 2021 (whose terminal SNR, e^-5, leaks)."""
+    """log-SNR linear in u; the defaults are the ends of Kingma et al. 2021 (whose terminal SNR, e^-5, leaks).
+
+    So sigma_ve = exp(-log_snr / 2) is geometric in u, as in the variance-exploding process of Song et al. 2021.
+    """
     return log_snr_max * (1 - u) + log_snr_min * u
 
 
 @definition("karras")
 def karras(u, sigma_min=0.002, sigma_max=80.0, rho=7.0):
-    """sigma_ve^(1/rho) linear in u, log_snr = -2 log sigma_ve: EDM's sampling grid (Karras et al. 2022, eq. 5)."""
+    """sigma_ve^(1/rho) linear in u, log_snr = -2 log sigma_ve: EDM's sampling grid (Karras et al. 2022, eq. 5).
+
+    The variance-exploding process y = x + sigma_ve eps has the SNR 1 / sigma_ve^2, above 0 at every finite sigma_max; a greater
+    one only leaks less. Scaled to unit variance, as all processes are here, z = y / sqrt(1 + sigma_ve^2) = alpha x + sigma eps,
+    the same curve can end at SNR 0, because alpha = 0 and sigma = 1 are plain numbers: `zero_terminal(karras)`.
+    """
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return -2 * rho * jnp.log(low * (1 - u) + high * u)
 

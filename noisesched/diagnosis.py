@@ -125,7 +125,8 @@ def _terminal(setting, measured):
         "pure noise, from which sampling starts, is what training ends with" if last == -math.inf else
         "the last level is as good as pure noise, from which sampling starts" if severity == "fine" else
         "sampling starts from pure noise, which training never showed: samples are drawn to mid-grey (those of deterministic "
-        f"samplers by {math.sqrt(r2):.0%} of the way), and patterns stronger than the mean leak more",
+        f"samplers by {math.sqrt(r2):.0%} of the way), and patterns stronger than the mean leak more" +
+        _exploding(setting.schedule),
         "" if severity == "fine" else _to_zero_snr(setting),
         {"log_snr": last, "snr": math.exp(last), "r2": r2, "measured_r2": measured and measured[0],
          "measured_r2_std_error": measured and measured[1]},
@@ -183,7 +184,8 @@ def _start(setting, each):
     why = ("it is as noisy as training went, or more" if reached else
            "the first level is still as good as pure noise" if severity == "fine" else
            "the sampler's pure noise is told to be a level at which the network was shown images" +
-           ("; leading spacing never visits the schedule's last level, and saves no call" if each.spacing == "leading" else ""))
+           ("; leading spacing never visits the schedule's last level, and saves no call" if each.spacing == "leading" else "") +
+           (_exploding(each.schedule) if last == -math.inf else ""))
     return Finding(severity, "first level of sampling", measured, why, "" if severity == "fine" else _earlier(setting, each),
                    {"inference": str(each), "log_snr": first, "trained_log_snr": last, "r2": r2})  # fmt: skip
 
@@ -239,20 +241,19 @@ def _to_zero_snr(setting):
 
 
 def _rescaled(schedule, image_size):
-    if schedule.table is None:
-        return f"zero_terminal({schedule})"
-    if schedule.table.num_steps == 1:  # a single level cannot be both ends
+    if schedule.table and schedule.table.num_steps == 1:  # a single level cannot be both ends
         return f"discrete({schedules.recommended(image_size)}, num_steps=1000)"
-    given = dict(schedule.call.kwargs) | {"zero_terminal": True}
-    return str(spec.Call(schedule.call.name, schedule.call.args, tuple(given.items())))
+    return str(schedules.with_zero_terminal(schedule))
 
 
 def _earlier(setting, each):
-    """Trailing spacing; and the training schedule, if another would not start noisy enough even so."""
+    """Trailing spacing; and a schedule that starts noisy enough, if this one would not even so: where training ended at SNR 0,
+    the same one rescaled, else that of training."""
     count = len(each.log_snrs)
     if each.spacing == "leading" and _start_severity(setting, inference(each.schedule, count, "trailing")) == "fine":
         return "--spacing=trailing"
-    return f'--schedule="{setting.schedule}"' + (" --spacing=trailing" if each.spacing == "leading" else "")
+    noisier = _rescaled(each.schedule, setting.image_size) if setting.last == -math.inf else setting.schedule
+    return f'--schedule="{noisier}"' + (" --spacing=trailing" if each.spacing == "leading" else "")
 
 
 def _inside(setting, each):
@@ -274,6 +275,13 @@ def _flags(changes):
 def _leaks(setting, log_snr):
     r2 = setting.read_out(log_snr)
     return "fault" if r2 > FAULT or log_snr > math.log(SNR) else "warning" if r2 > WARNING else "fine"
+
+
+def _exploding(schedule):
+    """Why a schedule given in sigma_ve leaks, as the end of a sentence; "" for any other, and for one that ends at SNR 0."""
+    sigma_ve = schedules.terminal_sigma_ve(schedule)
+    return (f"; it is given in sigma_ve, up to {sigma_ve:.4g}: x + sigma_ve eps has no SNR of 0 at any finite one, in unit "
+            "variance it has" if sigma_ve else "")  # fmt: skip
 
 
 def _vanishes(setting):

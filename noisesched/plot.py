@@ -37,7 +37,8 @@ def curves(schedule, points=2001):
 
 
 def plot(specs, path, say=print):
-    """Draws the schedules of `specs` to the picture `path`; says each one's terminal SNR and unevenness.
+    """Draws the schedules of `specs` to the picture `path`; says each one's terminal SNR and unevenness, and of those given in
+    sigma_ve that leak, why and what does not.
 
     Raises ValueError for a bad spec or path.
     """
@@ -54,6 +55,10 @@ def plot(specs, path, say=print):
         figure.savefig(path, dpi=130)
     except OSError as error:
         raise ValueError(f"--out={path!r} cannot be written: {error.strerror or error}") from None
+    for text, schedule in made.items():
+        if sigma_ve := schedules.terminal_sigma_ve(schedule):
+            say(f"{spec.shortened(text)} ends at sigma_ve = {sigma_ve:.4g}: x + sigma_ve eps has no SNR of 0 at any finite one, "
+                f"in unit variance it has: {spec.shortened(str(schedules.with_zero_terminal(schedule)))}")  # fmt: skip
     say(f"drawn to {path}")
 
 

@@ -149,14 +149,42 @@ def rate(schedule, u):
     return -jax.jvp(schedule, (u,), (jnp.ones_like(u),))[1]
 
 
-def table(name, num_steps=1000, zero_terminal=False, **parameters):
+def with_zero_terminal(schedule):
+    """The schedule made to end at SNR 0: itself, if it does; wrapped in `zero_terminal`; or, of a table, with that option."""
+    schedule = make(schedule)
+    if schedule(1.0) == -math.inf:
+        return schedule
+    if schedule.table is None:
+        return make(f"zero_terminal({schedule})")
+    args = tuple(a for a in schedule.call.args if not isinstance(a, bool))  # the option, given without its name
+    kwargs = dict(schedule.call.kwargs) | {"zero_terminal": True}
+    return make(str(spec.Call(schedule.call.name, args, tuple(kwargs.items()))))
+
+
+def terminal_sigma_ve(schedule):
+    """sigma_ve = exp(-log_snr / 2) at u = 1 of a schedule given in sigma_ve (`karras`, `sigmas`, wrapped or not).
+
+    The noise with which a variance-exploding process x + sigma_ve eps begins to sample. None for other schedules, and for those
+    that end at SNR 0, which that process cannot have.
+    """
+    schedule = make(schedule)
+    call = schedule.call
+    while inner := [value for value in (*call.args, *dict(call.kwargs).values()) if isinstance(value, spec.Call)]:
+        call = inner[0]
+    last = float(schedule(1.0))
+    return math.exp(-last / 2) if call.name in EXPLODING and last > -math.inf else None
+
+
+def table(name, num_steps=1000, zero_terminal=False, zero_terminal_snr=False, **parameters):
     """The discrete schedule of `num_steps` steps, exactly DDPM's: see `tables.Table` for its arrays.
 
     `name`: a published one ("linear", "scaled_linear", "quadratic", "constant", "cosine"), with its published parameters
     (beta_min, beta_max; beta; s): betas as published, alpha_bar their cumulative product. Any other spec (also a published
     name with arguments inside the spec) samples that continuous schedule at u = t / T. `zero_terminal` rescales the table
-    so that its last SNR is exactly 0 (Lin et al. 2023).
+    so that its last SNR is exactly 0 (Lin et al. 2023); so does `zero_terminal_snr`, keeping more of its shape (see there).
     """
+    if zero_terminal and zero_terminal_snr:
+        raise ValueError("zero_terminal and zero_terminal_snr are two ways to the same end: choose one")
     _check_count("num_steps", num_steps)
     call = make(name).call
     if call.name in tables.PUBLISHED and not call.args and not call.kwargs:
@@ -166,6 +194,8 @@ def table(name, num_steps=1000, zero_terminal=False, **parameters):
         raise ValueError(f"table {str(call)!r}: parameters belong inside the spec; got {', '.join(parameters)}")
     else:
         result = sampled(make(name), num_steps)
+    if zero_terminal_snr:
+        return tables.snr_rescaled_to_zero_terminal(result)
     return tables.rescaled_to_zero_terminal(result) if zero_terminal else result
 
 
@@ -192,6 +222,32 @@ def zero_terminal(u, schedule):
     new_alpha = alpha_first * jnp.maximum(alpha - alpha_last, 0) / span
     new_rest = jnp.maximum(alpha_first * rest - alpha_last * rest_first, 0) / span
     rescaled = 2 * jnp.log(new_alpha) - jnp.log(new_rest) - jnp.log(2 - new_rest)
+    return jnp.where(u >= 1, -jnp.inf, rescaled)
+
+
+@definition("zero_terminal_snr(scaled_linear)")
+def zero_terminal_snr(u, schedule):
+    """The SNR, not sqrt(alpha_bar), mapped linearly so that it is exactly 0 at u = 1 and unchanged at u = 0: keeps more shape.
+
+    SNR' = SNR(0) (SNR - SNR(1)) / (SNR(0) - SNR(1)), all but SNR - SNR(1): what a level shows beyond what the end leaked, since
+    the SNRs of independent looks at an image add up. This keeps dSNR/du, with which each u counts in the bound on the likelihood
+    (Kingma et al. 2021). A level h above the end moves by log(1 - e^-h), never more than under `zero_terminal`. The greatest
+    change of log-SNR at levels not below
+
+                                             -3       -2       0
+        scaled_linear  zero_terminal       0.64     0.34    0.12
+                       zero_terminal_snr   0.10     0.036   0.0048
+        linear         zero_terminal       0.050    0.029   0.011
+                       zero_terminal_snr   0.00087  0.00032 0.000043
+
+    The price: half as much of u lies below the old end (scaled_linear: 0.060 for 0.120), to learn the levels between it and
+    noise. Mapping SNR^p would change less the greater p is, and leave less there (p = 2: 0.0046 at -3, and 0.029), until the end
+    alone is changed, a single level that no random u draws. A schedule that ends at 0 is left as it is.
+    """
+    log_snr, first, last = schedule(u), schedule(jnp.zeros((), u.dtype)), schedule(jnp.ones((), u.dtype))
+    # -inf - -inf is no number; at SNR 0 there is nothing left to take
+    below = jnp.where(jnp.isneginf(log_snr), -jnp.inf, jnp.minimum(last - log_snr, 0))
+    rescaled = log_snr + (jnp.log(-jnp.expm1(below)) - jnp.log(-jnp.expm1(last - first)))
     return jnp.where(u >= 1, -jnp.inf, rescaled)
 
 
@@ -241,12 +297,14 @@ def betas(u, values, zero_terminal=False):
 
 
 @definition("sigmas([80, 20, 5, 1, 0.2, 0.05, 0.01])")
-def sigmas(u, values):
+def sigmas(u, values, zero_terminal=False):
     """The staircase over given sigma_ve = exp(-log_snr / 2), noisiest first: a list, or the path of a file (.npy, or text).
 
-    The first may be inf (SNR = 0). A last 0, with which samplers' lists of sigmas end, is no level and is left out.
+    At a finite sigma_ve the SNR, 1 / sigma_ve^2, is above 0: no variance-exploding process reaches 0 (see `karras`). In unit
+    variance it is reached: the first may be inf (SNR = 0), or `zero_terminal` rescales the table. A last 0, with which
+    samplers' lists of sigmas end, is no level and is left out.
     """
-    return _staircase(u, _table_of_sigmas(values))
+    return _staircase(u, _table_of_sigmas(values, zero_terminal))
 
 
 # -- the parts
@@ -339,15 +397,17 @@ def _table_of_betas(values, zero_terminal=False):
 
 
 @functools.lru_cache(maxsize=64)
-def _table_of_sigmas(values):
+def _table_of_sigmas(values, zero_terminal=False):
     values = _numbers("sigmas", values)
     values = values[:-1] if values[-1] == 0 else values
     if not (values > 0).all() or not (values[1:] < values[:-1]).all():
         raise ValueError("sigmas fall, the noisiest first, and are above 0 (a last 0 is left out)")
-    return tables.from_alpha_bar(1.0 / (1.0 + values[::-1] ** 2))
+    result = tables.from_alpha_bar(1.0 / (1.0 + values[::-1] ** 2))
+    return tables.rescaled_to_zero_terminal(result) if zero_terminal else result
 
 
 LISTS = ("piecewise", "betas", "sigmas")  # the schedules that take a list, or the path of a file that holds one
+EXPLODING = ("karras", "sigmas")  # the schedules that are given in sigma_ve, as those of variance-exploding processes are
 STAIRCASES = {"discrete": _table, "betas": _table_of_betas, "sigmas": _table_of_sigmas}  # what makes the table of each
 
 

@@ -94,6 +94,13 @@ def rescaled_to_zero_terminal(table):
     return from_alpha_bar((root[0] * (root - root[-1]) / (root[0] - root[-1])) ** 2)
 
 
+def snr_rescaled_to_zero_terminal(table):
+    """The SNR mapped linearly so that its last value is exactly 0 and its first unchanged: `schedules.zero_terminal_snr`."""
+    snr = table.snr
+    rescaled = snr[0] * ((snr - snr[-1]) / (snr[0] - snr[-1]))
+    return from_alpha_bar(rescaled / (1.0 + rescaled))
+
+
 # -- published betas: functions of the number of steps, with the published values as defaults
 
 def linear(num_steps, beta_min=1e-4, beta_max=0.02):

@@ -218,6 +218,8 @@ CASES = [
     (setting("linear", size=8, table=COARSE), [("cosine", 10, "trailing")]),
     (setting("uniform_log_snr(log_snr_max=10, log_snr_min=-30)", size=8), [("linear", 10, "trailing")]),
     (setting("cauchy", "x", "eps"), []),
+    (setting("sigmas([30, 5, 1, 0.2, 0.01])", "eps", "eps"), [("sigmas([30, 5, 1, 0.2, 0.01])", 4, "leading")]),
+    (setting("cosine"), [("karras", 10, "trailing"), ("discrete(karras)", 10, "leading")]),
 ]  # fmt: skip
 
 
@@ -254,6 +256,16 @@ def test_larger_images_are_never_better_off(schedule):
 ])  # fmt: skip
 def test_severities_at_32_pixels(schedule, wanted):
     assert severity(examined(setting(schedule, size=32)), "end of the training schedule") == wanted
+
+
+def test_a_leak_of_schedules_in_sigma_is_explained():
+    """Where training ends so, and where sampling starts so though training went to SNR 0; the repair keeps the schedule."""
+    (end,) = [f for f in examined(setting("karras")) if f.about == "end of the training schedule"]
+    assert "sigma_ve, up to 80: " in end.why and end.repair == '--config.schedule="zero_terminal(karras)"'
+    (start,) = [f for f in examined(setting("cosine"), ("karras", 10, "trailing")) if f.about == "first level of sampling"]
+    assert "sigma_ve, up to 80: " in start.why and start.repair == '--schedule="zero_terminal(karras)"'
+    for given in (setting("karras", size=8), setting("scaled_linear"), setting("zero_terminal(karras)")):
+        assert not any("sigma_ve" in finding.why for finding in examined(given, (str(given.schedule), 10, "leading")))
 
 
 def test_leading_spacing_is_told_of_even_where_it_does_no_harm():

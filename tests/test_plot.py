@@ -49,6 +49,17 @@ def test_long_names_are_shortened(tmp_path):
     assert [text.get_text().partition("   (")[0] for text in figure.legends[0].get_texts()] == [name.rstrip() for name in names]
 
 
+def test_leaking_schedules_in_sigma_are_told_of(tmp_path):
+    """With the sigma at which they end, and the schedule that does not leak, to be pasted."""
+    specs = ["linear", "karras", "zero_terminal(karras)", "uniform_log_snr", "discrete(karras, num_steps=9)"]
+    *lines, karras, table, _ = said(specs, tmp_path / "a.png")
+    assert karras.startswith("karras ends at sigma_ve = 80: ") and "finite" in karras and len(karras) < 130
+    for line, leaking in ((karras, "karras"), (table, "discrete(karras, num_steps=9)")):
+        repaired = line.rpartition(": ")[2]
+        assert repaired == str(schedules.with_zero_terminal(leaking)) and schedules.make(repaired)(1.0) == -math.inf
+    assert len(lines) == len(specs) and not any("sigma_ve" in line for line in lines)
+
+
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
 def test_picture(tmp_path, ending):
     path = tmp_path / "made" / f"picture.{ending}"
@@ -65,7 +76,7 @@ def test_picture(tmp_path, ending):
 
 def test_every_schedule_can_be_drawn(tmp_path, recwarn):
     lines = said(list(schedules.EXAMPLES.values()), tmp_path / "all.png")
-    assert len(lines) == len(schedules.EXAMPLES) + 1
+    assert len(lines) == len(schedules.EXAMPLES) + 3  # where it is drawn to; a word on karras and sigmas
     assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from noisesched import diffusion, tables
-from noisesched.schedules import EXAMPLES, invert, levels, make, rate, recommended, unevenness
+from noisesched import curves, diffusion, leak, samplers, schedules, tables
+from noisesched.schedules import EXAMPLES, invert, levels, make, rate, recommended, unevenness, with_zero_terminal
 
 U = np.concatenate([10.0 ** np.arange(-6, -1), np.linspace(0.05, 0.95, 19), 1 - 10.0 ** np.arange(-5.0, -1)]).astype(np.float32)
 SMOOTH = [name for name in EXAMPLES if name not in ("discrete", "betas", "sigmas")]
@@ -183,6 +183,185 @@ def test_zero_terminal_leaves_a_schedule_that_ends_at_zero():
     np.testing.assert_allclose(in_float64(make("zero_terminal(cosine)"), u), in_float64(make("cosine"), u), atol=1e-9)
 
 
+LEAKING = ["linear", "scaled_linear", "constant", "karras", "uniform_log_snr", "quadratic", "uniform_log_snr(1, -1)"]
+
+
+@pytest.mark.parametrize("inside", LEAKING)
+def test_zero_terminal_snr(inside):
+    """SNR - SNR(1), scaled so that SNR(0) stays: the closed form, exact ends, and dSNR/du kept."""
+    schedule, wrapped = make(inside), make(f"zero_terminal_snr({inside})")
+    assert wrapped(1.0) == -jnp.inf and jax.jit(wrapped)(jnp.ones(3))[0] == -jnp.inf and wrapped(0.0) == schedule(0.0)
+    u = np.linspace(0.02, 0.999, 40)
+    with np.errstate(over="ignore"):
+        first, last, *snr = np.exp(in_float64(schedule, np.concatenate([[0.0, 1.0], u])))
+    scale = 1 / (1 - last / first)
+    assert scale == 1 or inside.startswith(("uniform", "karras"))
+    np.testing.assert_allclose(np.exp(in_float64(wrapped, u)), (snr - last) * scale, rtol=1e-9)
+
+    inner = jnp.asarray(u[u < 0.97], jnp.float32)
+    kept = rate(schedule, inner) * diffusion.snr(schedule(inner)) * scale
+    np.testing.assert_allclose(rate(wrapped, inner) * diffusion.snr(wrapped(inner)), kept, rtol=1e-3)
+    everywhere = jnp.linspace(1e-4, 1 - 1e-4, 2001)
+    assert np.isfinite(slope := rate(wrapped, everywhere)).all() and (slope > 0).all()
+    assert np.isfinite(log_snr := np.asarray(wrapped(everywhere))).all() and (np.diff(log_snr) < 0).all()
+
+
+@pytest.mark.parametrize("inside", LEAKING)
+def test_zero_terminal_snr_changes_less_than_the_linear_rescaling(inside):
+    """At every position, near the end too; and h above the end by log(1 - e^-h), if the clean end is clean."""
+    u = np.concatenate([np.linspace(1e-4, 1, 2000, endpoint=False), 1 - 10.0 ** np.arange(-7.0, -3)])
+    plain, by_snr, linearly = (in_float64(make(text.format(inside)), u) for text in (
+        "{}", "zero_terminal_snr({})", "zero_terminal({})"))  # fmt: skip
+    assert (by_snr <= plain + 1e-8).all() and (by_snr >= linearly - 1e-8).all()
+    assert (by_snr > linearly + 0.01).any()
+    if inside != "uniform_log_snr(1, -1)":
+        np.testing.assert_allclose(by_snr - plain, np.log(-np.expm1(in_float64(make(inside), 1.0) - plain)), atol=1e-4, rtol=1e-6)
+
+
+def test_what_rescaling_costs_as_its_docstring_says():
+    """`zero_terminal_snr`: the greatest change of log-SNR at levels not below -3, -2 and 0; the share of u below the old end."""
+    u = np.linspace(1e-6, 1, 20_000, endpoint=False)
+    said = {
+        "scaled_linear": {"zero_terminal": (0.64, 0.34, 0.12, 0.120), "zero_terminal_snr": (0.10, 0.036, 0.0048, 0.060)},
+        "linear": {"zero_terminal": (0.050, 0.029, 0.011, None), "zero_terminal_snr": (0.00087, 0.00032, 0.000043, None)},
+    }
+    for inside, ways in said.items():
+        plain = in_float64(make(inside), u)
+        for name, (*changes, share) in ways.items():
+            rescaled = in_float64(make(f"{name}({inside})"), u)
+            for level, wanted in zip((-3, -2, 0), changes, strict=True):
+                assert np.abs(rescaled - plain)[plain >= level].max() == pytest.approx(wanted, rel=0.02)
+            if share:
+                assert (rescaled < in_float64(make(inside), 1.0)).mean() == pytest.approx(share, abs=5e-4)
+
+
+def test_zero_terminal_snr_of_published_tables():
+    """By the definition, in float64; and near the table of the curve, as near as the published table is to its curve."""
+    plain, rescaled = schedules.table("scaled_linear"), schedules.table("scaled_linear", zero_terminal_snr=True)
+    first, last = plain.snr[0], plain.snr[-1]
+    np.testing.assert_allclose(rescaled.snr[:-1], first * (plain.snr[:-1] - last) / (first - last), rtol=1e-9)
+    assert rescaled.snr[-1] == 0 and rescaled.betas[-1] == 1 and rescaled.snr[0] == pytest.approx(first, rel=1e-12)
+    staircase = make("discrete(scaled_linear, num_steps=1000, zero_terminal_snr=True)")
+    np.testing.assert_array_equal(staircase.table.betas, rescaled.betas)
+    assert with_zero_terminal(staircase) == staircase
+
+    sampled = make("discrete(zero_terminal_snr(scaled_linear), num_steps=1000)")
+    assert sampled(1.0) == -jnp.inf and levels(sampled, 10)[0] == -jnp.inf
+    curve = in_float64(make("zero_terminal_snr(scaled_linear)"), np.arange(1, 1000) / 1000)
+    np.testing.assert_allclose(sampled.table.log_snr[:-1], curve, atol=1e-6)
+    middle = slice(100, 900)
+    gap = np.abs(plain.log_snr[middle] - schedules.table("scaled_linear(beta_min=0.85)").log_snr[middle]).max()
+    assert np.abs(rescaled.log_snr[middle] - sampled.table.log_snr[middle]).max() < 1.5 * gap < 0.03
+
+
+# -- who ends at zero
+
+ENDS = np.array([0, *U, np.nextafter(np.float32(1), np.float32(0)), 1], np.float32)
+
+
+def falls_without_bound(text):
+    near, nearer = in_float64(make(text), 1 - np.array([1e-6, 1e-12]))
+    return nearer < near - 1
+
+
+def test_which_schedules_end_at_zero_snr():
+    """Exactly those whose log-SNR falls without bound towards u = 1, of all that there are: none jumps there."""
+    ending = {name for name, text in EXAMPLES.items() if make(text)(1.0) == -jnp.inf}
+    assert ending == {name for name, text in EXAMPLES.items() if falls_without_bound(text)}
+    for name, text in EXAMPLES.items():
+        end = make(text)(1.0)
+        assert (diffusion.alpha(end) == 0) == (diffusion.snr(end) == 0) == (name in ending)
+        assert diffusion.sigma(end) == 1 or name not in ending
+    by_construction = {name for name in ending if schedules.DEFINITIONS[name].__module__ == curves.__name__}
+    assert by_construction == {"cosine", "sigmoid", "flow", "log_normal", "logit_normal", "laplace", "cauchy"}
+    assert all(f"`{name}`" in curves.__doc__ for name in by_construction)
+    assert ending - by_construction == {"zero_terminal", "zero_terminal_snr", "shifted"}  # the last, of cosine
+
+
+@pytest.mark.parametrize("wrapper", ["zero_terminal", "zero_terminal_snr"])
+@pytest.mark.parametrize("name", [name for name in SMOOTH if schedules.DEFINITIONS[name].__module__ == curves.__name__])
+def test_every_curve_can_end_at_zero(wrapper, name):
+    """Rescaled, all do; and those that did are what they were."""
+    plain, rescaled = make(EXAMPLES[name]), make(f"{wrapper}({EXAMPLES[name]})")
+    assert rescaled(1.0) == -jnp.inf
+    if plain(1.0) == -jnp.inf:
+        np.testing.assert_allclose(in_float64(rescaled, U), in_float64(plain, U), rtol=1e-9, atol=1e-9)
+        if wrapper == "zero_terminal_snr":
+            np.testing.assert_array_equal(rescaled(ENDS), plain(ENDS))
+
+
+def test_rescaling_twice_is_rescaling_once():
+    """Also where float32 reaches -inf a little before u = 1."""
+    once, twice = make("zero_terminal(constant(beta=0.1))"), make("zero_terminal_snr(zero_terminal(constant(beta=0.1)))")
+    np.testing.assert_array_equal(twice(ENDS), once(ENDS))
+    assert once(ENDS)[-2] == -jnp.inf
+
+
+def test_how_schedules_approach_zero():
+    """SNR in proportion to (1 - u)^2, or to 1 - u."""
+    powers = {"cosine": 2, "flow": 2, "zero_terminal(linear)": 2, "sigmoid": 1, "zero_terminal_snr(linear)": 1}
+    for text, power in powers.items():
+        near, nearer = in_float64(make(text), 1 - np.array([1e-5, 1e-6]))
+        assert (near - nearer) / math.log(10) == pytest.approx(power, abs=1e-3), text
+
+
+@every_schedule
+def test_with_zero_terminal(text):
+    schedule, ended = make(text), with_zero_terminal(text)
+    assert ended(1.0) == -jnp.inf and make(str(ended)) == ended and with_zero_terminal(ended) == ended
+    assert bool(ended.table) == bool(schedule.table) and (ended == schedule) == (schedule(1.0) == -jnp.inf)
+
+
+def test_with_zero_terminal_of_options_without_a_name():
+    assert str(with_zero_terminal("betas([0.1, 0.2], False)")) == "betas([0.1, 0.2], zero_terminal=True)"
+    rescaled = make("sigmas([80, 5, 0.1], zero_terminal=True)").table
+    np.testing.assert_array_equal(rescaled.betas, tables.rescaled_to_zero_terminal(make("sigmas([80, 5, 0.1])").table).betas)
+
+
+# -- variance-exploding processes
+
+def test_terminal_sigma_ve():
+    expected = {"karras": 80, "karras(sigma_max=7)": 7, f"shifted(karras, by={2 * math.log(2)})": 40, "sigmas([80, 5, 0.1])": 80,
+                "discrete(karras, num_steps=20)": 80, "truncated(karras, log_snr_min=0, log_snr_max=5)": 1}  # fmt: skip
+    for text, sigma_ve in expected.items():
+        assert schedules.terminal_sigma_ve(text) == pytest.approx(sigma_ve, rel=1e-5), text
+    for text in (*EXAMPLES.values(), "zero_terminal(karras)", "sigmas([inf, 5, 0.1])", "sigmas([80, 5], zero_terminal=True)"):
+        assert (schedules.terminal_sigma_ve(text) is None) == (text not in (EXAMPLES["karras"], EXAMPLES["sigmas"])), text
+
+
+def test_variance_exploding_processes_leak_at_every_finite_sigma():
+    """y = x + sigma_ve eps has SNR 1 / sigma_ve^2; on images of 256 x 256 pixels even 1e4 shows something of their means. The
+    same curve in unit variance ends at alpha = 0 and sigma = 1."""
+    sigmas = np.array([1.0, 80, 1e3, 1e4])
+    ends = np.array([make(f"karras(sigma_max={sigma_ve})")(1.0) for sigma_ve in sigmas])
+    np.testing.assert_allclose(diffusion.snr(ends), sigmas**-2, rtol=1e-5)
+    r2 = leak.read_out(ends, 0.07, 256**2)
+    np.testing.assert_allclose(r2, 0.07 / (0.07 + sigmas**2 / 256**2), rtol=1e-5)
+    assert (np.diff(r2) < 0).all() and r2[-1] > 4e-5
+    end = make("zero_terminal(karras)")(1.0)
+    assert diffusion.alpha(end) == 0 and diffusion.sigma(end) == 1 and leak.read_out(end, 0.07, 256**2) == 0
+
+
+@pytest.mark.parametrize("method", ["ddim", "heun", "dpmpp_2m"])
+def test_sampling_a_variance_exploding_curve_from_zero_snr(method):
+    """Normal data and the exact denoiser, for which samplers are lines from noise to samples: that at noise 0 is the samples'
+    mean, and the slope their std. From pure noise at karras's own end the mean is drawn to 0 by sqrt(R^2), from SNR 0 not."""
+    mean, std = 60.0, 20.0
+
+    def denoise(z, log_snr):
+        signal, noise = (scale(log_snr)[:, None] for scale in (diffusion.alpha, diffusion.sigma))
+        return mean + signal * std**2 / (signal**2 * std**2 + noise**2) * (z - signal * mean)
+
+    z = jnp.array([[-1.0], [0.0], [1.0]])
+    draw = jax.jit(lambda log_snrs: samplers.sample(denoise, jax.random.key(0), z, log_snrs, method))
+    drawn = math.sqrt(leak.read_out(make("karras")(1.0), std**2, 1))
+    assert drawn > 0.2
+    for text, wanted in (("karras", mean * (1 - drawn)), ("zero_terminal(karras)", mean), ("zero_terminal_snr(karras)", mean)):
+        low, middle, high = (float(x) for x in draw(levels(make(text), 200))[:, 0])
+        assert middle == pytest.approx(wanted, rel=0.02), text
+        assert (high - low) / 2 == pytest.approx(std, rel=0.04) and high - middle == pytest.approx(middle - low, rel=1e-3), text
+
+
 def test_shifted():
     u = jnp.linspace(0.1, 0.9, 5)
     np.testing.assert_allclose(make("shifted(cosine, by=-2)")(u), make("cosine")(u) - 2, rtol=1e-6)
@@ -243,7 +422,9 @@ def test_sigmas_are_their_levels(tmp_path):
     ("piecewise([1, 2])", "does not decrease"), ("piecewise([1])", "two or more"), ("piecewise([1, -inf])", "finite"),
     ("piecewise('/nowhere')", "cannot read numbers"), ("piecewise(3)", "two or more"), ("shifted(cosine)", "either by="),
     ("shifted(cosine, by=1, image_size=2)", "either by="), ("zero_terminal", "missing a required argument: 'schedule'"),
-    ("zero_terminal(3)", "must be a schedule"), ("cosine(cosine)", "cannot be a schedule"), ("flow(shift=0)", "flow(shift=0)"),
+    ("zero_terminal(3)", "must be a schedule"), ("zero_terminal_snr(discrete(linear))", "cannot be wrapped"),
+    ("discrete(linear, zero_terminal=True, zero_terminal_snr=True)", "choose one"),
+    ("cosine(cosine)", "cannot be a schedule"), ("flow(shift=0)", "flow(shift=0)"),
     ("shifted(discrete(linear), by=-1)", "cannot be wrapped"),
     ("truncated(cosine, 3, 1)", "must be below"), ("discrete(linear, num_steps=0)", "whole number"),
     ("discrete(linear, foo=1)", "linear takes"), ("linear('a')", "linear('a')"),
