@@ -14,7 +14,7 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from noisesched import conditioning, data, denoiser, evaluate, features, guidance, schedules, train
+from noisesched import appearance, conditioning, data, denoiser, evaluate, features, guidance, schedules, train
 from noisesched import config as configuration
 from noisesched.checkpoints import CheckpointError, Checkpoints
 from noisesched.config import ConfigError
@@ -73,7 +73,8 @@ def run(study, out, command="", say=tqdm.write, share=None):
             reference = features.reference(all_runs[0].config.data, study.num_images, study.metrics, split=study.reference,
                                            inception_weights=study.inception_weights, say=say)  # fmt: skip
             if not share:
-                write_json(out.path / "reference.json", {"floor": reference.floor, "about": reference.about, "asked": asked})
+                write_json(out.path / "reference.json", {"floor": reference.floor, "appearance": reference.appearance,
+                                                         "about": reference.about, "asked": asked})  # fmt: skip
         if missing:
             say(f"{len(missing)} of {len(rows)} rows to make, {study.num_images} images each")
             with Progress(missing, study.num_images, say) as progress:
@@ -137,7 +138,8 @@ def measure(rows, steps, study, reference, out, progress):
             "method": row.method, "guidance": row.guidance, "spacing": row.spacing, "levels": row.levels,
             "calls": row.calls, "network_calls": row.network_calls, "seed": row.seed, "translation": row.translation,
             "outside": outside(config, log_snrs, row.translation, study.outside), "num_images": study.num_images,
-            "log_snrs": log_snrs.tolist(), "asked": row.asked, "metrics": {}, "refused": None, "preview": None,
+            "log_snrs": log_snrs.tolist(), "asked": row.asked,
+            "metrics": {}, "appearance": None, "preview": None, "refused": None,
         }  # fmt: skip
         try:
             check_levels(config, row, log_snrs, line["outside"])
@@ -147,6 +149,7 @@ def measure(rows, steps, study, reference, out, progress):
                               guide=guidance.parse(row.guidance), labels=reference.labels if config.model.num_classes else None,
                               progress=lambda count, row=row: progress.made(count * row.network_calls))  # fmt: skip
             line["metrics"] = {name: float(value) for name, value in reference.measure(images).items()}
+            line["appearance"] = appearance.describe(images)
             line["preview"] = f"previews/{row.key}.png"
             write_png(out / line["preview"], grid(images[:PREVIEW], columns=PREVIEW))
         except ValueError as error:  # of this row alone: the others are still wanted

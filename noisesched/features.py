@@ -28,7 +28,7 @@ import optax
 from etils import epath
 from tqdm import tqdm
 
-from noisesched import data, inception, metrics
+from noisesched import appearance, data, inception, metrics
 
 FOLDER = "noisesched_features"
 SEED = 0  # of the choice of real images, and of the classifier
@@ -43,6 +43,7 @@ class Reference:
     shape: tuple[int, ...]  # of the images: (n, H, W, C)
     labels: np.ndarray  # of the images, int32 [n]: samples of the same classes are what they are to be compared with
     floor: dict[str, float]  # the same numbers of n other real images: what a perfect sampler would get
+    appearance: dict[str, dict]  # {"real", "floor"}: what these and the others look like, `appearance.describe`
     about: dict  # what samples are compared with, for JSON
     extractors: dict
     distances: dict[str, tuple[metrics.Measure, Callable]]  # of each number's name
@@ -81,7 +82,8 @@ def reference(config_data, n, measures, *, split, inception_weights="", say=tqdm
         distances[metrics.name(each, n)] = each, metric.against(seen[0][each.extractor][metric.takes])
     about = {"data": real.identity, "split": split, "split_size": len(real), "n": n, "seed": SEED,
              "extractors": {name: each.about for name, each in made.items()}}  # fmt: skip
-    return Reference(images.shape, labels, _compare(distances, seen[1]), about, made, distances)
+    look = {"real": appearance.describe(images), "floor": appearance.describe(others)}
+    return Reference(images.shape, labels, _compare(distances, seen[1]), look, about, made, distances)
 
 
 def check(config_data, n, measures, *, split, inception_weights="", num_classes=0):

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from noisesched import spec
+from noisesched import appearance, spec
 
 EXTRACTORS = ("raw", "classifier", "inception")
 # What a metric may compare: how it looks, and the extractors that give it.
@@ -247,7 +247,7 @@ def sliced_wasserstein(real, fake):
 
 
 def _brightness(images):
-    return np.sort(images.mean((1, 2, 3), dtype=np.float64) / 127.5 - 1)
+    return np.sort(appearance.means(images))
 
 
 @metric(takes="images", prepare=_brightness)

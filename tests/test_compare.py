@@ -70,10 +70,12 @@ def test_every_combination_is_one_line_with_all_that_made_it(compared, tmp_path)
     assert len({row["key"] for row in rows}) == len(rows)
     assert all(set(row["metrics"]) == {"frechet(raw, n=40)", "brightness(n=40)"} for row in rows)
     assert all((tmp_path / "out" / row["preview"]).is_file() for row in rows)
+    assert all(sum(row["appearance"]["histogram"]) == 40 for row in rows)
     asked = json.loads((tmp_path / "out" / "config.json").read_text())
     assert asked["keys"] == [row["key"] for row in rows] and asked["comparison"]["calls"] == [2, 3]
     reference = json.loads((tmp_path / "out" / "reference.json").read_text())
     assert set(reference["floor"]) == set(rows[0]["metrics"])
+    assert set(reference["appearance"]) == {"real", "floor"}
 
 
 def test_a_second_call_makes_nothing_and_opens_nothing(compared, monkeypatch):
