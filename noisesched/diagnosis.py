@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from noisesched import conditioning, leak, objective, schedules, spec
+from noisesched import conditioning, ends, leak, objective, schedules, spec
 from noisesched.schedules import Schedule
 
 SEVERITIES = ("fault", "warning", "fine")  # what spoils a run; what may be meant, at a cost; what was examined and is well
@@ -243,7 +243,7 @@ def _to_zero_snr(setting):
 def _rescaled(schedule, image_size):
     if schedule.table and schedule.table.num_steps == 1:  # a single level cannot be both ends
         return f"discrete({schedules.recommended(image_size)}, num_steps=1000)"
-    return str(schedules.with_zero_terminal(schedule))
+    return str(ends.with_zero_terminal(schedule))
 
 
 def _earlier(setting, each):
@@ -279,7 +279,7 @@ def _leaks(setting, log_snr):
 
 def _exploding(schedule):
     """Why a schedule given in sigma_ve leaks, as the end of a sentence; "" for any other, and for one that ends at SNR 0."""
-    sigma_ve = schedules.terminal_sigma_ve(schedule)
+    sigma_ve = ends.terminal_sigma_ve(schedule)
     return (f"; it is given in sigma_ve, up to {sigma_ve:.4g}: x + sigma_ve eps has no SNR of 0 at any finite one, in unit "
             "variance it has" if sigma_ve else "")  # fmt: skip
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from noisesched import diffusion, schedules, spec
+from noisesched import diffusion, ends, schedules, spec
 
 # Okabe and Ito's colours, told apart by the colour-blind too; black last.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
@@ -56,9 +56,9 @@ def plot(specs, path, say=print):
     except OSError as error:
         raise ValueError(f"--out={path!r} cannot be written: {error.strerror or error}") from None
     for text, schedule in made.items():
-        if sigma_ve := schedules.terminal_sigma_ve(schedule):
+        if sigma_ve := ends.terminal_sigma_ve(schedule):
             say(f"{spec.shortened(text)} ends at sigma_ve = {sigma_ve:.4g}: x + sigma_ve eps has no SNR of 0 at any finite one, "
-                f"in unit variance it has: {spec.shortened(str(schedules.with_zero_terminal(schedule)))}")  # fmt: skip
+                f"in unit variance it has: {spec.shortened(str(ends.with_zero_terminal(schedule)))}")  # fmt: skip
     say(f"drawn to {path}")
 
 

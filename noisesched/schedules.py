@@ -149,32 +149,6 @@ def rate(schedule, u):
     return -jax.jvp(schedule, (u,), (jnp.ones_like(u),))[1]
 
 
-def with_zero_terminal(schedule):
-    """The schedule made to end at SNR 0: itself, if it does; wrapped in `zero_terminal`; or, of a table, with that option."""
-    schedule = make(schedule)
-    if schedule(1.0) == -math.inf:
-        return schedule
-    if schedule.table is None:
-        return make(f"zero_terminal({schedule})")
-    args = tuple(a for a in schedule.call.args if not isinstance(a, bool))  # the option, given without its name
-    kwargs = dict(schedule.call.kwargs) | {"zero_terminal": True}
-    return make(str(spec.Call(schedule.call.name, args, tuple(kwargs.items()))))
-
-
-def terminal_sigma_ve(schedule):
-    """sigma_ve = exp(-log_snr / 2) at u = 1 of a schedule given in sigma_ve (`karras`, `sigmas`, wrapped or not).
-
-    The noise with which a variance-exploding process x + sigma_ve eps begins to sample. None for other schedules, and for those
-    that end at SNR 0, which that process cannot have.
-    """
-    schedule = make(schedule)
-    call = schedule.call
-    while inner := [value for value in (*call.args, *dict(call.kwargs).values()) if isinstance(value, spec.Call)]:
-        call = inner[0]
-    last = float(schedule(1.0))
-    return math.exp(-last / 2) if call.name in EXPLODING and last > -math.inf else None
-
-
 def table(name, num_steps=1000, zero_terminal=False, zero_terminal_snr=False, **parameters):
     """The discrete schedule of `num_steps` steps, exactly DDPM's: see `tables.Table` for its arrays.
 
@@ -237,12 +211,9 @@ def zero_terminal_snr(u, schedule):
                                              -3       -2       0
         scaled_linear  zero_terminal       0.64     0.34    0.12
                        zero_terminal_snr   0.10     0.036   0.0048
-        linear         zero_terminal       0.050    0.029   0.011
-                       zero_terminal_snr   0.00087  0.00032 0.000043
 
-    The price: half as much of u lies below the old end (scaled_linear: 0.060 for 0.120), to learn the levels between it and
-    noise. Mapping SNR^p would change less the greater p is, and leave less there (p = 2: 0.0046 at -3, and 0.029), until the end
-    alone is changed, a single level that no random u draws. A schedule that ends at 0 is left as it is.
+    The price: half as much of u lies below the old end (0.060 for 0.120), to learn the levels between it and noise. Mapping SNR^p
+    would change less the greater p is, and leave less there. A schedule that ends at 0 is left as it is.
     """
     log_snr, first, last = schedule(u), schedule(jnp.zeros((), u.dtype)), schedule(jnp.ones((), u.dtype))
     # -inf - -inf is no number; at SNR 0 there is nothing left to take
@@ -407,7 +378,6 @@ def _table_of_sigmas(values, zero_terminal=False):
 
 
 LISTS = ("piecewise", "betas", "sigmas")  # the schedules that take a list, or the path of a file that holds one
-EXPLODING = ("karras", "sigmas")  # the schedules that are given in sigma_ve, as those of variance-exploding processes are
 STAIRCASES = {"discrete": _table, "betas": _table_of_betas, "sigmas": _table_of_sigmas}  # what makes the table of each
 
 

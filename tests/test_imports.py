@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 LAYERS = {  # lowest first; a module imports from its own layer and earlier ones, without cycles
-    "mathematics": ["spec", "tables", "diffusion", "curves", "schedules"],
+    "mathematics": ["spec", "tables", "diffusion", "curves", "schedules", "ends"],
     "network": ["conditioning", "unet", "denoiser", "inception"],
     "algorithms": ["objective", "samplers", "guidance", "likelihood", "appearance", "metrics", "leak", "diagnosis"],
     "outside world": ["backend", "parallel", "pictures", "workdir", "checkpoints", "builders", "data", "config",

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from noisesched import curves, diffusion, leak, samplers, schedules, tables
-from noisesched.schedules import EXAMPLES, invert, levels, make, rate, recommended, unevenness, with_zero_terminal
+from noisesched import curves, diffusion, ends, leak, samplers, schedules, tables
+from noisesched.schedules import EXAMPLES, invert, levels, make, rate, recommended, unevenness
 
 U = np.concatenate([10.0 ** np.arange(-6, -1), np.linspace(0.05, 0.95, 19), 1 - 10.0 ** np.arange(-5.0, -1)]).astype(np.float32)
 SMOOTH = [name for name in EXAMPLES if name not in ("discrete", "betas", "sigmas")]
@@ -243,7 +243,7 @@ def test_zero_terminal_snr_of_published_tables():
     assert rescaled.snr[-1] == 0 and rescaled.betas[-1] == 1 and rescaled.snr[0] == pytest.approx(first, rel=1e-12)
     staircase = make("discrete(scaled_linear, num_steps=1000, zero_terminal_snr=True)")
     np.testing.assert_array_equal(staircase.table.betas, rescaled.betas)
-    assert with_zero_terminal(staircase) == staircase
+    assert ends.with_zero_terminal(staircase) == staircase
 
     sampled = make("discrete(zero_terminal_snr(scaled_linear), num_steps=1000)")
     assert sampled(1.0) == -jnp.inf and levels(sampled, 10)[0] == -jnp.inf
@@ -285,7 +285,8 @@ def test_every_curve_can_end_at_zero(wrapper, name):
     plain, rescaled = make(EXAMPLES[name]), make(f"{wrapper}({EXAMPLES[name]})")
     assert rescaled(1.0) == -jnp.inf
     if plain(1.0) == -jnp.inf:
-        np.testing.assert_allclose(in_float64(rescaled, U), in_float64(plain, U), rtol=1e-9, atol=1e-9)
+        told = np.abs(in_float64(plain, U) + 335) <= 365  # from -700 to 30: in the tails of `cauchy` alpha is 0 or 1 in any float
+        np.testing.assert_allclose(in_float64(rescaled, U)[told], in_float64(plain, U)[told], rtol=1e-9, atol=1e-9)
         if wrapper == "zero_terminal_snr":
             np.testing.assert_array_equal(rescaled(ENDS), plain(ENDS))
 
@@ -307,13 +308,13 @@ def test_how_schedules_approach_zero():
 
 @every_schedule
 def test_with_zero_terminal(text):
-    schedule, ended = make(text), with_zero_terminal(text)
-    assert ended(1.0) == -jnp.inf and make(str(ended)) == ended and with_zero_terminal(ended) == ended
+    schedule, ended = make(text), ends.with_zero_terminal(text)
+    assert ended(1.0) == -jnp.inf and make(str(ended)) == ended and ends.with_zero_terminal(ended) == ended
     assert bool(ended.table) == bool(schedule.table) and (ended == schedule) == (schedule(1.0) == -jnp.inf)
 
 
 def test_with_zero_terminal_of_options_without_a_name():
-    assert str(with_zero_terminal("betas([0.1, 0.2], False)")) == "betas([0.1, 0.2], zero_terminal=True)"
+    assert str(ends.with_zero_terminal("betas([0.1, 0.2], False)")) == "betas([0.1, 0.2], zero_terminal=True)"
     rescaled = make("sigmas([80, 5, 0.1], zero_terminal=True)").table
     np.testing.assert_array_equal(rescaled.betas, tables.rescaled_to_zero_terminal(make("sigmas([80, 5, 0.1])").table).betas)
 
@@ -324,9 +325,9 @@ def test_terminal_sigma_ve():
     expected = {"karras": 80, "karras(sigma_max=7)": 7, f"shifted(karras, by={2 * math.log(2)})": 40, "sigmas([80, 5, 0.1])": 80,
                 "discrete(karras, num_steps=20)": 80, "truncated(karras, log_snr_min=0, log_snr_max=5)": 1}  # fmt: skip
     for text, sigma_ve in expected.items():
-        assert schedules.terminal_sigma_ve(text) == pytest.approx(sigma_ve, rel=1e-5), text
+        assert ends.terminal_sigma_ve(text) == pytest.approx(sigma_ve, rel=1e-5), text
     for text in (*EXAMPLES.values(), "zero_terminal(karras)", "sigmas([inf, 5, 0.1])", "sigmas([80, 5], zero_terminal=True)"):
-        assert (schedules.terminal_sigma_ve(text) is None) == (text not in (EXAMPLES["karras"], EXAMPLES["sigmas"])), text
+        assert (ends.terminal_sigma_ve(text) is None) == (text not in (EXAMPLES["karras"], EXAMPLES["sigmas"])), text
 
 
 def test_variance_exploding_processes_leak_at_every_finite_sigma():
