@@ -10,7 +10,7 @@ from conftest import ROOT
 LAYERS = {  # lowest first; a module imports from its own layer and earlier ones, without cycles
     "mathematics": ["spec", "tables", "diffusion", "curves", "schedules"],
     "network": ["conditioning", "unet", "denoiser", "inception"],
-    "algorithms": ["objective", "samplers", "guidance", "likelihood", "metrics", "leak", "diagnosis"],
+    "algorithms": ["objective", "samplers", "guidance", "likelihood", "metrics", "leak", "noisiest", "diagnosis"],
     "outside world": ["backend", "parallel", "pictures", "workdir", "checkpoints", "builders", "data", "config",
                       "features", "document", "foreign", "interchange"],
     "programs": ["train", "sample", "evaluate", "study", "compare", "findings", "pairing", "sentences", "limits", "figures",
