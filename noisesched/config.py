@@ -98,6 +98,7 @@ class Config:
     data: Data
     schedule: str
     weighting: str
+    noise_offset: float
     conditioning: Conditioning
     model: Model
     optimizer: Optimizer
@@ -113,9 +114,9 @@ CHOICES = {
     "training.parallel": ("pmap", "jit"),
 }
 AT_LEAST = {
-    0: ("seed", "data.num_workers", "model.dropout", "model.num_classes", "model.label_dropout", "optimizer.learning_rate",
-        "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.b1", "optimizer.b2",
-        "training.ema_decay", "preview.every"),
+    0: ("seed", "noise_offset", "data.num_workers", "model.dropout", "model.num_classes", "model.label_dropout",
+        "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.b1",
+        "optimizer.b2", "training.ema_decay", "preview.every"),
     1: ("data.image_size", "data.channels", "model.width", "model.blocks", "model.heads", "training.num_steps",
         "training.batch_size", "training.accumulate", "training.steps_per_dispatch", "training.log_every",
         "training.checkpoint_every", "training.keep_checkpoints", "preview.num_images", "preview.steps"),

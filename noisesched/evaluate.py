@@ -1,9 +1,10 @@
 """Evaluation: what a checkpoint knows of images that it was not trained on, whatever schedule it is sampled with.
 
 The bound in bits per dimension, in continuous time and for the levels of inference schedules; the loss profile, which is the
-network's error at every level; and, when metrics are asked for, the quality of samples. `evaluation.json` holds them, and
-`profile.png` shows the errors over the levels that training drew. The bound has the same two ends whatever the training
-schedule, so that runs can be compared, and it is told how much of it comes from levels that training never drew.
+network's error at every level; what it knows at its last trained level and at zero SNR (`noisiest`); and, when metrics are asked
+for, the quality of samples. `evaluation.json` holds them, and `profile.png` shows the errors over the levels that training
+drew. The bound has the same two ends whatever the training schedule, so that runs can be compared, and it is told how much of
+it comes from levels that training never drew. All noise is standard normal, without the offset that training's may have.
 
 An evaluation that is there already, of the same request, checkpoint, config, data and files, is not made again.
 """
@@ -21,15 +22,18 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from noisesched import conditioning, data, denoiser, guidance, inception, likelihood, metrics, sample, samplers, schedules, spec
 from noisesched import config as configuration
+from noisesched import data, denoiser, guidance, inception, likelihood, metrics, noisiest, sample, samplers, schedules, spec
 from noisesched.checkpoints import Checkpoints
 from noisesched.workdir import Workdir, read_json, write_atomically, write_json
 
 BATCH = 128  # images per dispatch and device
 PROFILE_NOISES = 2  # of each image at each level of the profile: the fewest that tell the error of its integral
 PROFILE_DRAWS = 2**20  # the number of its first draw: it shares no noise with the bound
+NOISIEST_DRAWS = 2**21  # the number of the first draw at the last level and at zero SNR
 MOST_DRAWS = 2**24  # of all images together: these take 2 GB of the host's memory
+MEAN_VALUES = 2**26  # the data's mean is of so many values at most: of 21845 images of CIFAR-10
+HOLDS = ("checkpoint", "bits_per_dim", "profile", "last_level", "zero_snr")  # what a complete evaluation.json holds
 OF_SAMPLES = ("schedule", "steps", "method", "guidance", "num_samples", "inception_weights")  # of a Request: for samples alone
 
 
@@ -88,6 +92,7 @@ def run(directory, request, say=tqdm.write):
     params = items[request.parameters]
     examples = data.examples(split, request.num_images or None)
     images, labels = examples["image"], examples["label"] if config.model.num_classes else None
+    average = trained_average(config)
     reference = real_images(config, request, say)
     out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
 
@@ -95,6 +100,7 @@ def run(directory, request, say=tqdm.write):
     result = {"checkpoint": step, "parameters": request.parameters, "split": request.split, "num_images": len(images),
               "noises": request.noises, **plain}  # fmt: skip
     result |= likelihood_of(config, definition, params, images, labels, request, paths, step)
+    result |= noisiest_of(config, definition, params, images, labels, request.seed, average)
     for line in summary(result, config):
         say(line)
     draw(out / "profile.png", result, config)
@@ -164,7 +170,7 @@ def check(config, request):
             f"{likelihood.RESOLUTION} apart, in the measured range of log-SNR, {low:g} to {high:g}")  # fmt: skip
     require(5 <= request.profile_levels <= 10_000, f"profile_levels={request.profile_levels} must be 5 to 10000")
     require(request.num_images != 1 and request.num_images >= 0, f"num_images={request.num_images}: give 2 or more, or 0 for all")
-    kind, known = config.conditioning.kind, conditioning.TRANSLATIONS
+    kind, known = config.conditioning.kind, configuration.CHOICES["conditioning.translation"]
     if request.translation:
         require(kind == "timestep", f"translation {request.translation!r} is for networks told a timestep, not {kind}")
         require(request.translation in known, f"unknown translation {request.translation!r}; known: {', '.join(known)}")
@@ -230,6 +236,15 @@ def real_images(config, request, say):
                               inception_weights=request.inception_weights, say=say)  # fmt: skip
 
 
+def trained_average(config):
+    """The `noisiest.Average` of the images that a run learned from, by class if it knows any: of evenly spaced ones, if many."""
+    split = data.open_config(config.data)
+    count = min(len(split), max(MEAN_VALUES // (config.data.image_size**2 * config.data.channels), 1))
+    images, labels = split.source.read(np.arange(count) * len(split) // count)
+    classes = config.model.num_classes
+    return noisiest.average(images, labels if classes else np.zeros_like(labels), classes or 1, config.data.flip)
+
+
 # -- likelihood
 
 def likelihood_of(config, definition, params, images, labels, request, paths=(), step=0):
@@ -265,10 +280,21 @@ def likelihood_of(config, definition, params, images, labels, request, paths=(),
     return {"bits_per_dim": bits | {"untrained": untrained}, "discrete": discrete, "profile": profile}
 
 
-def spread(definition, params, images, labels, seed, progress):
-    """The function (log_snrs [n, K], number of the first draw) -> squared errors float64 [n, K] of these images.
+def noisiest_of(config, definition, params, images, labels, seed, average):
+    """{"last_level": .., "zero_snr": ..} of held-out images, as `noisiest` defines them: through the same compiled program."""
+    errors = spread(definition, params, images, labels, seed, lambda count: None)
+    ask = lambda log_snrs, first_draw=0, out=None: errors(log_snrs, NOISIEST_DRAWS + first_draw, out)
+    classes = np.zeros(len(images), int) if labels is None else labels
+    last = noisiest.last_level(ask, float(schedules.make(config.schedule)(1.0)), images, classes, average)
+    zero = noisiest.zero_snr(ask, images, classes, average, answers=config.model.prediction != "eps")
+    return {"last_level": dataclasses.asdict(last), "zero_snr": dataclasses.asdict(zero)}
 
-    In batches of one size, each spread over the local devices, on which the errors do not depend.
+
+def spread(definition, params, images, labels, seed, progress):
+    """The function (log_snrs [n, K], number of the first draw, out) -> squared errors float64 [n, K] of the first n images.
+
+    The estimates x_hat are written to `out`, if given: float32 [n, K, H, W, C]. In batches of one size, each spread over the
+    local devices, on which the errors do not depend.
     """
     devices = jax.local_devices()
     size = BATCH * len(devices)
@@ -277,19 +303,22 @@ def spread(definition, params, images, labels, seed, progress):
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     params, seed = jax.device_put((params, jnp.uint32(seed)), whole)
 
-    def errors(log_snrs, first_draw=0):
+    def errors(log_snrs, first_draw=0, out=None):
         draws, levels, results = log_snrs.shape[1], log_snrs.ravel().astype(np.float32), np.empty(log_snrs.size)
         for first in range(0, levels.size, size):
             rows = np.arange(first, first + size) % levels.size  # the last batch is filled up with what has been done
             index, draw = (rows // draws).astype(np.int32), (first_draw + rows % draws).astype(np.int32)
             batch = jax.device_put((images[index], None if labels is None else labels[index].astype(np.int32), index, draw,
                                     levels[rows]), shares)  # fmt: skip
-            made = np.asarray(squared_errors(definition, params, seed, *batch), np.float64)[: levels.size - first]
+            x_hat, error = estimates(definition, params, seed, *batch)
+            made = np.asarray(error, np.float64)[: levels.size - first]
             if not np.isfinite(made).all():
                 bad = levels[first : first + size][~np.isfinite(made)]
                 raise ValueError(f"the network's estimate of the image is not finite at log-SNR {bad[0]:.4g} ({bad.size} of "
                                  f"{made.size} estimates, from {bad.min():.4g} to {bad.max():.4g})")  # fmt: skip
             results[first : first + size] = made
+            if out is not None:
+                out.reshape(levels.size, *images.shape[1:])[first : first + size] = x_hat[: made.size]
             progress(made.size)
         return results.reshape(log_snrs.shape)
 
@@ -297,23 +326,23 @@ def spread(definition, params, images, labels, seed, progress):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def squared_errors(definition, params, seed, images, labels, index, draw, log_snr):
-    """`likelihood.squared_errors` of a network, [B], of images uint8 [B, H, W, C]. Compiled once for all runs of one network."""
+def estimates(definition, params, seed, images, labels, index, draw, log_snr):
+    """`likelihood.estimates` of a network, of images uint8 [B, H, W, C]. Compiled once for all runs of one network."""
     network = denoiser.merge(definition, params)
     denoise = lambda z, log_snr: network(z, log_snr, labels)
-    return likelihood.squared_errors(denoise, seed, data.scale(images), index, draw, log_snr)
+    return likelihood.estimates(denoise, seed, data.scale(images), index, draw, log_snr)
 
 
 # -- on disk and on paper
 
 def read(out, n):
-    """The evaluation in a folder, or None if there is none that is complete, the file of its n best levels too."""
+    """The evaluation in a folder, or None if there is none that holds all it would today, with the file of its n best levels."""
     try:
         found = read_json(out / "evaluation.json")
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     files = [out / "profile.png", *([best_path(out, n)] if n else [])]
-    return found if "checkpoint" in found and all(path.exists() for path in files) else None
+    return found if all(name in found for name in HOLDS) and all(path.exists() for path in files) else None
 
 
 def best_path(out, n):
@@ -334,6 +363,7 @@ def summary(result, config):
     yield f"  {'diffusion, by the profile':28} {profile['bits_per_dim']:.4f} +- {profile['bits_per_dim_std_error']:.4f}"
     yield (f"  {'at levels never drawn':28} {untrained['noisier']:.4f} noisier, {untrained['cleaner']:.4f} cleaner than training "
            f"with {spec.shortened(config.schedule)} went, together {untrained['share']:.1%} of the bound")  # fmt: skip
+    yield from noisiest.told(result["last_level"], result["zero_snr"])
 
 
 def draw(path, result, config):

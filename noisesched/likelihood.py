@@ -197,16 +197,16 @@ def best_schedule(log_snrs, x, images, n):
 
 # -- what the network does there
 
-def squared_errors(denoise, seed, x, index, draw, log_snr):
-    """||x - x_hat||^2, [B] float32, summed over dimensions; jittable.
+def estimates(denoise, seed, x, index, draw, log_snr):
+    """(x_hat [B, ...], ||x - x_hat||^2 [B], summed over dimensions), float32; jittable.
 
     denoise(z, log_snr [B]) -> x_hat; x [B, ...] in [-1, 1]; `index` and `draw` [B]: numbers of the image and of its draw. The
     noise is a function of (seed, index, draw) alone: not of the batch, the device or the level.
     """
     keys = jax.vmap(lambda i, k: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), i), k))(index, draw)
     eps = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
-    error = x - denoise(diffusion.add_noise(x, eps, log_snr), log_snr)
-    return jnp.square(error).sum(axis=tuple(range(1, x.ndim)))
+    x_hat = denoise(diffusion.add_noise(x, eps, log_snr), log_snr)
+    return x_hat, jnp.square(x - x_hat).sum(axis=tuple(range(1, x.ndim)))
 
 
 # -- the two terms that need no network
@@ -248,7 +248,7 @@ def reading_cost(log_snr_max):
 # -- numbers
 
 def bound(path, drawn, errors, images):
-    """The `Bound` of uint8 `images` [n, ...], from the `errors` [n, K] (`squared_errors`) at the levels `drawn`, a `Plan`."""
+    """The `Bound` of uint8 `images` [n, ...], from the squared `errors` [n, K] at the levels `drawn`, a `Plan`."""
     bit = math.log(2) * math.prod(images.shape[1:])
     n, draws = errors.shape
     parts = drawn.weight * np.asarray(errors, np.float64) / bit

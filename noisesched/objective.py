@@ -154,7 +154,7 @@ def _weighted(schedule, text, prediction, u):
 
 
 class Draw(typing.NamedTuple):
-    """The random part of a training example: u in (0, 1], eps like x, a key for dropout, a number in [0, 1)."""
+    """The random part of a training example: u in (0, 1], the noise like x, a key for dropout, a number in [0, 1)."""
 
     u: jax.Array  # [B]
     eps: jax.Array  # [B, H, W, C]
@@ -162,17 +162,25 @@ class Draw(typing.NamedTuple):
     label_draw: jax.Array  # [B]
 
 
-def draw(key, index, batch_size, shape):
+def draw(key, index, batch_size, shape, noise_offset=0.0):
     """What the examples at positions `index` [B] of a global batch of `batch_size` get; `key` is of (seed, step).
 
     Each example depends on its own position alone, never on how the batch is split. Position i draws u from the i-th of
     `batch_size` equal strata of (0, 1]: together the batch covers the schedule evenly (as in Kingma et al. 2021, I.1).
+
+    `noise_offset`, a number from 0 up: eps is standard normal plus so many times one normal number for all pixels of a channel
+    (Guttenberg 2023, "Diffusion with offset noise"), of covariance I + noise_offset^2 1 1^T. The channel's mean over d pixels,
+    whose noise has a variance of 1/d, then has 1/d + noise_offset^2: it is drowned at the levels that leak it. This is noise for
+    training alone, and none that a sampler starts from.
     """
 
     def one(i):
-        u_key, eps_key, dropout_key, label_key = jax.random.split(jax.random.fold_in(key, i), 4)
+        own = jax.random.fold_in(key, i)
+        u_key, eps_key, dropout_key, label_key = jax.random.split(own, 4)
         within = jax.random.uniform(u_key)
         noise = jax.random.normal(eps_key, shape)
+        if noise_offset:  # by a key beside those four, which stay as they are
+            noise += noise_offset * jax.random.normal(jax.random.fold_in(own, 4), (1, 1, shape[-1]))
         u = jnp.maximum(1 - (i + within) / batch_size, 2.0**-24)  # never 0, which rounding could make it
         return Draw(u, noise, dropout_key, jax.random.uniform(label_key))
 

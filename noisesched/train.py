@@ -84,7 +84,7 @@ def make_loss(config, definition):
 
     def loss(params, batch, key):
         images = data.scale(batch["image"])
-        random = objective.draw(key, batch["index"], config.training.batch_size, images.shape[1:])
+        random = objective.draw(key, batch["index"], config.training.batch_size, images.shape[1:], config.noise_offset)
         labels = None
         if model.num_classes:
             labels = jnp.where(random.label_draw < model.label_dropout, model.num_classes, batch["label"])

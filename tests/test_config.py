@@ -12,7 +12,7 @@ from noisesched import config, schedules
 from noisesched.config import ConfigError
 
 HUGE = 10**400  # JSON may hold it
-GROUPS = "seed, data, schedule, weighting, conditioning, model, optimizer, training, preview"
+GROUPS = "seed, data, schedule, weighting, noise_offset, conditioning, model, optimizer, training, preview"
 IN_MODEL = "prediction, width, multipliers, blocks, attention, heads, dropout, num_classes, label_dropout, dtype"
 NO_IMAGE = ("which ends at zero SNR: there z holds nothing of the image, and no image follows from the noise; set "
             "model.prediction to 'v' (or 'x'), or truncate the schedule")  # fmt: skip
@@ -78,6 +78,7 @@ def refusal(function, *arguments):
     ({"conditioning__translation": "near"}, "conditioning.translation='near': choose one of nearest, interpolated"),
     ({"conditioning__kind": "time"}, "conditioning: unknown conditioning.kind 'time'; known: log_snr, sigma, timestep, none"),
     ({"seed": -1}, "seed=-1 must be at least 0"),
+    ({"noise_offset": -0.1}, "noise_offset=-0.1 must be at least 0"),
     ({"training__batch_size": 0}, "training.batch_size=0 must be at least 1"),
     ({"model__dropout": 1.0}, "model.dropout=1.0 must be below 1"),
     ({"optimizer__learning_rate": -1e-3}, "optimizer.learning_rate=-0.001 must be at least 0"),
@@ -150,6 +151,8 @@ def test_a_whole_number_is_nothing_else(base, value):
     ("optimizer__learning_rate", float("nan"), "optimizer.learning_rate=nan must be finite"),
     ("optimizer__learning_rate", float("inf"), "optimizer.learning_rate=inf must be finite"),
     ("optimizer__learning_rate", HUGE, "optimizer.learning_rate=inf must be finite"),
+    ("noise_offset", float("nan"), "noise_offset=nan must be finite"),
+    ("noise_offset", "0.1", "noise_offset='0.1' must be of type float"),
     ("data__flip", 1, "data.flip=1 must be of type bool"),
     ("data__flip", "True", "data.flip='True' must be of type bool"),
     ("data__name", 5, "data.name=5 must be of type str"),
@@ -181,6 +184,8 @@ def test_missing_settings_and_groups(base):
     assert refusal(config.from_dict, {}) == "missing setting seed"
     for group in ("data", "preview"):
         assert refusal(config.from_dict, {k: v for k, v in base.items() if k != group}) == f"missing setting {group}"
+    before_it = {k: v for k, v in base.items() if k != "noise_offset"}  # a workdir's, from before there was one
+    assert refusal(config.from_dict, before_it) == "missing setting noise_offset"
     refusal(config.from_dict, {1: 2})
     refusal(config.from_dict, {None: {}})
 

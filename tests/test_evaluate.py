@@ -167,6 +167,69 @@ def test_the_profile_agrees_with_the_bound(evaluated):
     assert abs(found["diffusion"] - profile["bits_per_dim"]) < 4 * margin
 
 
+def test_what_the_network_knows_at_its_noisiest_levels(evaluated, small):
+    """Once more, from the denoiser itself: classes are told, and the mean is that of the class in the images trained on."""
+    result, lines = evaluated("table", num_images=5)
+    last, zero = result["last_level"], result["zero_snr"]
+    config = small(KINDS["table"])
+    network = jax.jit(denoiser.merge(shapes_of(config)[0], parameters(config, 21)))
+    split = data.open_split("digits", split="train", image_size=8, channels=1)
+    train_images, test_images = data.examples(split), data.examples(data.open_config(config.data, "test"), 5)
+    scaled = lambda given: given["image"].astype(np.float64) / 127.5 - 1
+    means = np.stack([scaled(train_images)[train_images["label"] == k].mean(axis=0) for k in range(10)])
+    label, x, level = test_images["label"], np.float32(scaled(test_images)), float(schedules.make(TABLE)(1.0))
+
+    def answers(log_snr, draw):
+        keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(0), i), 2**21 + draw) for i in range(5)]
+        eps = np.stack([jax.random.normal(key, x.shape[1:]) for key in keys])
+        alpha, sigma = np.float32((1 + np.exp(-log_snr)) ** -0.5), np.float32((1 + np.exp(log_snr)) ** -0.5)
+        return np.float64(network(alpha * x + sigma * eps, np.full(5, log_snr, np.float32), label))
+
+    with np.errstate(over="ignore"):
+        error = np.square(answers(level, 2) - x).mean(axis=(1, 2, 3))
+        pairs = np.stack([answers(-np.inf, draw) for draw in (0, 1)])
+    assert last["log_snr"] == level == result["bits_per_dim"]["untrained"]["log_snr_min"]
+    assert last["x"] == pytest.approx(error.mean(), rel=1e-4)
+    assert last["x_std_error"] == pytest.approx(error.std(ddof=1) / np.sqrt(5), rel=1e-3)
+    constant = np.square(x - means[label]).mean(axis=(1, 2, 3))
+    assert last["constant_x"] == pytest.approx(constant.mean(), rel=1e-5)
+    assert last["gain"] == pytest.approx((constant - error).mean(), rel=1e-3)
+    assert len(set(label)) == 5  # so the answers for a class are the pair for its image
+    spread = np.square(pairs[0] - pairs[1]).mean() / 2
+    off = np.square(pairs.mean(axis=0) - means[label]).mean() - spread / 2
+    assert (zero["noises"], zero["reason"], zero["data_images"]) == (10, None, len(split))
+    assert (zero["spread"], zero["off_mean"]) == pytest.approx((np.sqrt(spread), np.sqrt(off)), rel=1e-3)
+    brightness = np.square(np.diff(pairs.mean(axis=(2, 3, 4)), axis=0)).mean() / 2
+    assert zero["brightness_spread"] == pytest.approx(np.sqrt(brightness), rel=1e-3)
+    away = scaled(train_images) - means[train_images["label"]]
+    assert zero["data_std"] == pytest.approx(np.sqrt(np.square(away).mean()), rel=1e-5)
+    assert zero["data_brightness_std"] == pytest.approx(away.mean(axis=(1, 2, 3)).std(), rel=1e-5)
+    assert f"log-SNR {level:.4g}: error of eps {last['eps']:.4g}" in lines[-2]
+    assert f"vary by {zero['spread']:.3g} with the noise" in lines[-1] and f"(the data: {zero['data_std']:.3g})" in lines[-1]
+
+
+def test_zero_snr_of_a_network_that_predicts_eps_is_told_apart(small):
+    config = small(KINDS["eps"])
+    examples = data.examples(data.open_config(config.data, "test"), 4)
+    made = evaluate.noisiest_of(config, shapes_of(config)[0], parameters(config, 0), examples["image"], None, 0,
+                                evaluate.trained_average(config))  # fmt: skip
+    zero, last = made["zero_snr"], made["last_level"]
+    assert zero["spread"] is zero["off_mean"] is zero["brightness_spread"] is None and "predicts eps" in zero["reason"]
+    assert last["log_snr"] == pytest.approx(-10.05, abs=0.01) and 0 < last["eps"] < 10
+    assert [zero["reason"] in line for line in evaluate.noisiest.told(last, zero)] == [False, True]
+
+
+def test_the_mean_of_many_images_is_taken_of_some_evenly_spaced(small, monkeypatch):
+    whole = evaluate.trained_average(small())
+    monkeypatch.setattr(evaluate, "MEAN_VALUES", 64 * 300 + 1)
+    some = evaluate.trained_average(small())
+    assert some.num_images == 300 < whole.num_images == 1500
+    assert 0 < np.square(some.mean - whole.mean).mean() < 3 * whole.std**2 / 300 and whole.mean.shape == (1, 8, 8, 1)
+    assert evaluate.trained_average(small({"model.num_classes": 10})).mean.shape == (10, 8, 8, 1)
+    mirrored = evaluate.trained_average(small({"data.flip": "True"})).mean
+    np.testing.assert_array_equal(mirrored, mirrored[:, :, ::-1])
+
+
 def test_levels_never_drawn_in_training(evaluated):
     """DDPM's betas begin with 1e-4, so a table of them at log-SNR 9.2; cosine draws from -inf up to where 320 images reached."""
     table, lines = evaluated("table")
@@ -174,7 +237,7 @@ def test_levels_never_drawn_in_training(evaluated):
     assert 9 < untrained["log_snr_max"] < 9.5 and untrained["log_snr_min"] > -12
     assert untrained["share"] == pytest.approx((untrained["noisier"] + untrained["cleaner"]) / bits(table))
     assert 0 < untrained["noisier"] < untrained["cleaner"] < table["bits_per_dim"]["diffusion"]
-    assert f"{untrained['share']:.1%} of the bound" in lines[-1]
+    assert f"{untrained['share']:.1%} of the bound" in lines[-3]
     cosine, _ = evaluated("plain")
     assert cosine["bits_per_dim"]["untrained"]["log_snr_min"] == -np.inf and cosine["bits_per_dim"]["untrained"]["noisier"] == 0
 
@@ -224,10 +287,10 @@ def test_a_network_of_classes_is_told_the_true_ones(evaluated, small):
 
 
 def test_one_compilation_for_all_parts_and_data(evaluated):
-    before = evaluate.squared_errors._cache_size()
+    before = evaluate.estimates._cache_size()
     evaluated("table", discrete=(("cosine", 20), ("linear", 20)))
     evaluated("table", parameters="params", seed=3, num_images=4, noises=2)
-    assert evaluate.squared_errors._cache_size() <= before + 1
+    assert evaluate.estimates._cache_size() <= before + 1
 
 
 # -- what is done once only
@@ -249,6 +312,17 @@ def test_a_damaged_evaluation_is_made_again(evaluated, tmp_path):
         (tmp_path / "out" / "evaluation.json").write_text(damage)
         assert evaluate.read(tmp_path / "out", 0) is None
     assert evaluated()[0] == first == stored(tmp_path / "out")
+
+
+@pytest.mark.parametrize("part", evaluate.HOLDS)
+def test_an_evaluation_of_an_earlier_version_is_made_again(evaluated, tmp_path, part):
+    """One that lacks a part, although all that it was asked for is the same."""
+    first, _ = evaluated()
+    path = tmp_path / "out" / "evaluation.json"
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != part}))
+    assert evaluate.read(tmp_path / "out", 0) is None
+    again, lines = evaluated()
+    assert again == first == stored(tmp_path / "out") and len(lines) > 1
 
 
 def test_a_schedule_s_file_that_changed_is_evaluated_anew(evaluated, tmp_path):

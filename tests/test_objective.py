@@ -1,16 +1,22 @@
 """The training loss: published formulas in float64, laws of what is drawn, and what popular texts get wrong."""
 
+import functools
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from scipy import stats
 
-from noisesched import diffusion, objective, schedules
+from noisesched import __main__ as cli
+from noisesched import backend, diffusion, objective, schedules
+from noisesched import config as configuration
+from noisesched.data import batches, open_config, scale
 from noisesched.objective import WEIGHTINGS, make_weighting, weight
 from noisesched.schedules import make
+from noisesched.workdir import Workdir, read_metrics
 
 LEVELS = np.linspace(-12, 12, 49)
 PUBLISHED = ["eps", "x", "v", "vlb", "min_snr", "min_snr(gamma=1)", "p2", "p2(k=2, gamma=0.5)", "edm", "edm(sigma_data=1)",
@@ -180,12 +186,12 @@ def test_bad_weightings(text, says):
 SHAPE = (8, 8, 1)
 
 
-draw = jax.jit(objective.draw, static_argnums=(2, 3))
+draw = jax.jit(objective.draw, static_argnums=(2, 3, 4))
 
 
-def drawn(step=0, seed=0, batch=64, index=None):
+def drawn(step=0, seed=0, batch=64, index=None, shape=SHAPE, offset=0.0):
     key = jax.random.fold_in(jax.random.key(seed), step)
-    return draw(key, jnp.arange(batch) if index is None else index, batch, SHAPE)
+    return draw(key, jnp.arange(batch) if index is None else index, batch, shape, offset)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64, 1000])
@@ -215,11 +221,55 @@ def test_eps_is_standard_normal():
     assert np.abs(np.corrcoef(images) - np.eye(64)).max() < 0.6  # 64 pixels each: 1/8 is one standard deviation
 
 
-def test_an_example_does_not_depend_on_how_the_batch_is_split():
-    whole = drawn()
+def test_offset_noise_is_one_number_more_for_each_image_and_channel():
+    """Covariance I + offset^2 1 1^T in a channel, none between channels or images: Guttenberg 2023."""
+    offset, shape = 0.3, (2, 2, 3)
+    eps = lambda offset: np.concatenate([drawn(step, batch=1000, shape=shape, offset=offset).eps for step in range(8)])
+    plain, noisy = eps(0.0), eps(offset)
+    added = (noisy - plain) / offset
+    assert np.ptp(added, axis=(1, 2)).max() < 1e-5  # the same for all pixels of a channel
+    number = added[:, 0, 0]
+    assert stats.kstest(number.ravel(), "norm").pvalue > 0.01 and len(np.unique(number)) > 0.99 * number.size
+    assert np.abs(np.corrcoef(number.T) - np.eye(3)).max() < 0.05  # 8000 images: 0.011 is one standard deviation
+    assert abs(np.corrcoef(number[:-1, 0], number[1:, 0])[0, 1]) < 0.05
+    flat = noisy.transpose(0, 3, 1, 2).reshape(len(noisy), 12)
+    wanted = np.eye(12) + offset**2 * np.kron(np.eye(3), np.ones((4, 4)))
+    assert np.abs(np.cov(flat.T) - wanted).max() < 0.06
+    means = noisy.mean(axis=(1, 2)).var(axis=0)
+    np.testing.assert_allclose(means, 1 / 4 + offset**2, rtol=0.06)  # without it, 1/4: a quarter less
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.1])
+def test_offset_noise_leaves_all_other_draws_as_they_were(offset):
+    """The keys and the numbers are those of a draw written out as it was before there was an offset."""
+
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(None, 0))
+    def before(key, i):
+        u_key, eps_key, dropout_key, label_key = jax.random.split(jax.random.fold_in(key, i), 4)
+        u = jnp.maximum(1 - (i + jax.random.uniform(u_key)) / 64, 2.0**-24)
+        return u, jax.random.normal(eps_key, SHAPE), jax.random.key_data(dropout_key), jax.random.uniform(label_key)
+
+    u, eps, dropout_keys, label_draw = before(jax.random.fold_in(jax.random.key(3), 5), jnp.arange(64))
+    random = drawn(5, 3, offset=offset)
+    np.testing.assert_array_equal(random.u, u)
+    np.testing.assert_array_equal(jax.random.key_data(random.dropout_keys), dropout_keys)
+    np.testing.assert_array_equal(random.label_draw, label_draw)
+    assert (random.eps == eps).all() == (not offset)
+
+
+def test_without_offset_noise_nothing_is_computed_for_it():
+    program = lambda *given: str(jax.make_jaxpr(lambda key, index: objective.draw(key, index, 4, SHAPE, *given))(
+        jax.random.key(0), jnp.arange(4)))  # fmt: skip
+    assert program() == program(0.0) != program(0.1)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.1])
+def test_an_example_does_not_depend_on_how_the_batch_is_split(offset):
+    whole = drawn(offset=offset)
     order = np.random.default_rng(0).permutation(64)
     for part in (order[:32], order[32:]):
-        split = drawn(index=jnp.asarray(part))
+        split = drawn(index=jnp.asarray(part), offset=offset)
         for ours, theirs in zip(split, whole, strict=True):
             if jnp.issubdtype(ours.dtype, jax.dtypes.prng_key):
                 ours, theirs = jax.random.key_data(ours), jax.random.key_data(theirs)
@@ -287,3 +337,32 @@ def test_labels_and_dropout_keys_reach_the_network():
     random, labels = drawn(), jnp.arange(64)
     objective.errors(network, jnp.zeros((64, *SHAPE)), labels, random, make("cosine"), make_weighting("x"))
     assert seen[0][1] is labels and seen[0][2] is random.dropout_keys
+
+
+class Silent(nnx.Module):
+    """Stands for the UNet, which answers 0 too before it is trained, and takes ten seconds to compile."""
+
+    def __init__(self, **given):
+        self.scale = nnx.Param(jnp.zeros(()))
+
+    def __call__(self, z, features, labels=None, dropout_keys=None):
+        return self.scale[...] * z
+
+
+def test_a_training_step_with_offset_noise_from_the_command_line(words, small, tmp_path, monkeypatch):
+    """An untrained network answers 0, so the first loss is the mean square of v, of the noise that is asked for."""
+    monkeypatch.setattr(backend, "prepare", lambda: None)
+    monkeypatch.setattr(configuration, "UNet", Silent)
+    monkeypatch.setattr(configuration, "_abstract_denoiser", configuration._abstract_denoiser.__wrapped__)  # it keeps networks
+    changes = {"noise_offset": "2", "training.num_steps": "1"}
+    cli.main(["train", f"--workdir={tmp_path}", *words(changes)])
+    workdir, config = Workdir(tmp_path), small(changes)
+    assert workdir.read_config()["noise_offset"] == 2.0
+    with batches(open_config(config.data), batch_size=16, seed=0, flip=False) as stream:
+        x = scale(next(stream)["image"])
+    wanted = []
+    for offset in (2.0, 0.0):
+        random = drawn(batch=16, offset=offset)
+        wanted.append(float(jnp.square(diffusion.v_from(x, random.eps, make(config.schedule)(random.u))).mean()))
+    (line,) = read_metrics(workdir.metrics)
+    assert line["loss"] == pytest.approx(wanted[0], rel=1e-4) and wanted[0] > 1.5 * wanted[1]
