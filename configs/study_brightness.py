@@ -1,6 +1,6 @@
 """The flaw of leaking schedules, and its repairs one by one: networks that have to make images of every brightness.
 
-    launch/brightness
+    launch/brightness                  # this, and what follows from the same networks: see there
 
 Stable Diffusion's schedule and its zero-terminal version, each with the noise or v predicted (the noise not at zero SNR, which is
 refused) and min-SNR or v weighting; and offset noise, the rival repair. Same network, budget, data order and seeds for all;
@@ -11,6 +11,8 @@ from configs import brightness, compare
 
 LEAKING = "discrete(scaled_linear, num_steps=1000)"
 REPAIRED = "discrete(scaled_linear, num_steps=1000, zero_terminal=True)"
+# Under which all are sampled besides: what happens below the last level trained, and by other ways to end at zero SNR.
+OTHERS = (LEAKING, REPAIRED, "discrete(scaled_linear, num_steps=1000, zero_terminal_snr=True)", "cosine", "flow")
 RUNS = {  # the schedule that is drawn from, what is predicted, how it is weighted, offset noise
     "leaking_eps_min_snr": (LEAKING, "eps", "min_snr", 0.0),
     "leaking_eps_v": (LEAKING, "eps", "v", 0.0),

@@ -1,7 +1,7 @@
-"""Guidance scale x rescaling, on the networks that `launch/brightness` has trained: contrast, clipped pixels, distances.
+"""Guidance scale x rescaling, on the worst and the best networks of `study_brightness`: contrast, clipped pixels, distances.
 
-    noisesched compare --config=configs/study_guidance.py --out=comparisons/guidance \\
-                       --config.workdirs="('comparisons/brightness/runs/repaired_v_v/seed0',)"
+    launch/brightness                  # which has the networks trained already
+    noisesched compare --config=configs/study_guidance.py --out=comparisons/guidance       # trains them
 """
 
 from configs import study_brightness
@@ -11,8 +11,9 @@ PHIS = (0, 0.5, 0.7, 1)  # how much of each sample's standard deviation is resto
 
 def get_config():
     config = study_brightness.get_config()
-    del config.runs
-    config.runs = {}
+    for label in list(config.runs):
+        if label not in ("leaking_eps_min_snr", "repaired_v_v"):
+            del config.runs[label]
     config.spacings = ("trailing",)
     config.calls = (25,)
     config.guidances = ("none", *(f"cfg({scale}, rescaled({phi}))" for scale in (2, 4, 7.5) for phi in PHIS))

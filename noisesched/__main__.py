@@ -81,8 +81,9 @@ def parser():
 
     evaluate = command("evaluate", "measure a trained network on images it has not seen", """\
         Measure the run in a workdir on held-out images: bits per dimension, in continuous time and for the levels of given
-        schedules; the network's error against log-SNR; and, if metrics are given, distances of samples from real images. Writes
-        evaluation.json and profile.png. An evaluation that is there already is not made again.""",
+        schedules; the network's error against log-SNR; what it knows at its last trained level and answers at zero SNR; and, if
+        metrics are given, distances of samples from real images. Writes evaluation.json and profile.png. An evaluation that is
+        there already is not made again.""",
         more=known_metrics)  # fmt: skip
     evaluate.add_argument("--workdir", required=True, type=folder, help="folder of the run")
     given_only = {"default": argparse.SUPPRESS}  # the defaults are evaluate.Request's

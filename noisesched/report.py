@@ -181,6 +181,8 @@ def losses(comparison, metric, pairs):
             f"Squared error of the network at every log-SNR, on {limits.evaluated(comparison)};{several} {done} of "
             f"{count(done + left, 'network')}." + " What a network is told of timesteps here is as its own config says." * told))
         yield bounds(comparison, evaluated)
+        if any(limits.numbers(found, "last_level", "x") for found in evaluated.values()):  # older evaluations do not have it
+            yield noisiest(comparison, evaluated)
     elif len(missing) == 1:
         yield Text(f"No run has been evaluated: {next(iter(missing))}.")
         return
@@ -209,6 +211,28 @@ def bounds(comparison, evaluated):
         "of the profile, each ± its Monte-Carlo error"
         + (f"; in no network do the two differ by more than {max(apart):.1f} standard errors." if apart else ".")
         + " That is more than noise explains: the levels of the profile may lie too far apart." * (max(apart, default=0) > 4)))
+
+
+def noisiest(comparison, evaluated):
+    """The table of what networks know at their last trained level, and answer at zero SNR, of {run: its evaluations}."""
+    rows = []
+    for name, found in evaluated.items():
+        def mean(*keys, found=found):
+            values = limits.numbers(found, *keys)
+            return plus_minus(*findings.summarise(values)[:2]) if values else "-"
+
+        levels = dict.fromkeys(each["last_level"].get("log_snr") for each in found if isinstance(each.get("last_level"), dict))
+        levels = [f"{level:.4g}" for level in levels if isinstance(level, float)]  # -inf, too
+        rows.append([name, sentences.told(comparison, name), listed(levels) or "-",
+                     *(mean("last_level", key) for key in ("eps", "v", "x", "constant_x", "gain")),
+                     *(mean("zero_snr", key) for key in ("spread", "brightness_spread", "off_mean", "data_std"))])  # fmt: skip
+    header = ["run", "told", "last log-SNR of training", "eps error there", "v error", "x error", "of answering the mean",
+              "gain over it", "at zero SNR: answers vary by", "their brightness by", "they miss the mean by", "the data"]
+    return Table(header, rows, (
+        f"Where sampling starts: mean{spread(comparison)}, on {limits.evaluated(comparison)}. Errors are mean squares per "
+        "dimension; at zero SNR, root mean squares per pixel between the answers to different noises, which should be one, the "
+        "mean of the data (of the class, if the network is told it), beside the standard deviation of the data about it. "
+        "-: a network that predicts eps has no answer there."))  # fmt: skip
 
 
 def placed(comparison, metric, pairs):

@@ -102,6 +102,17 @@ def test_a_study_can_be_carried_out(path, tmp_path):
     assert len({row.key for row in rows}) == len(rows) >= len(runs) * len(asked.schedules) * len(asked.calls)
 
 
+def test_the_study_of_brightness_has_every_repair_and_refuses_the_noise_at_zero_snr(tmp_path):
+    asked = study.load(str(ROOT / "configs" / "study_brightness.py"))
+    settings = [flat(config.to_dict(run.config)) for run in study.find_runs(asked, tmp_path) if run.seed == 0]
+    differing = {name for name in settings[0] if len({str(each[name]) for each in settings}) > 1}
+    assert differing == {"schedule", "weighting", "noise_offset", "model.prediction", "preview.schedule"} and len(settings) == 7
+    label, run = next((label, run) for label, run in asked.runs.items() if "zero_terminal" in run["schedule"])
+    refused = dataclasses.replace(asked, runs={label: run | {"model": run["model"] | {"prediction": "eps"}}})
+    with pytest.raises(config.ConfigError, match=f"runs.{label}: .*eps"):
+        study.find_runs(refused, tmp_path)
+
+
 def test_the_runs_of_the_study_of_conditioning_differ_in_what_is_drawn_and_told_alone(tmp_path):
     asked = study.load(str(ROOT / "configs" / "study_conditioning.py"))
     settings = [flat(config.to_dict(run.config)) for run in study.find_runs(asked, tmp_path) if run.seed == 0]

@@ -119,6 +119,8 @@ def evaluate(folder, told, seed, split):
                          "std_error_images": 0.05, "untrained": {"share": 0.25}},
         "profile": {"log_snr": log_snr.tolist(), "v": v.tolist(), "eps": (v / (1 + np.exp(-log_snr))).tolist(),
                     "bits_per_dim": 2.02 + 0.25 * seed, "bits_per_dim_std_error": 0.02},
+        "last_level": {"log_snr": -5.5, "eps": 0.01, "v": 0.3, "x": 0.25 + 0.01 * seed, "constant_x": 0.5, "gain": 0.25},
+        "zero_snr": {"spread": None, "brightness_spread": None, "off_mean": None, "data_std": 0.5, "reason": "it predicts eps"},
     })  # fmt: skip
 
 
@@ -342,6 +344,12 @@ def test_the_abstract_says_what_the_tables_say(full):
     assert "12 rows with levels outside the network's table of timesteps, told as its nearest end (up to 2.1 in log-SNR" in text
     assert f"{MAIN}: no cell reaches the floor." in text
     assert "noisesched compare --config=x.py --out=here\nnoisesched report --compare=" in text
+
+
+def test_last_levels_and_zero_snr_are_averaged_over_seeds(full):
+    line = read(full[0]).table("gain over it")[0]
+    assert line["last log-SNR of training"] == "-5.5" and line["of answering the mean"] == "0.500 ± 0"
+    assert line["x error"] == "0.260 ± 0.010" and line["at zero SNR: answers vary by"] == "-" and line["the data"] == "0.500 ± 0"
 
 
 def test_bits_per_dimension_are_averaged_over_seeds(full):
