@@ -512,7 +512,7 @@ def test_the_report_says_which_images_the_bits_are_of(tmp_path, quick, split, sa
     make(tmp_path, told=("log_snr", "none"), drawn=("linear",), images=False, calls=(5,), split=split,
          settings={"curve_log_snr": {"data.split": "train[:90%]"}} if "[" in split else None)  # fmt: skip
     text = quick(tmp_path).text
-    assert text.count(said) == 3 and "held-out" not in text  # under the picture, under the table, and among the limits
+    assert text.count(said) == 4 and "held-out" not in text  # under the picture, under both tables, and among the limits
 
 
 def test_the_bound_has_its_monte_carlo_error_and_the_integral_of_the_profile(full):
