@@ -90,12 +90,12 @@ def run(study, out, command="", say=tqdm.write, share=None):
 
 
 def share_of(runs, share):
-    """The k-th of n shares of the runs, or all for None. ConfigError for a share that is none."""
+    """The k-th of n shares of the runs, none if there are fewer; all for None. ConfigError for a share that is none."""
     if share is None:
         return runs
     k, n = share
-    if not 1 <= k <= n <= len(runs):
-        _fail(f"share {k}/{n} of {len(runs)} runs: give K/N with K from 1 to N, and N no more than the runs")
+    if not 1 <= k <= n:
+        _fail(f"share {k}/{n}: give K/N with K from 1 to N")
     return runs[k - 1 :: n]
 
 
