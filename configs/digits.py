@@ -33,7 +33,7 @@ def get_config():
     # The weight of a level's loss: eps | x | v | vlb | min_snr(gamma=5) | p2(k=1, gamma=1) | edm(sigma_data=0.5) |
     # sigmoid(bias=2). The network's own squared error, unweighted, is the one named as what it predicts.
     config.weighting = "v"
-    config.noise_offset = 0.0  # std of a normal number added to the noise of all pixels of a channel, in training only
+    config.noise_offset = 0.0  # std of a normal number added to the noise of all pixels of a channel
 
     # What the network is told of the noise level.
     config.conditioning = ConfigDict()

@@ -4,7 +4,7 @@ The bound in bits per dimension, in continuous time and for the levels of infere
 network's error at every level; what it knows at its last trained level and at zero SNR (`noisiest`); and, when metrics are asked
 for, the quality of samples. `evaluation.json` holds them, and `profile.png` shows the errors over the levels that training
 drew. The bound has the same two ends whatever the training schedule, so that runs can be compared, and it is told how much of
-it comes from levels that training never drew. All noise is standard normal, without the offset that training's may have.
+it comes from levels that training never drew. All noise is standard normal, without the offset that training's may have had.
 
 An evaluation that is there already, of the same request, checkpoint, config, data and files, is not made again.
 """

@@ -168,23 +168,29 @@ def draw(key, index, batch_size, shape, noise_offset=0.0):
     Each example depends on its own position alone, never on how the batch is split. Position i draws u from the i-th of
     `batch_size` equal strata of (0, 1]: together the batch covers the schedule evenly (as in Kingma et al. 2021, I.1).
 
-    `noise_offset`, a number from 0 up: eps is standard normal plus so many times one normal number for all pixels of a channel
-    (Guttenberg 2023, "Diffusion with offset noise"), of covariance I + noise_offset^2 1 1^T. The channel's mean over d pixels,
-    whose noise has a variance of 1/d, then has 1/d + noise_offset^2: it is drowned at the levels that leak it. This is noise for
-    training alone, and none that a sampler starts from.
+    `noise_offset`: see `noise`.
     """
 
     def one(i):
-        own = jax.random.fold_in(key, i)
-        u_key, eps_key, dropout_key, label_key = jax.random.split(own, 4)
+        u_key, eps_key, dropout_key, label_key = jax.random.split(jax.random.fold_in(key, i), 4)
         within = jax.random.uniform(u_key)
-        noise = jax.random.normal(eps_key, shape)
-        if noise_offset:  # by a key beside those four, which stay as they are
-            noise += noise_offset * jax.random.normal(jax.random.fold_in(own, 4), (1, 1, shape[-1]))
         u = jnp.maximum(1 - (i + within) / batch_size, 2.0**-24)  # never 0, which rounding could make it
-        return Draw(u, noise, dropout_key, jax.random.uniform(label_key))
+        return Draw(u, noise(eps_key, shape, noise_offset), dropout_key, jax.random.uniform(label_key))
 
     return jax.vmap(one)(index)
+
+
+def noise(key, shape, noise_offset=0.0):
+    """Standard normal noise [H, W, C], plus `noise_offset` (from 0 up) times one normal number for all pixels of a channel.
+
+    Offset noise (Guttenberg 2023, "Diffusion with offset noise"), of covariance I + noise_offset^2 1 1^T: a channel's mean over
+    d pixels, whose noise has a variance of 1/d, then has 1/d + noise_offset^2, and is drowned at the levels that leak it. What
+    is trained with it starts to sample from it: from plain noise, images would be drawn to mid-grey more than without.
+    """
+    plain = jax.random.normal(key, shape)
+    if not noise_offset:
+        return plain
+    return plain + noise_offset * jax.random.normal(jax.random.fold_in(key, 1), (1, 1, shape[-1]))  # a key of its own
 
 
 def errors(denoiser, images, labels, random, schedule, log_weight):

@@ -64,7 +64,7 @@ def make_sampler(config, definition, method):
     def draw(params, log_snrs, told, guide, seed, index, labels):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
         noise_keys, step_keys = jax.vmap(lambda key: jax.random.split(key), out_axes=1)(keys)
-        z = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_keys)
+        z = jax.vmap(lambda key: objective.noise(key, shape, config.noise_offset))(noise_keys)
         network = denoiser.merge(definition, params)
         # A level of the array is found exactly, -inf too; one between two (churned) counts as the cleaner.
         tell = (lambda level: None) if told is None else lambda level: told[jnp.searchsorted(log_snrs, level)]

@@ -11,7 +11,7 @@ from flax import nnx
 from PIL import Image
 
 from noisesched import config as configuration
-from noisesched import denoiser, sample, schedules, train
+from noisesched import denoiser, sample, samplers, schedules, train
 from noisesched.checkpoints import Checkpoints
 from noisesched.workdir import Workdir
 
@@ -152,6 +152,21 @@ def test_random_samplers_do_not_depend_on_the_batch_either(sampled, monkeypatch)
     monkeypatch.setattr(sample, "BATCH", 3)
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     assert_same(images, sampled(methods=("ddim(eta=1)",), num_images=9)[0])
+
+
+def test_sampling_starts_from_the_noise_of_training(small, monkeypatch):
+    """With offset noise, an image's mean varies as much more as it did in training."""
+    monkeypatch.setattr(samplers, "sample", lambda denoise, key, z, *rest, **options: z / 10)  # within what is not clipped
+    spread = {}
+    for offset in (0.0, 0.5):
+        config = small({"noise_offset": offset})
+        definition, _ = configuration.abstract_denoiser(config)
+        draw = sample.make_sampler(config, definition, "ddim")
+        made = sample.generate(draw, parameters(config, 0), np.array([-np.inf], np.float32), 256, seed=0)
+        spread[offset] = made.mean((1, 2, 3)).std() / 12.75
+    pixels = config.data.image_size**2
+    assert spread[0.0] ** 2 == pytest.approx(1 / pixels, rel=0.25)
+    assert spread[0.5] ** 2 == pytest.approx(1 / pixels + 0.25, rel=0.25)
 
 
 def test_which_parameters(sampled):
