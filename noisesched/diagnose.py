@@ -42,7 +42,8 @@ def run(config, name, specs=(), steps=(), spacing="trailing", out="", say=print)
     setting = setting_of(config, ASSUMED if images is None else leak.mean_variance(images))
     measured = None
     if images is not None:
-        measured = leak.measured(images, setting.last, noises=int(np.clip(VALUES // images.size, 1, NOISES)))
+        measured = leak.measured(images, setting.last, noises=int(np.clip(VALUES // images.size, 1, NOISES)),
+                                 noise_offset=config.noise_offset)  # fmt: skip
     found = diagnosis.examine(setting, inferences, measured)
     if images is None:
         found = sorted([*found, not_there(config.data, reason)], key=lambda finding: diagnosis.SEVERITIES.index(finding.severity))
@@ -60,7 +61,7 @@ def setting_of(config, variance):
     told = config.conditioning.table
     return diagnosis.Setting(schedules.make(config.schedule), config.model.prediction, config.weighting, config.data.image_size,
                              variance, config.training.num_steps * config.training.batch_size,
-                             schedules.make(told) if told else None)  # fmt: skip
+                             schedules.make(told) if told else None, config.noise_offset)  # fmt: skip
 
 
 def training_images(given):

@@ -43,6 +43,7 @@ class Setting:
     variance: float  # Var(m), of the mean of an image's channel in [-1, 1]: `leak.mean_variance`, or assumed
     num_draws: int  # levels that training draws in all: steps times batch size
     table: Schedule | None = None  # the discrete schedule whose timesteps the network is told
+    noise_offset: float = 0.0  # of the noise that is trained with, and sampled from
 
     @functools.cached_property
     def drawn(self):
@@ -62,7 +63,7 @@ class Setting:
 
     def read_out(self, log_snr):
         """R^2 of the image's mean at a level, or levels."""
-        return leak.read_out(log_snr, self.variance, self.image_size**2)
+        return leak.read_out(log_snr, self.variance, self.image_size**2, self.noise_offset)
 
     @functools.cached_property
     def spread(self):

@@ -7,7 +7,7 @@ explains of the variance of m the share
     R^2 = alpha^2 Var(m) / (alpha^2 Var(m) + sigma^2 / d) = sigmoid(log_snr + log(d Var(m)))
 
 so the mean is seen at a log-SNR higher by log(d Var(m)), and every doubling of the side shows it 2 log 2 more clearly: the
-shift that Hoogeboom et al. 2023 (sec. 2.1) give larger images.
+shift that Hoogeboom et al. 2023 (sec. 2.1) give larger images. Offset noise has 1/d + noise_offset^2 in place of 1/d.
 
 Sampling starts from pure noise, which has no image's mean (Lin et al. 2023, sec. 3.1). Where m is normal, an exact deterministic
 sampler that starts so, at a level of some R^2, makes images whose mean is drawn to mid-grey (0) by sqrt(R^2) of the way, with
@@ -21,11 +21,13 @@ from noisesched import diffusion
 BATCH = 2**22  # values that are noised at once
 
 
-def read_out(log_snr, variance, dimensions):
+def read_out(log_snr, variance, dimensions, noise_offset=0.0):
     """R^2 in [0, 1], float64, at the levels `log_snr` (any array, -inf included): exactly 0 at SNR = 0.
 
-    `variance`: Var(m) of images in [-1, 1], at least 0; `dimensions`: d = H W, the pixels of a channel.
+    `variance`: Var(m) of images in [-1, 1], at least 0; `dimensions`: d = H W, the pixels of a channel; `noise_offset`: of the
+    noise, `objective.noise`.
     """
+    dimensions = 1 / (1 / dimensions + noise_offset**2)
     with np.errstate(divide="ignore"):
         seen_at = np.asarray(log_snr, np.float64) + np.log(np.float64(variance) * dimensions)
     return np.exp(-np.logaddexp(0.0, -seen_at))
@@ -36,7 +38,7 @@ def mean_variance(images):
     return float((_scaled(images).mean(axis=(1, 2), dtype=np.float64)).var(axis=0).mean())
 
 
-def measured(images, log_snr, noises=1, seed=0):
+def measured(images, log_snr, noises=1, seed=0, noise_offset=0.0):
     """(R^2, its standard error) on uint8 images [n, H, W, C], n at least 4, noised `noises` times each at the level `log_snr`.
 
     A line from the mean of a channel of z to that of x, with one slope for all channels, is fitted on every other image and
@@ -51,6 +53,7 @@ def measured(images, log_snr, noises=1, seed=0):
         draws = []
         for _ in range(noises):
             eps = rng.standard_normal(x.shape, np.float32)
+            eps += noise_offset * rng.standard_normal((len(x), 1, 1, x.shape[3]), np.float32) if noise_offset else 0
             z = np.asarray(diffusion.add_noise(x, eps, np.full(len(x), log_snr, np.float32)))
             draws.append(z.mean(axis=(1, 2), dtype=np.float64))
         read.append(np.stack(draws, axis=1))

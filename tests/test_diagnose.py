@@ -60,6 +60,10 @@ def test_measured_agrees_with_the_closed_form():
         for log_snr in levels:
             r2, error = leak.measured(images, log_snr, noises=4)
             assert 0 < error < 0.05 and abs(r2 - leak.read_out(log_snr, variance, size**2)) < 4 * error
+    r2, error = leak.measured(images, -4.0, noises=4, noise_offset=0.1)  # which drowns the mean of 256 pixels
+    assert abs(r2 - leak.read_out(-4.0, variance, size**2, noise_offset=0.1)) < 4 * error
+    assert r2 + 8 * error < leak.read_out(-4.0, variance, size**2)
+    r2, error = leak.measured(images, log_snr, noises=4)
     # which it could fail to: a sum over channels taken for pixels, say
     assert abs(r2 - leak.read_out(log_snr, variance, 3 * size**2)) > 4 * error
 
