@@ -86,7 +86,7 @@ def quality(comparison, metric, variant):
         axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(seen) < 1000 * min(seen) else (1,)))
         axes[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes[0].yaxis.set_minor_formatter(NullFormatter())
-    for axis in axes[-3:]:
+    for axis in axes[-axes[0].get_gridspec().ncols :]:  # under which there is no other
         axis.set_xlabel("network calls", fontsize=9)
     figure.supylabel(plain(metric), fontsize=10)
     legend(figure, comparison, comparison.of_variant(variant)[0])
