@@ -11,7 +11,6 @@ from noisesched.appearance import STATISTICS
 from noisesched.document import Heading, Items, Picture, Table, Text, number, plus_minus
 from noisesched.sentences import count, every, listed, sampled, spread, task_columns, task_head
 
-ERRORS = 2  # within how many standard errors a share counts as that of the data
 ACROSS = 3  # columns of a picture
 SAYS = {"recovered": "{} recovered", "undecided": "{} undecided",
         "too few": "too few {} images", "too many": "too many {} images"}  # fmt: skip
@@ -102,26 +101,35 @@ def shares(comparison):
     for name, each in STATISTICS.items():
         if each.relative and all(half.get(name) is not None for half in halves):
             share = sum(n * half[name] for n, half in zip(counts, halves, strict=True)) / sum(counts)
-            found[name] = share, max(share * (1 - share), 0) / sum(counts)
+            found[name] = share, binomial_variance(share, sum(counts))
     return found
+
+
+def binomial_variance(share, n):
+    """Of a share of n, not 0 at 0 or 1 (Agresti & Coull 1998): that of a share with two more of either kind."""
+    p = (share * n + 2) / (n + 4)
+    return p * (1 - p) / (n + 4)
 
 
 def recovery(comparison, condition, task, name):
     """(how a share of samples compares with that among the real images, a key of SAYS; its Summary), or None if it has no value.
 
-    Alike, if they differ by no more than ERRORS standard errors: that of the real share and that of the mean over training
-    seeds, or of one seed's share of so many images, added in squares. Undecided, if a share of 0 would be alike, too.
+    Alike, if the interval of their difference holds 0: by the binomial error of the real share and the spread over training
+    seeds (Welch's t), or of one seed the binomial error of its share. Undecided, if a share of 0 would be alike, too.
     """
+    from scipy import stats
+
     found = comparison.look(condition, task, name)
     if found is None:
         return None
     share, variance = shares(comparison)[name]
     if found.std is None:
         images = sum(sum(each["histogram"]) for each in comparison.appearances(condition, task).values())
-        variance += max(found.mean * (1 - found.mean), 0) / images
+        own, freedom = binomial_variance(found.mean, images), math.inf
     else:
-        variance += found.std**2 / found.n
-    reach = ERRORS * math.sqrt(variance)
+        own = found.std**2 / found.n
+        freedom = (found.n - 1) * ((variance + own) / own) ** 2 if own else math.inf
+    reach = float(stats.t.ppf((1 + findings.CONFIDENCE) / 2, freedom)) * math.sqrt(variance + own)
     if abs(found.mean - share) > reach:
         return "too few" if found.mean < share else "too many", found
     return "undecided" if share <= reach else "recovered", found
@@ -138,9 +146,11 @@ def rule(comparison):
     found, total = shares(comparison), sum(sum(each["histogram"]) for each in comparison.appearance.values())
     real = listed([f"{share:.1%} {name}" for name, (share, _) in found.items()])
     means = "; ".join(f"{name}: {STATISTICS[name].meaning}" for name in found)
-    return (f"Of the {total:,} real images, both halves together, {real} ({means}). A network recovers such images if their "
-            f"share among its samples lies within {ERRORS} standard errors of that: of a share of so many real images, and of "
-            "the mean over training seeds. It is undecided where a network that made none of them would pass, too.")  # fmt: skip
+    return (f"Of the {total:,} real images, both halves together, {real} ({means}). A network recovers such images if the "
+            f"{findings.CONFIDENCE:.0%} interval of the difference between its share and that holds 0: by the binomial error of "
+            "the real share (with two images more of either kind, Agresti and Coull) and, by Welch's t, the spread over training "
+            "seeds; of one seed, by the binomial error of its share. It is undecided where a network that made none would "
+            "pass, too.")
 
 
 def recoveries(comparison, tasks):
@@ -176,10 +186,11 @@ def extremes(comparison, tasks):
 def abstract(comparison):
     """The section in a sentence, if there is one."""
     said = {place: outcome(comparison, place[0], task) for place, task in shown(comparison).items()}
-    said = {place: found for place, found in said.items() if found}
+    said = {place: {name: how for name, (how, _) in found.items() if how != "undecided"} for place, found in said.items()}
+    said = {place: found for place, found in said.items() if found}  # of the others nothing can be told
     if said:
         names = [f"{condition}{sampled(comparison, variant)}" for (condition, variant), found in said.items()
-                 if all(how == "recovered" for how, _ in found.values())]  # fmt: skip
+                 if set(found.values()) == {"recovered"}]  # fmt: skip
         text = (f"{listed(shares(comparison))} images come out as often as among the real ones from {len(names)} of "
                 f"{count(len(said), 'way')} to train and sample{f': {listed(names)}' if names else ''}.")  # fmt: skip
         yield f"{text[0].upper()}{text[1:]}"
@@ -191,9 +202,9 @@ def limits(comparison):
         return
     total = sum(sum(each["histogram"]) for each in comparison.appearance.values())
     if found := shares(comparison):
-        rare = [f"{round(share * total):,} {name}, a share known to ± {ERRORS * math.sqrt(variance):.1%}"
+        rare = [f"{round(share * total):,} {name}, a share known to ± {2 * math.sqrt(variance):.1%}"
                 for name, (share, variance) in found.items()]  # fmt: skip
-        yield (f"Among {total:,} real images are {listed(rare)} ({ERRORS} standard errors): a smaller lack or excess is not "
+        yield (f"Among {total:,} real images are {listed(rare)} (two standard errors): a smaller lack or excess is not "
                "seen; of shares that are in truth the data's, about one in twenty is called too small or too large by chance."
                + " One training seed: what another would change is in no verdict on brightness." * (len(comparison.seeds) == 1))
         yield ("Whether black and white are recovered is said under one schedule and one number of calls for each network, those "

@@ -42,6 +42,8 @@ def run(study, out, command="", say=tqdm.write, share=None):
         _fail(f"{out.path} is the workdir of a run: give a comparison a folder of its own, --out=DIR")
     all_runs, runs = runs, share_of(runs, share)
     rows = rows_of(study, runs, given)
+    check_guidances(study, all_runs)
+    check_shares(out, share)
     folder = Workdir(out.path / SHARES / "{}of{}".format(*share)) if share else out
     with folder.held():
         # ---- The networks: trained to their end if need be.
@@ -83,9 +85,10 @@ def run(study, out, command="", say=tqdm.write, share=None):
                     append(path, line)
                     if line["refused"]:
                         say(f"no numbers for {row.run.label}, {row.schedule}, {row.calls} calls: {line['refused']}")
+        refused = sum(known[row.key]["refused"] is not None for row in rows)
         then = "when all shares are, the same command without --share puts them together" if share else (
             f"see them by: {shlex.join(['noisesched', 'report', f'--compare={out.path}'])}")  # fmt: skip
-        say(f"{path}: all {len(rows)} rows are there, {len(missing)} of them new; {then}")
+        say(f"{path}: all {len(rows)} rows are there, {len(missing)} of them new{f', {refused} refused' * bool(refused)}; {then}")
     return [known[row.key] for row in rows]
 
 
@@ -99,11 +102,35 @@ def share_of(runs, share):
     return runs[k - 1 :: n]
 
 
-def gathered(out):
-    """The rows that shares of this comparison have made. ValueError if one is still being made."""
+def check_shares(out, share):
+    """Raises ConfigError while a share of this comparison is being carried out, beside which this one would do the same work."""
     for folder in sorted((out.path / SHARES).glob("*of*")):
-        with Workdir(folder).held():
-            yield from read_rows(folder / "compare.jsonl")
+        if share and folder.name.endswith(f"of{share[1]}"):  # another of the same shares, or this one, which is found held
+            continue
+        try:
+            with Workdir(folder).held():
+                pass
+        except ValueError:
+            _fail(f"{folder} is in use: wait until the shares that are being carried out have ended")
+
+
+def check_guidances(study, runs):
+    """Raises ConfigError for guidance that none of the networks can be given."""
+    for text in study.guidances:
+        reasons = []
+        for each in runs:
+            try:
+                check_guidance(each.config, text)
+            except ConfigError as error:
+                reasons.append(str(error))
+        if len(reasons) == len(runs):
+            _fail(reasons[0])
+
+
+def gathered(out):
+    """The rows that shares of this comparison have made."""
+    for folder in sorted((out.path / SHARES).glob("*of*")):
+        yield from read_rows(folder / "compare.jsonl")
 
 
 def describe_all(study, runs, rows, known, steps, given, evaluated, out, command):

@@ -35,12 +35,14 @@ def factors(pairs):
 
 def scope(comparison):
     """What there is, and whether it is all."""
+    refused = sum(row["refused"] is not None for row in comparison.rows)
     rows, asked, runs = len(comparison.rows), len(comparison.config["keys"]), len(comparison.runs)
     seeds = [len({row["train_seed"] for row in comparison.rows if row["run"] == name}) for name in comparison.runs]
     each = count(max(seeds), "seed") if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)} seeds"
     return (f"{count(runs, 'way')} of training a network, {each}{' each' * (runs > 1)}, sampled under "
             f"{under_how_many(comparison)} with {budgets(comparison)}, without retraining: "
-            f"{rows:,} of {count(asked, 'row')}." + " The comparison is unfinished." * (rows < asked))  # fmt: skip
+            f"{rows:,} of {count(asked, 'row')}{f', {refused:,} of them refused' * bool(refused)}."
+            + " The comparison is unfinished." * (rows < asked))  # fmt: skip
 
 
 def under_how_many(comparison):

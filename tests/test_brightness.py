@@ -6,6 +6,7 @@ import statistics
 
 import numpy as np
 import pytest
+from scipy import stats
 from test_report import BRIGHT, LEAN, MAIN, TABLE, close, damaged, dump, make, read
 
 from noisesched import appearance, brightness, figures, findings, heatmaps, report
@@ -102,7 +103,7 @@ def test_verdicts_are_those_of_the_stated_rule(tmp_path, page):
     assert "Too few black images, too many white images with ddim, trailing spacing: bright (0.0% and 30.0%)." in text
     assert ("Black and white images come out as often as among the real ones from 1 of 6 ways to train and sample: whole with "
             "ddim, trailing spacing.") in text  # fmt: skip
-    assert f"Among 200 real images are 22 black, a share known to ± {200 * (0.11 * 0.89 / 200) ** 0.5:.1f}%" in text
+    assert f"Among 200 real images are 22 black, a share known to ± {200 * (24 * 180 / 204**3) ** 0.5:.1f}%" in text
     assert f"The spread of brightness is {REAL['real']['brightness_spread']:.3f} among the real images; of samples, " in text
 
 
@@ -112,15 +113,21 @@ def test_verdicts_are_those_of_the_stated_rule(tmp_path, page):
     ((0, 0, 0), (0, 0), 3, "undecided"), ((3, 3, 3), (0, 0), 3, "too many"), ((0, 0, 0), (1, 1), 3, "undecided"),
     ((5,), (10, 10), 1, "recovered"), ((2,), (10, 10), 1, "too few"), ((18,), (10, 10), 1, "recovered"),
 ])  # fmt: skip
-def test_a_share_is_judged_by_two_standard_errors(tmp_path, blacks, real, seeds, said):
+def test_a_share_is_judged_by_the_interval_of_its_difference(tmp_path, blacks, real, seeds, said):
     make(tmp_path, told=("log_snr",), drawn=("linear",), schedules=("linear",), calls=(5,), train_seeds=tuple(range(seeds)),
          **LEAN, look=lambda row: described(blacks[row["train_seed"]], 0, 90),
          real={half: described(n, 5, 100) for half, n in zip(("real", "floor"), real, strict=True)})  # fmt: skip
     comparison = findings.read(tmp_path)
     (condition, task), = comparison.cells
     share, q = statistics.fmean(real) / 100, statistics.fmean(blacks) / 100
-    error = np.sqrt(share * (1 - share) / 200 + (statistics.variance(blacks) / 1e4 / 3 if seeds > 1 else q * (1 - q) / 100))
-    expected = ("undecided" if share <= 2 * error else "recovered") if abs(q - share) <= 2 * error else (
+    k, own, freedom = sum(real), (blacks[0] + 2) * (102 - blacks[0]) / 104**3, np.inf
+    if seeds > 1:
+        own = statistics.variance(blacks) / 1e4 / 3
+    variance = (k + 2) * (202 - k) / 204**3
+    if seeds > 1 and own:
+        freedom = (variance + own) ** 2 / (own**2 / 2)
+    reach = stats.t.ppf(0.975, freedom) * np.sqrt(variance + own)
+    expected = ("undecided" if share <= reach else "recovered") if abs(q - share) <= reach else (
         "too few" if q < share else "too many")  # fmt: skip
     assert brightness.recovery(comparison, condition, task, "black")[0] == expected == (said if real != (2, 2) else expected)
 

@@ -225,8 +225,11 @@ def test_shares_of_several_processes_make_the_whole(compared, runs, tmp_path):
     more = compare.run(dataclasses.replace(asked, calls=(3, 4)), shared_out, share=(1, 2), say=lines.append)
     assert "2 of them new" in lines[-1] and len(more) == 4  # what stands in the whole is not made again
     assert compare.run(asked, shared_out, share=(3, 3), say=lines.append) == []  # of two runs
-    with Workdir(shared_out / "shares" / "2of2").held(), pytest.raises(ValueError, match="2of2 is in use"):
-        compare.run(asked, shared_out, say=lines.append)
+    with Workdir(shared_out / "shares" / "2of2").held():  # it goes on beside the other half, and beside nothing else
+        compare.run(asked, shared_out, share=(1, 2), say=lines.append)
+        for other in (None, (2, 2), (1, 3)):
+            with pytest.raises(ValueError, match="2of2 is in use"):
+                compare.run(asked, shared_out, share=other, say=lines.append)
 
 
 @pytest.mark.parametrize("share", [(0, 2), (3, 2)])
@@ -334,6 +337,12 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(compared, small
             file.write_bytes(b"")
     rows, _ = compared(workdirs=(str(workdir.path),), calls=(2,))
     assert {row["checkpoint"] for row in rows} == {6} and all(row["metrics"] for row in rows)
+
+
+def test_guidance_that_no_network_can_be_given_is_refused_before_training(compared, small):
+    described = {"small": configuration.to_dict(small({}))}
+    with pytest.raises(configuration.ConfigError, match="trained without classes"):
+        compared(workdirs=(), runs=described, guidances=("none", "cfg(3)"))
 
 
 def test_noise_predictors_at_zero_snr_cost_their_row_alone(compared, small, tmp_path):
