@@ -132,6 +132,14 @@ def test_a_share_is_judged_by_the_interval_of_its_difference(tmp_path, blacks, r
     assert brightness.recovery(comparison, condition, task, "black")[0] == expected == (said if real != (2, 2) else expected)
 
 
+@pytest.mark.parametrize("real, told", [(0, 0), (20, 1)])
+def test_the_abstract_is_silent_where_nothing_can_be_told(tmp_path, real, told):
+    make(tmp_path, told=("log_snr",), drawn=("linear",), schedules=("linear",), calls=(5,), train_seeds=(0,), **LEAN,
+         look=lambda row: described(real, real, 100), real={half: described(real, real, 100) for half in ("real", "floor")})
+    sentences = list(brightness.abstract(findings.read(tmp_path)))
+    assert len(sentences) == told and all("from 1 of 1 way to" in text for text in sentences)
+
+
 def test_the_schedule_shown_is_that_of_training():
     tasks = [Task(schedule, "ddim", "trailing", n) for schedule in ("cosine", "linear", TABLE) for n in (5, 25)]
     of = lambda drawn, tasks: brightness.at_home(Condition("a", drawn, "log_snr", None), tasks)
