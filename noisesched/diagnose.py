@@ -22,6 +22,7 @@ VALUES = 2**27  # pixel values that are read, and that are noised: a few seconds
 NOISES = 16  # draws for each image, if they are few or small
 ASSUMED = 0.07  # Var(m): CIFAR-10's (JPEG re-encoded, 50,000 images) is 0.066, 0.063 and 0.093 for red, green and blue
 LOG_SNR = (-16.0, 16.0)  # the levels drawn
+TRAINED = "trained"  # among inference schedules: that of the config
 ROWS = (COLOURS[0], COLOURS[2], COLOURS[4], COLOURS[6])  # of inferences
 
 
@@ -30,11 +31,15 @@ ROWS = (COLOURS[0], COLOURS[2], COLOURS[4], COLOURS[6])  # of inferences
 def run(config, name, specs=(), steps=(), spacing="trailing", out="", say=print):
     """Diagnoses a checked Config, called `name`, and says what was found; returns the `diagnosis.Finding`s, the worst first.
 
-    `specs`, `steps`: inference schedules and numbers of levels, each with each (default: those of the config's previews);
-    `out`: a folder for diagnosis.json and diagnosis.png, or "". Raises ValueError or OSError, in one line, for anything that
-    cannot be had, but for a data set that is not there.
+    `specs`, `steps`: inference schedules ("trained": that of the config) and numbers of levels, each with each (default: those
+    of the config's previews); `out`: a folder for diagnosis.json and diagnosis.png, or "". Raises ValueError or OSError, in one
+    line, for anything that cannot be had, but for a data set that is not there.
     """
-    inferences = [diagnosis.inference(text, n, spacing) for text in dict.fromkeys(specs or (config.preview.schedule,))
+    # A config's "trained" was resolved when it was read: a preview under the schedule of training is taken to follow it.
+    sampled = {TRAINED: config.schedule} if config.preview.schedule == config.schedule else {}
+    sampled = {text: config.schedule if text == TRAINED else text for text in specs} or sampled or {
+        config.preview.schedule: config.preview.schedule}  # fmt: skip
+    inferences = [diagnosis.inference(text, n, spacing, follows=word == TRAINED) for word, text in sampled.items()
                   for n in dict.fromkeys(steps or (config.preview.steps,))]  # fmt: skip
     if out:
         Path(out).mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
