@@ -3,88 +3,15 @@
 `examine` is a pure function from a `Setting` and `Inference`s to `Finding`s. It knows no files: configs are read by `diagnose`.
 The repairs belong together: those of training lead to one setting, `repaired`, and those of inference are for that one, so that
 obeying them all leaves nothing to repair.
-
-How bad a leak is, is judged by what it does to samples (see `leak`): a deterministic sampler that starts from pure noise at a
-level of some R^2 draws its images' brightness to mid-grey by sqrt(R^2) of the way. For images of 64x64 pixels with
-Var(m) = 0.07, as photographs have, the published schedules end at R^2 = 0.57 (scaled_linear), 0.043 (karras), 0.012 (linear)
-and 7e-7 (cosine's table): the first is known to make no very dark or bright images (Lin et al. 2023), the next two to do well
-enough at that size; at 256x256 linear ends at 0.17.
 """
 
 import dataclasses
-import functools
 import math
 
 import numpy as np
 
-from noisesched import conditioning, ends, leak, objective, schedules, spec
-from noisesched.schedules import Schedule
-
-SEVERITIES = ("fault", "warning", "fine")  # what spoils a run; what may be meant, at a cost; what was examined and is well
-FAULT = 0.05  # R^2: brightness is drawn 22 % of the way to mid-grey, a black image by 28 of 255 grey levels: seen at a glance
-WARNING = 0.01  # R^2: 10 % of the way, 13 grey levels
-# SNR that is a fault at any image size, since the mean is not all that leaks: the digits' first principal component has a
-# variance of 2.8, ten times that of their mean's direction, and with scaled_linear (SNR 0.0047) an R^2 of 0.013 even at 8x8
-# pixels. The published ends lie a factor of 5 above (scaled_linear, Kingma et al. 2021) or 6 and more below (karras, linear,
-# cosine).
-SNR = 1e-3
-NOISE = -10.0  # the log-SNR below which weight is told apart: linear's end
-WASTE = 0.1  # share of weight on levels that show nothing; of the published schedules none has more than 0.02
-UNTOLD = 0.01  # share of levels cleaner than the table's first step; 0.001 for a table of a thousand steps and its own curve
-SAME = 1e-3  # log-SNRs this near are one level: float32's rounding
-EDGES = np.linspace(-20.0, 20.0, 161)  # of the bins in which levels and weight are counted; NOISE is one of them
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What is trained. The schedule may end at -inf."""
-
-    schedule: Schedule  # that draws the training levels
-    prediction: str  # "eps" | "x" | "v"
-    weighting: str  # a spec, such as "min_snr(gamma=5)"
-    image_size: int  # pixels a side
-    variance: float  # Var(m), of the mean of an image's channel in [-1, 1]: `leak.mean_variance`, or assumed
-    num_draws: int  # levels that training draws in all: steps times batch size
-    table: Schedule | None = None  # the discrete schedule whose timesteps the network is told
-    noise_offset: float = 0.0  # of the noise that is trained with, and sampled from
-
-    @functools.cached_property
-    def drawn(self):
-        """(lowest, highest) log-SNR that training draws."""
-        return objective.trained_range(self.schedule, self.num_draws)
-
-    @property
-    def last(self):
-        """The noisiest level that is trained."""
-        return self.drawn[0]
-
-    @property
-    def trained(self):
-        """(lowest, highest) log-SNR that training draws and the network can be told."""
-        told = self.table.table.log_snr if self.table else (math.inf, -math.inf)
-        return max(self.drawn[0], float(told[-1])), min(self.drawn[1], float(told[0]))
-
-    def read_out(self, log_snr):
-        """R^2 of the image's mean at a level, or levels."""
-        return leak.read_out(log_snr, self.variance, self.image_size**2, self.noise_offset)
-
-    @functools.cached_property
-    def spread(self):
-        """Shares of the levels and of the weight below, between and above `EDGES`: `objective.spread`."""
-        return objective.spread(self.schedule, self.weighting, self.prediction, EDGES, self.num_draws)
-
-
-@dataclasses.dataclass(frozen=True)
-class Inference:
-    """Levels that are to be sampled at, noisiest first, and what they came from."""
-
-    schedule: Schedule
-    spacing: str
-    log_snrs: tuple[float, ...]
-    follows: bool = False  # the schedule is that of training, whichever this is, and is repaired with it
-
-    def __str__(self):
-        return f"{self.schedule}, {len(self.log_snrs)} steps, {self.spacing}"
+from noisesched import ends, judgement, objective, schedules, spec
+from noisesched.judgement import EDGES, FAULT, NOISE, SAME, SEVERITIES, SNR, WARNING, WASTE, Inference, Setting, inference  # noqa: F401
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +26,6 @@ class Finding:
     figures: dict
 
 
-def inference(schedule, num_steps, spacing, follows=False):
-    """The `Inference` at `schedules.levels` of a schedule or its spec; raises ValueError as they do."""
-    made = schedules.make(schedule)
-    return Inference(made, spacing, tuple(float(level) for level in schedules.levels(made, num_steps, spacing)), follows)
-
-
 def examine(setting, inferences=(), measured=None):
     """The `Finding`s on a `Setting` and its `Inference`s, the worst first.
 
@@ -115,7 +36,7 @@ def examine(setting, inferences=(), measured=None):
     found = [_terminal(setting, measured, changes), *_zero_snr(setting, changes), *_told(setting, changes),
              _weight(setting, changes)]  # fmt: skip
     for each in inferences:
-        severities = _start_severity(setting, each), _trained_severity(setting, each)
+        severities = judgement.start_severity(setting, each), judgement.trained_severity(setting, each)
         repair = "" if set(severities) == {"fine"} else _resampled(better, each) or _flags(changes)
         found += [_start(setting, each, repair), _trained(setting, each, repair)]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
@@ -125,7 +46,7 @@ def examine(setting, inferences=(), measured=None):
 
 def _terminal(setting, measured, changes):
     last, r2 = setting.last, float(setting.read_out(setting.last))
-    severity = _leaks(setting, last)
+    severity = judgement.leaks(setting, last)
     beside = f" (measured {measured[0]:.2g} ± {measured[1]:.1g})" if measured else ""
     size = f"{setting.image_size}x{setting.image_size}"
     return Finding(
@@ -167,12 +88,12 @@ def _told(setting, changes):
     """Of a network that is told timesteps: whether the levels that training draws are in their table."""
     if not setting.table:
         return
-    (noisier, cleaner), first, last = _untold(setting), *setting.table.table.log_snr[[0, -1]]
-    severity = _told_severity(setting)
-    beyond = f", and {_level(setting.last)} is drawn" if setting.last < last - SAME else ""
+    (noisier, cleaner), first, last = judgement.untold(setting), *setting.table.table.log_snr[[0, -1]]
+    severity = judgement.told_severity(setting)
+    worst = f", and {_level(setting.last)} is drawn" if setting.last < last - SAME else ""
     yield Finding(
         severity, "table of timesteps",
-        f"{setting.table} tells {_level(float(first))} to {_level(float(last))}{beyond}; of the levels drawn {noisier:.1%} are "
+        f"{setting.table} tells {_level(float(first))} to {_level(float(last))}{worst}; of the levels drawn {noisier:.1%} are "
         f"noisier and {cleaner:.1%} cleaner",
         "the network can be told of what it is trained on" if severity == "fine" else
         "levels beyond the table are told as its last step or its first, and are not told apart",
@@ -180,28 +101,14 @@ def _told(setting, changes):
     )  # fmt: skip
 
 
-def _told_severity(setting):
-    """What is told as the last step, though it is noisier, spoils samples as much as a start at the last step does."""
-    last = float(setting.table.table.log_snr[-1])
-    if setting.last < last - SAME:
-        return min(_leaks(setting, last), "warning", key=SEVERITIES.index)
-    return "warning" if _untold(setting)[1] > UNTOLD else "fine"
-
-
-def _untold(setting):
-    """Shares of the levels drawn that are noisier than the table's last step, and cleaner than its first."""
-    by = conditioning.outside(setting.schedule((np.arange(10_000) + 0.5) / 10_000), setting.table.table.log_snr)
-    return float((by < -SAME).mean()), float((by > SAME).mean())
-
-
 def _weight(setting, changes):
     """How much of training goes to levels so noisy that they show nothing. Where images are large, they still show something."""
     try:
-        drawn, share = _below(setting)
+        drawn, share = judgement.below(setting)
     except ValueError as error:
         return Finding("fault", "weight over log-SNR", str(error), "the loss of such levels says nothing",
                        _flags(changes, "weighting"), {})  # fmt: skip
-    r2, wasted = float(setting.read_out(NOISE)), _wasteful(setting)
+    r2, wasted = float(setting.read_out(NOISE)), judgement.wasteful(setting)
     why = ("such levels show nothing of the image: what they teach is the mean of the data" if wasted else
            "little is spent on levels that are all but pure noise" if share <= WASTE else
            f"the image's mean is still seen there (R^2 = {_r2(r2)} at {NOISE:g}), at this image size")  # fmt: skip
@@ -210,23 +117,13 @@ def _weight(setting, changes):
                    _flags(changes) if wasted else "", {"weight_below": share, "levels_below": drawn, "below": NOISE})  # fmt: skip
 
 
-def _below(setting):
-    """Shares of the levels and of the weight below `NOISE`; ValueError where the weight is no number."""
-    below = len(EDGES[EDGES <= NOISE])
-    return tuple(float(share[:below].sum()) for share in setting.spread)
-
-
-def _wasteful(setting):
-    return _below(setting)[1] > WASTE and setting.read_out(NOISE) <= WARNING
-
-
 # -- the levels of inference
 
 def _start(setting, each, repair):
     first, last = each.log_snrs[0], setting.last
     r2 = float(setting.read_out(first))
     reached = first <= last + SAME
-    severity = _start_severity(setting, each)
+    severity = judgement.start_severity(setting, each)
     measured = f"{each}: starts at {_level(first)}" + ("" if reached else f", R^2 = {_r2(r2)}; training went to {_level(last)}")
     why = ("it is as noisy as training went, or more" if reached else
            "the first level is still as good as pure noise" if severity == "fine" else
@@ -237,25 +134,17 @@ def _start(setting, each, repair):
                    {"inference": str(each), "log_snr": first, "trained_log_snr": last, "r2": r2})  # fmt: skip
 
 
-def _start_severity(setting, each):
-    """A leak where sampling starts counts unless training ended no noisier: then it is the training schedule's."""
-    if each.log_snrs[0] <= setting.last + SAME:
-        return "fine"
-    # Leading spacing is at least worth a warning: the same number of calls would do without its flaw.
-    return min(_leaks(setting, each.log_snrs[0]), "warning" if each.spacing == "leading" else "fine", key=SEVERITIES.index)
-
-
 def _trained(setting, each, repair):
     """Levels that training did not draw, or that a table of timesteps cannot tell. Networks bear them to some degree (README,
     "What telling the noise level buys"): a warning, but for eps at zero SNR, which no sampler accepts."""
     log_snrs = np.array(each.log_snrs)
-    beyond = _beyond(setting, each)
-    counts = [int((by > SAME).sum()) for by in beyond.values()]
+    away = judgement.beyond(setting, each)
+    counts = [int((by > SAME).sum()) for by in away.values()]
     parts = [f"{count} of {len(log_snrs)} levels {how}, as far as {_level(log_snrs[by.argmax()])}"
-             for (how, by), count in zip(beyond.items(), counts, strict=True) if count]  # fmt: skip
+             for (how, by), count in zip(away.items(), counts, strict=True) if count]  # fmt: skip
     figures = {"inference": str(each), **dict(zip(("noisier", "cleaner", "untold"), counts, strict=True)),
                "log_snr_min": setting.trained[0], "log_snr_max": setting.trained[1]}  # fmt: skip
-    severity = _trained_severity(setting, each)
+    severity = judgement.trained_severity(setting, each)
     if severity == "fine":
         return Finding("fine", "trained levels", f"{each}: all {len(log_snrs)} levels lie inside what is trained",
                        "the network is asked nothing that it did not learn", "", figures)  # fmt: skip
@@ -264,23 +153,6 @@ def _trained(setting, each, repair):
         "no image follows at SNR 0 from the noise that this network predicts" if severity == "fault" else
         "there the network answers what it was never taught", repair, figures,
     )  # fmt: skip
-
-
-def _trained_severity(setting, each):
-    if setting.prediction == "eps" and each.log_snrs[0] == -math.inf:
-        return "fault"
-    return "warning" if any((by > SAME).any() for by in _beyond(setting, each).values()) else "fine"
-
-
-def _beyond(setting, each):
-    """How far each level lies outside what is trained, in log-SNR, by how it does."""
-    log_snrs, (low, high) = np.array(each.log_snrs), setting.drawn
-    told = setting.table.table.log_snr if setting.table else np.array([np.inf, -np.inf])
-    untold = np.abs(conditioning.outside(log_snrs, told))
-    with np.errstate(invalid="ignore"):
-        noisier = np.nan_to_num(low - log_snrs, nan=0.0)  # -inf is no noisier than -inf
-    return {"are noisier than any trained": noisier, "are cleaner than any trained": log_snrs - high,
-            "lie outside the table of timesteps": untold}  # fmt: skip
 
 
 # -- repairs
@@ -292,17 +164,17 @@ def repaired(setting):
     has all the levels that are drawn; where no table can, the network is told log-SNR (`table` is None).
     """
     better = setting
-    if _leaks(better, better.last) != "fine":
+    if judgement.leaks(better, better.last) != "fine":
         better = dataclasses.replace(better, schedule=_rescaled(better.schedule, better.image_size))
     better = _learning_at_zero_snr(better)
     try:
-        wasteful = _wasteful(better)
+        wasted = judgement.wasteful(better)
     except ValueError:
         better = dataclasses.replace(better, weighting=better.prediction)
-        wasteful = _wasteful(better)
-    if wasteful:
+        wasted = judgement.wasteful(better)
+    if wasted:
         better = _learning_at_zero_snr(dataclasses.replace(better, schedule=schedules.recommended(better.image_size)))
-    if better.table and _told_severity(better) != "fine":
+    if better.table and judgement.told_severity(better) != "fine":
         better = dataclasses.replace(better, table=_table_of(better.schedule))
     return better
 
@@ -342,7 +214,7 @@ def _resampled(setting, each):
                 other = inference(schedule, len(each.log_snrs), spacing)
             except ValueError:  # a table of fewer steps
                 continue
-            if _start_severity(setting, other) == _trained_severity(setting, other) == "fine":
+            if judgement.start_severity(setting, other) == judgement.trained_severity(setting, other) == "fine":
                 words = [f'--schedule="{schedule}"'] if schedule != own else []
                 return " ".join(words + ["--spacing=trailing"] * (spacing != each.spacing))
     return ""
@@ -392,11 +264,6 @@ def _flags(changes, *names):
 
 
 # -- the parts
-
-def _leaks(setting, log_snr):
-    r2 = setting.read_out(log_snr)
-    return "fault" if r2 > FAULT or log_snr > math.log(SNR) else "warning" if r2 > WARNING else "fine"
-
 
 def _exploding(schedule):
     """Why a schedule given in sigma_ve leaks, as the end of a sentence; "" for any other, and for one that ends at SNR 0."""

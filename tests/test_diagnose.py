@@ -409,7 +409,18 @@ def test_without_the_data_it_says_what_it_assumes(main, words, tmp_path):
     assert said.count("first level of sampling") == 4 and "measured" not in said
     code, said, err = main(*words({"data.name": "image_folder"}))
     assert code == 0 and "repair: --config.data.path=FOLDER" in said
+    code, said, err = main(*words({"data.split": "train[:3]"}))
+    assert code == 0 and "too few to tell" in said and "repair: --config.data.split=train\n" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_configs_own_schedule_can_be_named(main, words):
+    """`--schedule trained` is repaired with training, at once."""
+    leaky = words({"schedule": "scaled_linear", "preview.schedule": "cosine"})
+    code, said, err = main(*leaky, "--spacing=leading", "--schedule", "trained")
+    assert code == 1 and err == "" and "scaled_linear, 2 steps, leading" in said and "  repair: --spacing=trailing\n" in said
+    code, said, err = main(*leaky, "--schedule", "trained", "--config.schedule=zero_terminal(scaled_linear)")
+    assert code == 0 and " 0 faults, 0 warnings" in said
 
 
 def test_a_workdir_needs_no_checkpoint(main, small, tmp_path):
@@ -430,6 +441,7 @@ def test_a_workdir_needs_no_checkpoint(main, small, tmp_path):
     ((f"--config={BASE}", "--schedule", "cosin"), ["did you mean 'cosine'"]),
     ((f"--config={BASE}", "--steps=0"), ["--steps", "whole number from 1 up"]),
     ((f"--config={BASE}", "--schedule=discrete(linear, num_steps=10)", "--steps=11"), ["choose 1 to 10"]),
+    ((f"--config={BASE}", "--config.schedule=sigmas([80, 1, 0.1])", "--steps=3"), ["preview.steps: cannot select 25 of 3"]),
     ((f"--config={BASE}", "--spacing=even"), ["--spacing", "trailing"]),
     ((f"--config={BASE}", "--config.data.split=trian"), ["no split 'trian'"]),
     ((f"--config={BASE}", "--out="), ["--out"]),
