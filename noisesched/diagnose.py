@@ -199,7 +199,8 @@ def _draw_read_out(panel, setting, inferences, measured):
     panel.annotate(f"fault right of SNR {diagnosis.SNR:g}", (math.log(diagnosis.SNR), 2 * bottom), (4, 0),
                    textcoords="offset points", fontsize=8)  # fmt: skip
     marks = [("end of training", setting.last, COLOURS[3], "o")]
-    marks += [(f"start of inference {row + 1}", each.log_snrs[0], ROWS[row % len(ROWS)], "|") for row, each in enumerate(inferences)]
+    marks += [(f"start of inference {row + 1}", each.log_snrs[0], ROWS[row % len(ROWS)], "|")
+              for row, each in enumerate(inferences)]  # fmt: skip
     for text, level, colour, marker in marks:
         # An end to the left of the picture, also zero SNR, is an arrowhead at its edge.
         shape, r2 = "<" if marker == "o" and level < LOG_SNR[0] else marker, float(setting.read_out(level))
