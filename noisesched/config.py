@@ -183,7 +183,8 @@ def check(config):
     training, preview = config.training, config.preview
     schedule = _named("schedule", schedules.make, config.schedule)
     _require(config.data.channels in (1, 3), f"data.channels={config.data.channels}: choose 1 (gray) or 3 (colour)")
-    log_snrs = _named("preview", schedules.levels, _named("preview.schedule", schedules.make, preview.schedule), preview.steps)
+    sampled = _named("preview.schedule", schedules.make, preview.schedule)
+    log_snrs = _named("preview.steps", schedules.levels, sampled, preview.steps)
     _named("preview.method", samplers.parse, preview.method)
     _named("weighting", objective.make_weighting, config.weighting)
     _named("conditioning", make_conditioning, config)

@@ -124,6 +124,8 @@ def flow(u, shift=1.0):
 
     The path (1 - u) x + u eps, divided by sqrt((1 - u)^2 + u^2) so that it preserves variance.
     """
+    if not shift > 0:
+        raise ValueError(f"shift must be above 0; got {shift}")
     return 2 * (jnp.log1p(-u) - jnp.log(u)) - 2 * math.log(shift)
 
 

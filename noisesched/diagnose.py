@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from noisesched import data, diagnosis, leak, schedules
+from noisesched import data, diagnosis, leak, schedules, spec
 from noisesched.plot import COLOURS
 from noisesched.workdir import write_json
 
@@ -22,6 +22,7 @@ VALUES = 2**27  # pixel values that are read, and that are noised: a few seconds
 NOISES = 16  # draws for each image, if they are few or small
 ASSUMED = 0.07  # Var(m): CIFAR-10's (JPEG re-encoded, 50,000 images) is 0.066, 0.063 and 0.093 for red, green and blue
 LOG_SNR = (-16.0, 16.0)  # the levels drawn
+TRAINED = "trained"  # among inference schedules: that of the config
 ROWS = (COLOURS[0], COLOURS[2], COLOURS[4], COLOURS[6])  # of inferences
 
 
@@ -30,15 +31,19 @@ ROWS = (COLOURS[0], COLOURS[2], COLOURS[4], COLOURS[6])  # of inferences
 def run(config, name, specs=(), steps=(), spacing="trailing", out="", say=print):
     """Diagnoses a checked Config, called `name`, and says what was found; returns the `diagnosis.Finding`s, the worst first.
 
-    `specs`, `steps`: inference schedules and numbers of levels, each with each (default: those of the config's previews);
-    `out`: a folder for diagnosis.json and diagnosis.png, or "". Raises ValueError or OSError, in one line, for anything that
-    cannot be had, but for a data set that is not there.
+    `specs`, `steps`: inference schedules ("trained": that of the config) and numbers of levels, each with each (default: those
+    of the config's previews); `out`: a folder for diagnosis.json and diagnosis.png, or "". Raises ValueError or OSError, in one
+    line, for anything that cannot be had, but for a data set that is not there.
     """
-    inferences = [diagnosis.inference(text, n, spacing) for text in dict.fromkeys(specs or (config.preview.schedule,))
+    # A config's "trained" was resolved when it was read: a preview under the schedule of training is taken to follow it.
+    sampled = {TRAINED: config.schedule} if config.preview.schedule == config.schedule else {}
+    sampled = {text: config.schedule if text == TRAINED else text for text in specs} or sampled or {
+        config.preview.schedule: config.preview.schedule}  # fmt: skip
+    inferences = [diagnosis.inference(text, n, spacing, follows=word == TRAINED) for word, text in sampled.items()
                   for n in dict.fromkeys(steps or (config.preview.steps,))]  # fmt: skip
     if out:
         Path(out).mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
-    images, reason = training_images(config.data)
+    images, reason, repair = training_images(config.data)
     setting = setting_of(config, ASSUMED if images is None else leak.mean_variance(images))
     measured = None
     if images is not None:
@@ -46,7 +51,7 @@ def run(config, name, specs=(), steps=(), spacing="trailing", out="", say=print)
                                  noise_offset=config.noise_offset)  # fmt: skip
     found = diagnosis.examine(setting, inferences, measured)
     if images is None:
-        found = sorted([*found, not_there(config.data, reason)], key=lambda finding: diagnosis.SEVERITIES.index(finding.severity))
+        found = sorted([*found, not_there(reason, repair)], key=lambda finding: diagnosis.SEVERITIES.index(finding.severity))
     for line in letter(name, setting, found, 0 if images is None else len(images)):
         say(line)
     if out:
@@ -65,22 +70,23 @@ def setting_of(config, variance):
 
 
 def training_images(given):
-    """(images uint8 [n, H, W, C], "") of a Config's `data`, the first of its training split; or (None, why there are none)."""
+    """Images uint8 [n, H, W, C] of a Config's `data`, the first of its training split; or None: with why, and what repairs it."""
+    repair = "--config.data.path=FOLDER" if given.name == "image_folder" else "--config.data.data_dir=DIR"
     if given.name == "image_folder" and not given.path:
-        return None, "no folder of images is given"
+        return None, "no folder of images is given", repair
     try:
         split = data.open_config(given)
     except FileNotFoundError as error:
-        return None, str(error)
+        return None, str(error), repair
     count = min(len(split), IMAGES, max(VALUES // (given.channels * given.image_size**2), 4))
     if count < 4:
-        return None, f"{split.name} has {len(split)} images, too few to tell"
-    return data.examples(split, count)["image"], ""
+        larger = f"--config.data.split={given.split.partition('[')[0]}" if "[" in given.split else repair
+        return None, f"{split.name} has {len(split)} images, too few to tell", larger
+    return data.examples(split, count)["image"], "", ""
 
 
-def not_there(given, reason):
+def not_there(reason, repair):
     """The finding on a data set that could not be measured."""
-    repair = "--config.data.path=FOLDER" if given.name == "image_folder" else "--config.data.data_dir=DIR"
     return diagnosis.Finding(
         "warning", "data", f"Var(m) = {ASSUMED} is assumed, that of CIFAR-10's photographs: {reason}",
         "what leaks grows with the variance of the images' means, which is not known here", repair, {"variance": ASSUMED},
@@ -138,14 +144,17 @@ def draw(path, setting, inferences, measured):
     """Left: what training draws and weighs, with the levels of inference below; right: R^2 against log-SNR."""
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and looks for a display
 
-    figure = Figure(figsize=(13, 4.6 + 0.2 * len(inferences)), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    below = 0.9 + 0.17 * (3 + len(inferences))  # inches, of the legends: below the panels long names have room and hide nothing
+    figure = Figure(figsize=(13, 4.6 + below))
+    left, right = figure.subplots(1, 2, gridspec_kw={"left": 0.02, "right": 0.985, "wspace": 0.12, "top": 0.94,
+                                                     "bottom": below / (4.6 + below)})  # fmt: skip
     _draw_spread(left, setting, inferences)
     _draw_read_out(right, setting, inferences, measured)
     for panel in (left, right):
         panel.set(xlabel="log-SNR: noise left, clean right", xlim=LOG_SNR)
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(fontsize=8, loc="upper left", bbox_to_anchor=(-0.02, -0.11), frameon=False)
     figure.savefig(temporary := path.with_suffix(".tmp"), dpi=110, format="png")
     os.replace(temporary, path)
 
@@ -156,25 +165,27 @@ def _draw_spread(panel, setting, inferences):
     if found[0]:
         levels, weight = (np.array(share)[1:-1] / width for share in found)
         tallest = max(levels.max(), weight.max())
-        panel.stairs(levels, diagnosis.EDGES, fill=True, color=COLOURS[5], alpha=0.4, label=f"levels drawn: {setting.schedule}")
+        panel.stairs(levels, diagnosis.EDGES, fill=True, color=COLOURS[5], alpha=0.4,
+                     label=f"levels drawn: {spec.shortened(str(setting.schedule), 80)}")  # fmt: skip
         panel.stairs(weight, diagnosis.EDGES, color=COLOURS[3], linewidth=1.6,
                      label=f"weight of the loss: {setting.weighting} on {setting.prediction}")  # fmt: skip
     low, high = setting.trained
     rows = [-0.06 * tallest * (row + 1) for row in range(len(inferences))]
     for row, each in enumerate(inferences):
+        colour = ROWS[row % len(ROWS)]
+        panel.plot([], [], "|", color=colour, markersize=7, label=f"inference {row + 1}: {short(each)}")
         log_snrs = np.array(each.log_snrs)
         inside = (log_snrs >= low - diagnosis.SAME) & (log_snrs <= high + diagnosis.SAME)
         at = np.full(len(log_snrs), rows[row])
         shown = np.clip(log_snrs, *LOG_SNR)
         mark = {"linestyle": "", "clip_on": False}
-        panel.plot(shown[inside], at[inside], "|", color=ROWS[row % len(ROWS)], markersize=7, **mark)
+        panel.plot(shown[inside], at[inside], "|", color=colour, markersize=7, **mark)
         panel.plot(shown[~inside], at[~inside], "x", color="red", markersize=6, **mark)
         if log_snrs[0] < LOG_SNR[0]:
-            panel.plot(LOG_SNR[0], at[0], "<", color=ROWS[row % len(ROWS)] if inside[0] else "red", markersize=7, **mark)
-    panel.set(title="Training per unit of log-SNR; below, levels of inference", ylim=(rows[-1] - 0.06 * tallest, 1.3 * tallest))
-    panel.set_yticks(rows, [str(each) for each in inferences], fontsize=8)
-    panel.plot([], [], "x", color="red", linestyle="", label="levels of inference that are not trained")
-    panel.legend(fontsize=8, loc="upper left", frameon=False)
+            panel.plot(LOG_SNR[0], at[0], "<", color=colour if inside[0] else "red", markersize=7, **mark)
+    panel.set(title="Training per unit of log-SNR; below, levels of inference", ylim=(rows[-1] - 0.06 * tallest, 1.05 * tallest),
+              yticks=[])  # fmt: skip
+    panel.plot([], [], "x", color="red", linestyle="", label="levels that are not trained")
 
 
 def _draw_read_out(panel, setting, inferences, measured):
@@ -185,10 +196,11 @@ def _draw_read_out(panel, setting, inferences, measured):
         panel.axhline(level, color="red" if text == "fault" else COLOURS[1], linewidth=1, linestyle="--")
         panel.annotate(f"{text} above {level:g}", (LOG_SNR[1], level), (0, 2), textcoords="offset points", ha="right", fontsize=8)
     panel.axvline(math.log(diagnosis.SNR), color="red", linewidth=1, linestyle="--")
-    panel.annotate(f"fault right of SNR {diagnosis.SNR:g}", (math.log(diagnosis.SNR), 1), (-3, 0), textcoords="offset points",
-                   ha="right", fontsize=8)  # fmt: skip
+    panel.annotate(f"fault right of SNR {diagnosis.SNR:g}", (math.log(diagnosis.SNR), 2 * bottom), (4, 0),
+                   textcoords="offset points", fontsize=8)  # fmt: skip
     marks = [("end of training", setting.last, COLOURS[3], "o")]
-    marks += [(f"start of {each}", each.log_snrs[0], ROWS[row % len(ROWS)], "|") for row, each in enumerate(inferences)]
+    marks += [(f"start of inference {row + 1}", each.log_snrs[0], ROWS[row % len(ROWS)], "|")
+              for row, each in enumerate(inferences)]  # fmt: skip
     for text, level, colour, marker in marks:
         # An end to the left of the picture, also zero SNR, is an arrowhead at its edge.
         shape, r2 = "<" if marker == "o" and level < LOG_SNR[0] else marker, float(setting.read_out(level))
@@ -198,4 +210,8 @@ def _draw_read_out(panel, setting, inferences, measured):
         panel.errorbar(setting.last, max(measured[0], bottom), 2 * measured[1], color=COLOURS[3], capsize=4, zorder=2,
                        label=f"measured: {measured[0]:.2g} ± {measured[1]:.2g}")  # fmt: skip
     panel.set(title="$R^2$ of reading the image's mean from z", yscale="log", ylim=(bottom, 1.5))
-    panel.legend(fontsize=8, loc="lower right", frameon=False)
+
+
+def short(inference):
+    """An `Inference`'s name, of a length for a legend."""
+    return f"{spec.shortened(str(inference.schedule), 60)}, {len(inference.log_snrs)} steps, {inference.spacing}"

@@ -62,6 +62,14 @@ def plot(specs, path, say=print):
     say(f"drawn to {path}")
 
 
+def unevenness(schedule):
+    """`schedules.unevenness` in words: "-" where it is not defined, as of a table with a single finite level."""
+    try:
+        return f"{schedules.unevenness(schedule):.3f}"
+    except ValueError:
+        return "-"
+
+
 def draw(figure, made, say):
     """The four panels and the legend, on an empty figure. `made`: {the name to read: the schedule}."""
     (top_left, top_right), (bottom_left, bottom_right) = figure.subplots(2, 2, sharex=True)
@@ -72,7 +80,7 @@ def draw(figure, made, say):
         u, log_snr, alpha_bar, snr, beta = curves(schedule)
         terminal, terminal_snr = log_snr[-1], snr[-1]
         say(f"{name:{max(map(len, names))}}  terminal SNR {terminal_snr:<9.3g} log-SNR {terminal:<8.4g} "
-            f"sqrt(alpha_bar) {math.sqrt(alpha_bar[-1]):<8.4g} unevenness {schedules.unevenness(schedule):.3f}")  # fmt: skip
+            f"sqrt(alpha_bar) {math.sqrt(alpha_bar[-1]):<8.4g} unevenness {unevenness(schedule)}")  # fmt: skip
         colour = COLOURS[number % len(COLOURS)]
         # Curves may coincide (a table and its continuous namesake): the later ones are thinner, so that all are seen.
         line = {"color": colour, "linestyle": LINES[number // len(COLOURS) % len(LINES)],

@@ -317,15 +317,15 @@ def _read(path):
 @functools.lru_cache(maxsize=256)
 def _checked(call):
     text = spec.shortened(str(call), 80)
-    for value in (*call.args, *dict(call.kwargs).values()):
-        if isinstance(value, spec.Call):
-            if _checked(value).table:  # which would be lost, and with it the steps and the rate
-                raise ValueError(f"schedule {text!r}: a table cannot be wrapped; make a table of what is wrapped, as in "
-                                 "'discrete(shifted(linear, by=-1))' or 'discrete(linear, zero_terminal=True)'")  # fmt: skip
     function = spec.bind(call, DEFINITIONS, "schedule")
     parameters = list(function.__code__.co_varnames[1 : function.__code__.co_argcount])
     given = dict(zip(parameters, call.args, strict=False)) | dict(call.kwargs)
     for name, value in given.items():
+        if name in ("zero_terminal", "zero_terminal_snr") and not isinstance(value, bool):
+            raise ValueError(f"schedule {text!r}: {name} must be True or False; got {spec.show(value)}")
+        if isinstance(value, spec.Call) and _checked(value).table:  # which would be lost, and with it the steps and the rate
+            raise ValueError(f"schedule {text!r}: a table cannot be wrapped; make a table of what is wrapped, as in "
+                             "'discrete(shifted(linear, by=-1))' or 'discrete(linear, zero_terminal=True)'")  # fmt: skip
         if (name == "schedule") != isinstance(value, spec.Call):
             fault = "must be a schedule" if name == "schedule" else "cannot be a schedule"
             raise ValueError(f"schedule {text!r}: {name} {fault}; got {spec.show(value)}")

@@ -179,20 +179,21 @@ def severity(found, about):
     return next(finding.severity for finding in found if finding.about == about)
 
 
-def applied(given, inferences, repair):
-    """The setting and inferences with a repair's words obeyed, as the command line would."""
-    for word in shlex.split(repair):
+def applied(given, inferences, repairs):
+    """The setting and inferences with the words of repairs obeyed, as the command line would: the last of a name counts."""
+    for word in shlex.split(" ".join(repairs)):
         name, _, value = word.partition("=")
-        if word.startswith("--config."):
-            field = name.split(".")[-1]
-            made = schedules.make(value) if field in ("schedule", "table") else value
-            given = dataclasses.replace(given, **{field: made})
-        elif word.startswith("--schedule="):
-            inferences = [(value, n, spacing) for _, n, spacing in inferences]
+        field = name.split(".")[-1]
+        if field in ("schedule", "table") and name.startswith("--config."):
+            given = dataclasses.replace(given, **{field: schedules.make(value) if value else None})
+        elif name.startswith("--config."):
+            given = dataclasses.replace(given, **({field: value} if field != "kind" else {}))
+        elif name == "--schedule":
+            inferences = list(dict.fromkeys((value, n, spacing, False) for _, n, spacing, *_ in inferences))
         else:
             assert word == "--spacing=trailing"
-            inferences = [(text, n, "trailing") for text, n, _ in inferences]
-    return given, inferences
+            inferences = list(dict.fromkeys((text, n, "trailing", *rest) for text, n, _, *rest in inferences))
+    return given, [(str(given.schedule) if rest == [True] else text, n, spacing, *rest) for text, n, spacing, *rest in inferences]
 
 
 @pytest.mark.parametrize("size", [8, 64])
@@ -201,7 +202,7 @@ def test_stable_diffusions_setting_is_flagged_and_the_repaired_one_passes(size, 
     """Lin et al. 2023: eps-prediction on scaled_linear, leading spacing; rescaled to zero SNR, v-prediction, trailing."""
     schedule = table or "scaled_linear"
     for variance in (0.07, 0.0045):  # photographs, and the digits
-        found = examined(setting(schedule, "eps", "eps", size, variance, table=table), (schedule, 10, "leading"))
+        found = examined(setting(schedule, "eps", "eps", size, variance, table=table), (schedule, 10, "leading", True))
         assert severity(found, "end of the training schedule") == severity(found, "first level of sampling") == "fault"
         assert [f.repair for f in found if f.about == "first level of sampling"] == ["--spacing=trailing"]
         assert [f.severity for f in found] == sorted((f.severity for f in found), key=diagnosis.SEVERITIES.index)
@@ -229,21 +230,63 @@ CASES = [
 
 @pytest.mark.parametrize(("given", "inferences"), CASES, ids=range(len(CASES)))
 def test_every_repair_repairs(given, inferences):
-    """What a repair was for is better when its words are obeyed, and obeying all in turn leaves no fault."""
+    """What a repair was for is better when its words are obeyed, those of inference after those of training."""
     found = examined(given, *inferences)
     assert any(finding.repair for finding in found)
+    training = [f.repair for f in found if "inference" not in f.figures]
     for finding in found:
         assert bool(finding.repair) == (finding.severity != "fine")
         if finding.repair:
             named = [each for each in inferences if finding.figures.get("inference") == str(diagnosis.inference(*each))]
-            again = examined(*(lambda g, i: (g, *i))(*applied(given, named or inferences, finding.repair)))
+            repairs = [*training, finding.repair] if named else [finding.repair]
+            changed, sampled = applied(given, named or inferences, repairs)
+            again = examined(changed, *sampled)
             assert all(f.severity == "fine" for f in again if f.about == finding.about), finding
-    for _ in range(4):
-        repairs = [finding.repair for finding in examined(given, *inferences) if finding.severity != "fine"]
-        if not repairs:
-            break
-        given, inferences = applied(given, inferences, repairs[0])
-    assert all(finding.severity != "fault" for finding in examined(given, *inferences))
+
+
+RESCALED = "discrete(scaled_linear, zero_terminal=True)"
+LEAKY = "discrete(scaled_linear)"
+LETTERS = CASES + [  # what stood in each other's way, or called for each other without end
+    (setting(RESCALED, table=LEAKY, size=8), [(RESCALED, 10, "trailing", True)]),
+    (setting(RESCALED, table=LEAKY), [(LEAKY, 10, "leading")]),
+    (setting("linear", "v", "eps"), [("scaled_linear", 10, "trailing")]),
+    (setting("linear", "eps", "eps", table=TABLE), [("linear", 10, "leading", True), ("karras", 10, "trailing")]),
+    (setting("karras", "eps", "edm", 256), [("karras(sigma_max=20)", 10, "leading"), ("cosine", 10, "trailing")]),
+    (setting("truncated(sigmoid, log_snr_min=-6, log_snr_max=6)"), [("sigmoid", 10, "trailing"), ("linear", 10, "leading")]),
+    (setting("sigmoid", size=8), [("truncated(sigmoid, log_snr_min=-4, log_snr_max=8)", 10, "leading")]),
+    (setting("truncated(cosine, log_snr_min=-4, log_snr_max=4)", "eps", "vlb", table=COARSE), [("cosine", 60, "linspace")]),
+    (setting("cosine", table="discrete(cosine)"), [("cosine", 25, "trailing", True)]),
+    (setting("cauchy", "x", "eps", table=TABLE), [("cauchy", 10, "trailing")]),
+    (setting("sigmas([30, 5, 1])", table="sigmas([5, 1])"), [("cosine", 10, "trailing"), ("sigmas([5, 1])", 2, "trailing")]),
+    (setting("flow", "eps", "eps"), [("uniform_log_snr", 10, "leading")]),
+    (setting("uniform_log_snr(log_snr_max=10, log_snr_min=-30)", "eps", "x", 8, table=COARSE), [("karras", 10, "leading")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "inferences"), LETTERS, ids=range(len(LETTERS)))
+def test_a_letters_repairs_leave_nothing_to_repair(given, inferences):
+    """Obeyed all at once; and of several words on one inference, none says another thing."""
+    found = examined(given, *inferences)
+    for each in inferences:
+        name = str(diagnosis.inference(*each))
+        assert len({f.repair for f in found if f.repair and f.figures.get("inference") == name}) <= 1
+    given, inferences = applied(given, inferences, [f.repair for f in found])
+    assert [(f.about, f.measured) for f in examined(given, *inferences) if f.severity != "fine"] == []
+
+
+def test_a_table_that_was_forgotten():
+    """Stable Diffusion's schedule repaired, but not its table of timesteps: training's fault, not that of the levels."""
+    found = examined(setting(RESCALED, size=8, table=LEAKY), (RESCALED, 10, "trailing", True))
+    (fault,) = [f for f in found if f.severity == "fault"]
+    assert fault.about == "table of timesteps" and "SNR 0 (log-SNR -inf) is drawn" in fault.measured
+    log_snr = {text: schedules.make(text).table.log_snr for text in (RESCALED, LEAKY)}
+    assert fault.figures["noisier"] == (log_snr[RESCALED] < log_snr[LEAKY][-1]).mean() > 0.1
+    assert {f.repair for f in found if f.severity != "fine"} == {f'--config.conditioning.table="{RESCALED}"'}
+    assert severity(examined(setting("linear", table=TABLE)), "table of timesteps") == "fine"
+    few = examined(setting("linear", table="discrete(linear, num_steps=20)"))
+    assert severity(few, "table of timesteps") == "fault"
+    steep = examined(setting("cauchy", table="discrete(cosine)"))
+    assert [f.repair for f in steep if f.repair] == ['--config.conditioning.kind=log_snr --config.conditioning.table=""']
 
 
 @pytest.mark.parametrize("schedule", ["linear", "karras", "cosine"])
@@ -366,7 +409,18 @@ def test_without_the_data_it_says_what_it_assumes(main, words, tmp_path):
     assert said.count("first level of sampling") == 4 and "measured" not in said
     code, said, err = main(*words({"data.name": "image_folder"}))
     assert code == 0 and "repair: --config.data.path=FOLDER" in said
+    code, said, err = main(*words({"data.split": "train[:3]"}))
+    assert code == 0 and "too few to tell" in said and "repair: --config.data.split=train\n" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_configs_own_schedule_can_be_named(main, words):
+    """`--schedule trained` is repaired with training, at once."""
+    leaky = words({"schedule": "scaled_linear", "preview.schedule": "cosine"})
+    code, said, err = main(*leaky, "--spacing=leading", "--schedule", "trained")
+    assert code == 1 and err == "" and "scaled_linear, 2 steps, leading" in said and "  repair: --spacing=trailing\n" in said
+    code, said, err = main(*leaky, "--schedule", "trained", "--config.schedule=zero_terminal(scaled_linear)")
+    assert code == 0 and " 0 faults, 0 warnings" in said
 
 
 def test_a_workdir_needs_no_checkpoint(main, small, tmp_path):
@@ -387,6 +441,7 @@ def test_a_workdir_needs_no_checkpoint(main, small, tmp_path):
     ((f"--config={BASE}", "--schedule", "cosin"), ["did you mean 'cosine'"]),
     ((f"--config={BASE}", "--steps=0"), ["--steps", "whole number from 1 up"]),
     ((f"--config={BASE}", "--schedule=discrete(linear, num_steps=10)", "--steps=11"), ["choose 1 to 10"]),
+    ((f"--config={BASE}", "--config.schedule=sigmas([80, 1, 0.1])", "--steps=3"), ["preview.steps: cannot select 25 of 3"]),
     ((f"--config={BASE}", "--spacing=even"), ["--spacing", "trailing"]),
     ((f"--config={BASE}", "--config.data.split=trian"), ["no split 'trian'"]),
     ((f"--config={BASE}", "--out="), ["--out"]),

@@ -10,7 +10,8 @@ from conftest import ROOT
 LAYERS = {  # lowest first; a module imports from its own layer and earlier ones, without cycles
     "mathematics": ["spec", "tables", "diffusion", "curves", "schedules", "ends"],
     "network": ["conditioning", "unet", "denoiser", "inception"],
-    "algorithms": ["objective", "samplers", "guidance", "likelihood", "noisiest", "appearance", "metrics", "leak", "diagnosis"],
+    "algorithms": ["objective", "samplers", "guidance", "likelihood", "noisiest", "appearance", "metrics", "leak", "judgement",
+                   "diagnosis"],
     "outside world": ["backend", "parallel", "pictures", "workdir", "checkpoints", "builders", "data", "config",
                       "features", "document", "foreign", "interchange"],
     "programs": ["train", "sample", "evaluate", "study", "compare", "findings", "pairing", "sentences", "limits", "figures",

@@ -60,6 +60,13 @@ def test_leaking_schedules_in_sigma_are_told_of(tmp_path):
     assert len(lines) == len(specs) and not any("sigma_ve" in line for line in lines)
 
 
+def test_where_unevenness_is_not_defined(tmp_path):
+    """One finite level is drawn as well as several."""
+    specs = ["sigmas([80, 1, 0], zero_terminal=True)", "discrete(linear, num_steps=2, zero_terminal=True)", "linear"]
+    *lines, _ = said(specs, tmp_path / "a.png")
+    assert [line.split()[-1] for line in lines[:2]] == ["-", "-"] and 0 < float(lines[2].split()[-1]) < 1
+
+
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
 def test_picture(tmp_path, ending):
     path = tmp_path / "made" / f"picture.{ending}"
@@ -101,6 +108,9 @@ def test_beta_is_infinite_where_the_snr_is_zero():
 @pytest.mark.parametrize(("specs", "path", "message"), [
     (["cosin"], "a.png", "did you mean 'cosine'"),
     (["linear", "cosine(5"], "a.png", "cannot read the spec"),
+    (["flow(shift=-1)"], "a.png", "shift must be above 0; got -1"),
+    (["sigmas([80, 1, 0.1], zero_terminal=3)"], "a.png", "zero_terminal must be True or False; got 3"),
+    (["discrete(scaled_linear, zero_terminal=maybe)"], "a.png", "zero_terminal must be True or False; got maybe"),
     (["linear"], "a.bmpx", "ending must be one of"),
     (["linear"], "nothing", "ending must be one of"),
     (["linear"], "file/a.png", "cannot be written"),
