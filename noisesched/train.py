@@ -201,6 +201,9 @@ def train(config, directory, say=tqdm.write):
                 checkpoints.wait()
                 raise TrainingStopped(f"stopped by a signal at step {done}, which is saved; the same command goes on from it")
         record.close()
+        if stop.requested:  # whoever asked is not to wait for what would come after this run
+            checkpoints.wait()
+            raise TrainingStopped(f"stopped by a signal at step {done}, which is saved: the run's last, it is complete")
     return state
 
 

@@ -138,6 +138,16 @@ def test_stop_asked_for_in_the_middle_of_a_preview(small, tmp_path, monkeypatch)
     jax.tree.map(np.testing.assert_array_equal, again._asdict(), state._asdict())
 
 
+def test_stop_asked_for_in_the_last_step_is_told_to_the_caller(small, tmp_path, monkeypatch):
+    """Who trains several runs does not begin another."""
+    config = small({"preview.every": 6})
+    write_png = train.write_png
+    monkeypatch.setattr(train, "write_png", lambda *given: (write_png(*given), os.kill(os.getpid(), signal.SIGTERM)))
+    with pytest.raises(train.TrainingStopped, match="at step 6, which is saved: the run's last"):
+        train.train(config, tmp_path / "run", lambda line: None)
+    assert saved(tmp_path / "run", config)[0] == 6
+
+
 def test_not_finite_loss_stops_the_run(small, tmp_path, monkeypatch):
     """At step 5, in examples of log-SNR above 1 alone: both are named, and the checkpoint of step 4 is intact."""
     config, make_loss = small(), train.make_loss
