@@ -123,10 +123,10 @@ def check(study):
             if (name, text) == ("schedules", TRAINED):
                 continue
             try:
-                parse(text)
+                parsed = parse(text)
             except ValueError as error:
                 _fail(f"{name}: {error}")
-            same = names.setdefault((name, canonical(text)), text)
+            same = names.setdefault((name, str(parsed) if name == "guidances" else canonical(text)), text)  # cfg(3), cfg(3.0)
             require(same == text, f"{name}: {same!r} and {text!r} are the same")
     check_levels(study, [text for text in study.schedules if text != TRAINED])
 

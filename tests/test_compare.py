@@ -361,6 +361,7 @@ FAULTS = {
     "calls": ({"calls": (0,)}, "calls: 0 is not"),
     "translation": ({"translations": ("none",)}, "'none' is none of nearest, interpolated, raw"),
     "outside": ({"outside": "ignore"}, "outside='ignore': choose one of refuse, clamp"),
+    "guidance": ({"guidances": ("cfg(3)", "none", "cfg(3.0)")}, r"guidances: 'cfg\(3\)' and 'cfg\(3.0\)' are the same"),
     "spacing": ({"spacings": ("even",)}, "spacings: 'even' is none of trailing, leading, linspace"),
     "parameters": ({"parameters": "raw"}, "parameters='raw'"),
     "seed": ({"seeds": (-1,)}, "seed -1"),
