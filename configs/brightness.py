@@ -19,6 +19,7 @@ def get_config():
     config.model.multipliers = (1, 2, 4)
     config.model.attention = (8,)
     config.model.num_classes = 11  # the digits, and flat images
+    config.optimizer.learning_rate = 5e-3  # of a narrow network
     config.training.batch_size = 32
-    config.training.num_steps = 1000
+    config.training.num_steps = 1500
     return config

@@ -31,12 +31,13 @@ def get_config():
         run.schedule = schedule
         run.weighting = weighting
         run.noise_offset = noise_offset
+        run.preview.every = 0
         run.model.prediction = prediction
         config.runs[label] = run
     config.train_seeds = (0, 1, 2)
     config.schedules = ("trained",)
     config.spacings = ("trailing", "leading")
-    config.calls = (5, 10, 25, 50, 100)
+    config.calls = (5, 10, 25, 100)
     config.metrics = ("brightness", "frechet(classifier)", "frechet(raw)")
     config.reference = "train"
     config.likelihood_images = 256
