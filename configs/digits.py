@@ -69,7 +69,7 @@ def get_config():
     config.training.batch_size = 64  # over all devices
     config.training.accumulate = 1  # parts a batch is computed in, to save memory
     config.training.steps_per_dispatch = 1  # steps in one call of the device
-    config.training.parallel = "pmap"  # pmap | jit (sharded): the same numbers
+    config.training.parallel = "pmap"  # pmap | jit (sharded) | fsdp (state cut over the devices, too): the same numbers
     config.training.ema_decay = 0.995  # of the parameters that samples are made with
     config.training.log_every = 100
     config.training.checkpoint_every = 1000

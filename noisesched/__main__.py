@@ -45,22 +45,29 @@ def parser():
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def command(name, help, description, more=None):
+    def command(name, help, description, more=None, cluster=False):
         sub = commands.add_parser(name, help=help, description=textwrap.dedent(description), more=more)
         sub.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+        if cluster:
+            several = sub.add_argument_group("one job of several processes, each on its own host or devices", textwrap.dedent("""\
+                All run the same command. On Cloud TPU, SLURM and Open MPI they find each other; elsewhere give all three."""))
+            several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 is, and a free port there")
+            several.add_argument("--num_processes", type=positive, metavar="N", help="how many there are")
+            several.add_argument("--process_id", type=natural, metavar="K", help="the number of this one, from 0")
         return sub
 
     train = command("train", "train a network, or go on training one", """\
         Train the network that a config file describes, in a workdir. The same command again goes on from the last checkpoint,
         as after a kill. The workdir holds config.json, checkpoints, metrics.jsonl, TensorBoard events and sample grids.""",
-        more=lambda: f"Any setting can be overridden, --config.group.name=value; configs/digits.py explains them.\n{EXAMPLES}")
+        more=lambda: f"Any setting can be overridden, --config.group.name=value; configs/digits.py explains them.\n{EXAMPLES}",
+        cluster=True)  # fmt: skip
     train.add_argument("--workdir", required=True, type=folder, help="folder of the run")
     train.add_argument("--config", help="config file; may be left out to go on with the run in the workdir")
 
     sample = command("sample", "sample a trained network under any schedules", """\
         Sample the run in a workdir under every combination of the given schedules, steps and methods. It needs nothing but
         the workdir. Writes samples.npy, grid.png and settings.json; for several combinations, a folder each and overview.png.""",
-        more=known_specs)  # fmt: skip
+        more=known_specs, cluster=True)  # fmt: skip
     sample.add_argument("--workdir", required=True, type=folder, help="folder of the run")
     sample.add_argument("--schedule", nargs="+", default=[], metavar="SPEC", help="inference schedules (the training one)")
     sample.add_argument("--steps", nargs="+", type=positive, default=[25], metavar="N", help="numbers of levels (25)")
@@ -84,7 +91,7 @@ def parser():
         schedules; the network's error against log-SNR; what it knows at its last trained level and answers at zero SNR; and, if
         metrics are given, distances of samples from real images. Writes evaluation.json and profile.png. An evaluation that is
         there already is not made again.""",
-        more=known_metrics)  # fmt: skip
+        more=known_metrics, cluster=True)  # fmt: skip
     evaluate.add_argument("--workdir", required=True, type=folder, help="folder of the run")
     given_only = {"default": argparse.SUPPRESS}  # the defaults are evaluate.Request's
     evaluate.add_argument("--split", **given_only, help="held-out images, e.g. test, 'test[:100]' (test)")
@@ -138,7 +145,7 @@ def parser():
         Carry out the comparison that a config file describes (configs/compare.py is the page that explains it): train what is
         not trained yet, then sample and measure every run x schedule x sampler x number of calls x seed, a line each in
         compare.jsonl. The same command goes on where it was stopped.""",
-        more=lambda: "Any setting can be overridden: --config.name=value.")  # fmt: skip
+        more=lambda: "Any setting can be overridden: --config.name=value.", cluster=True)  # fmt: skip
     compare.add_argument("--config", required=True, help="config file of the comparison")
     compare.add_argument("--out", required=True, type=folder, help="folder of the comparison")
     compare.add_argument("--share", type=share, metavar="K/N", help="carry out only the K-th of N shares of the runs, beside "
@@ -224,7 +231,10 @@ def main(arguments=None):
     if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
         sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line at once, and keeps it when the process is killed
     try:
+        if hasattr(given, "coordinator"):
+            join(given)
         COMMANDS[given.command](given, overrides, chosen)
+        leave(0)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")
     except KeyboardInterrupt:
@@ -232,16 +242,50 @@ def main(arguments=None):
     except (ValueError, OSError, RuntimeError) as error:
         if given.debug or type(error) is RuntimeError:
             raise
-        message = " ".join(str(error).split())
+        message = lost(error) or " ".join(str(error).split())
         if isinstance(error, OSError) and error.filename and error.strerror:  # Python's own: without its "[Errno 17]"
             wanted = "a file, where a folder is wanted" if isinstance(error, FileExistsError) else error.strerror
             message = f"{error.filename}: {wanted}"
-        fail(message, code=1 if isinstance(error, RuntimeError) else 2)
+        fail(message, code=75 if is_preempted(error) else 1 if isinstance(error, RuntimeError) else 2)
 
 
 def fail(message, code=2):
     print(f"noisesched: error: {message}", file=sys.stderr)
+    leave(code, "" if code == 75 else message)
     sys.exit(code)
+
+
+def leave(code, fault=""):
+    """Ends this process if it is one of several of a job."""
+    if "noisesched.cluster" in sys.modules:
+        sys.modules["noisesched.cluster"].end(code, fault)
+
+
+def join(given):
+    """Finds the other processes of the job, if any; of these the first alone speaks."""
+    from noisesched import cluster
+
+    cluster.start(given.coordinator, given.num_processes, given.process_id)
+    if not cluster.is_first():
+        sys.stdout = open(os.devnull, "w")
+    # A traceback, too, ends this process without waiting for the others.
+    sys.excepthook = lambda kind, error, trace: (sys.__excepthook__(kind, error, trace), cluster.end(1, kind.__name__))
+
+
+def lost(error):
+    """What to say of a computation that failed because another process of the job is gone; '' for other errors."""
+    import jax
+
+    if jax.process_count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
+        return ""
+    return (f"another process of this job is gone, or out of reach ({' '.join(str(error).split())[:100]}); start all again to go "
+            "on from the last checkpoint")  # fmt: skip
+
+
+def is_preempted(error):
+    from noisesched import train
+
+    return isinstance(error, train.Preempted)
 
 
 # -- the commands: each hands its flags to its program

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from noisesched import cluster, parallel
 from noisesched.workdir import Workdir, differences
 
 # The item that holds {"content": {"step", "network", "items": {item: {leaf: shape, dtype, crc32}}}, "crc32": its own}
@@ -95,6 +96,8 @@ class Checkpoints:
         }
         args = {RECORD: self._ocp.args.JsonSave({"content": content, "crc32": _crc32_of_json(content)})}
         for item, leaves in arrays.items():
+            if jax.process_count() > 1:  # each writes its part of arrays on the devices of all, the first one what is numpy's
+                leaves = parallel.as_global(_flatten(item, items[item])[0])
             # Orbax takes neither arrays without elements nor items without arrays: the record alone keeps
             # those. It deep-copies numpy arrays before it returns, so they are not copied here as well.
             if stored := {name: array for name, array in leaves.items() if array.size}:
@@ -162,6 +165,7 @@ class Checkpoints:
             raise CheckpointError(f"{self.path} holds no {wanted} (complete: {_listed(steps)})")
         damaged: dict[int, str] = {}
         for candidate in [step] if step is not None else reversed(steps):
+            fault = ""
             try:
                 restored = self._read(candidate, items)
             except CheckpointError as error:
@@ -169,8 +173,12 @@ class Checkpoints:
             except MemoryError:
                 raise
             except Exception as error:  # damage comes as almost any exception of orbax, tensorstore or json
-                damaged[candidate] = _reason(error)
+                fault = _reason(error)
+            if first := cluster.by_first(lambda fault=fault: fault):  # one verdict for all processes
+                damaged[candidate] = first
                 continue
+            if fault:
+                raise CheckpointError(f"this process cannot read checkpoint {self.path / str(candidate)}: {fault}")
             for bad, reason in damaged.items():
                 where = self.path / str(bad)
                 _log.warning("checkpoint %s is damaged (%s); using step %d instead", where, reason, candidate)
@@ -214,11 +222,14 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         if self._max_to_keep is None:
             return
-        if jax.process_index() == 0:
+
+        def move():
             aside = self.path / f"{step}.corrupt"
             if aside.exists():
                 aside.rmtree()
             (self.path / str(step)).rename(aside)
+
+        cluster.by_first(move)
         self._manager.reload()
 
     def close(self) -> None:
@@ -261,7 +272,10 @@ def _to_host(item: str, tree: Any) -> dict[str, np.ndarray]:
     for name, leaf in leaves.items():
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             raise CheckpointError(f"{item}/{name} is a PRNG key: derive keys from (seed, step), store none")
-    host = [np.asarray(leaf) for leaf in jax.device_get(list(leaves.values()))]  # all transfers at once
+    if jax.process_count() > 1:
+        host = [parallel.whole(leaf) for leaf in leaves.values()]
+    else:
+        host = [np.asarray(leaf) for leaf in jax.device_get(list(leaves.values()))]  # all transfers at once
     for name, array in zip(leaves, host, strict=True):
         if array.dtype != bool and not jnp.issubdtype(array.dtype, np.number):
             raise CheckpointError(f"{item}/{name} is not a numeric array (its dtype is {array.dtype})")

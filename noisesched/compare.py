@@ -6,6 +6,7 @@ all that made it. A row is never computed twice: its key is a checksum of what i
 where it was, and asking for more adds to what is there.
 """
 
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -14,7 +15,7 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from noisesched import appearance, conditioning, data, denoiser, evaluate, features, guidance, schedules, train
+from noisesched import appearance, cluster, conditioning, data, denoiser, evaluate, features, guidance, parallel, schedules, train
 from noisesched import config as configuration
 from noisesched.checkpoints import CheckpointError, Checkpoints
 from noisesched.config import ConfigError
@@ -44,17 +45,19 @@ def run(study, out, command="", say=tqdm.write, share=None):
     rows = rows_of(study, runs, given)
     check_guidances(study, all_runs)
     check_shares(out, share)
-    folder = Workdir(out.path / SHARES / "{}of{}".format(*share)) if share else out
-    with folder.held():
+    with contextlib.ExitStack() as stack:
+        records = Workdir(stack.enter_context(cluster.own(out.path)))  # `out` in the process that writes
+        folder = Workdir(records.path / SHARES / "{}of{}".format(*share)) if share else records
+        stack.enter_context(folder.held())
         # ---- The networks: trained to their end if need be.
         for number, each in enumerate(runs, 1):
-            if each.trainable and not complete(each):
+            if each.trainable and not cluster.by_first(lambda each=each: complete(each)):
                 say(f"training run {number} of {len(runs)}: {each.label}, seed {each.seed}")
                 train.train(each.config, each.workdir.path, say)
         for each in runs:
             latest(each)  # they all have one
         evaluated = {each: evaluation(study, each, out.path, say) for each in runs}
-        steps = {each: latest(each) for each in runs}
+        steps = {each: cluster.by_first(lambda each=each: latest(each)) for each in runs}
 
         # ---- Which rows are not there yet.
         path = folder.path / "compare.jsonl"
@@ -65,31 +68,36 @@ def run(study, out, command="", say=tqdm.write, share=None):
                 known[line["key"]] = line
                 if not share:
                     append(path, line)
-        missing = [row for row in rows if row.key not in known or known[row.key]["checkpoint"] != steps[row.run]]
+        new = [row.key for row in rows if row.key not in known or known[row.key]["checkpoint"] != steps[row.run]]
+        new = set(cluster.by_first(lambda: new))
+        missing = [row for row in rows if row.key in new]
         if not share:
-            describe_all(study, runs, rows, known, steps, given, evaluated, out, command)
+            describe_all(study, runs, rows, known, steps, given, evaluated, records, command)
 
         # ---- Those are made, each on disk before the next.
         asked = {"reference": given, "metrics": list(study.metrics)}
-        if missing or not share and asked != asked_of(out.path / "reference.json"):
-            reference = features.reference(all_runs[0].config.data, study.num_images, study.metrics, split=study.reference,
-                                           inception_weights=study.inception_weights, say=say)  # fmt: skip
+        if cluster.by_first(lambda: bool(missing or not share and asked != asked_of(out.path / "reference.json"))):
+            reference = cluster.in_turn(lambda: features.reference(
+                all_runs[0].config.data, study.num_images, study.metrics, split=study.reference,
+                inception_weights=study.inception_weights, say=say))  # fmt: skip
             if not share:
-                write_json(out.path / "reference.json", {"floor": reference.floor, "appearance": reference.appearance,
+                write_json(records.path / "reference.json", {"floor": reference.floor, "appearance": reference.appearance,
                                                          "about": reference.about, "asked": asked})  # fmt: skip
         if missing:
             say(f"{len(missing)} of {len(rows)} rows to make, {study.num_images} images each")
             with Progress(missing, study.num_images, say) as progress:
-                for row, line in measure(missing, steps, study, reference, out.path, progress):
+                for row, line in measure(missing, steps, study, reference, records.path, progress):
                     known[row.key] = line
                     append(path, line)
                     if line["refused"]:
                         say(f"no numbers for {row.run.label}, {row.schedule}, {row.calls} calls: {line['refused']}")
+        if not cluster.is_first():
+            return []
         refused = sum(known[row.key]["refused"] is not None for row in rows)
         then = "when all shares are, the same command without --share puts them together" if share else (
             f"see them by: {shlex.join(['noisesched', 'report', f'--compare={out.path}'])}")  # fmt: skip
         say(f"{path}: all {len(rows)} rows are there, {len(missing)} of them new{f', {refused} refused' * bool(refused)}; {then}")
-    return [known[row.key] for row in rows]
+        return [known[row.key] for row in rows]
 
 
 def share_of(runs, share):
@@ -155,7 +163,7 @@ def measure(rows, steps, study, reference, out, progress):
         if row.run is not current:  # the rows of a run are together
             with Checkpoints(row.run.workdir, max_to_keep=None) as checkpoints:
                 steps[row.run], items = checkpoints.restore({study.parameters: template})  # an older one, if that is damaged
-            current, params = row.run, items[study.parameters]
+            current, params = row.run, parallel.at_rest(items[study.parameters], config.training.parallel)
         if (definition, row.method) not in programs:
             programs[definition, row.method] = make_sampler(config, definition, row.method)
         log_snrs = np.asarray(schedules.levels(row.schedule, row.levels, row.spacing), np.float32)

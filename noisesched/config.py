@@ -18,7 +18,7 @@ from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
-from noisesched import conditioning, denoiser, diffusion, objective, samplers, schedules
+from noisesched import conditioning, denoiser, diffusion, objective, parallel, samplers, schedules
 from noisesched.unet import UNet
 
 
@@ -111,7 +111,7 @@ CHOICES = {
     "model.prediction": diffusion.PREDICTIONS,
     "model.dtype": ("float32", "bfloat16"),
     "optimizer.decay": ("constant", "linear", "cosine"),
-    "training.parallel": ("pmap", "jit"),
+    "training.parallel": parallel.KINDS,
 }
 AT_LEAST = {
     0: ("seed", "noise_offset", "data.num_workers", "model.dropout", "model.num_classes", "model.label_dropout",

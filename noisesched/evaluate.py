@@ -23,7 +23,9 @@ import numpy as np
 from tqdm import tqdm
 
 from noisesched import config as configuration
-from noisesched import data, denoiser, guidance, inception, likelihood, metrics, noisiest, sample, samplers, schedules, spec
+from noisesched import (
+    cluster, data, denoiser, guidance, inception, likelihood, metrics, noisiest, parallel, sample, samplers, schedules, spec,
+)  # fmt: skip
 from noisesched.checkpoints import Checkpoints
 from noisesched.workdir import Workdir, read_json, write_atomically, write_json
 
@@ -66,22 +68,26 @@ class Request:
 # -- the program
 
 def run(directory, request, say=tqdm.write):
-    """Evaluates the run in `directory`; returns what evaluation.json holds.
+    """Evaluates the run in `directory`; returns what evaluation.json holds. For all processes of a job, the first one writes.
 
     Raises ValueError or FileNotFoundError, in one line, before long work, for anything that cannot be had; and ValueError,
     naming the level, if the network's estimates are not finite.
     """
-    # ---- The run; an evaluation that is there already.
     workdir = Workdir(directory)
+    with cluster.own(request.out or workdir.path / "evaluation") as out:
+        return evaluated(workdir, request, Path(out), say)
+
+
+def evaluated(workdir, request, out, say):
+    # ---- The run; an evaluation that is there already.
     stored = workdir.read_config()
     config = configuration.from_dict(stored)
-    out = Path(request.out or workdir.path / "evaluation")
     check(config, request)
     paths = discrete_paths(config, request)
-    split = held_out(config, request)
+    split = cluster.in_turn(lambda: held_out(config, request))
     subject, plain = (identity(stored, config, each, split) for each in (request, without_metrics(request)))
     wanted = workdir.latest_step() if request.checkpoint is None else request.checkpoint
-    if (found := read(out, request.best_levels)) and found["checkpoint"] == wanted and subject.items() <= found.items():
+    if (found := cluster.by_first(lambda: read(out, request.best_levels))) and found["checkpoint"] == wanted and subject.items() <= found.items():
         say(f"{out}: step {found['checkpoint']} is evaluated already, as asked")
         return found
 
@@ -89,11 +95,11 @@ def run(directory, request, say=tqdm.write):
     definition, template = configuration.abstract_denoiser(config, request.translation)
     with Checkpoints(workdir, max_to_keep=None) as checkpoints:
         step, items = checkpoints.restore({request.parameters: template}, request.checkpoint)
-    params = items[request.parameters]
+    params = parallel.at_rest(items[request.parameters], config.training.parallel)
     examples = data.examples(split, request.num_images or None)
     images, labels = examples["image"], examples["label"] if config.model.num_classes else None
     average = trained_average(config)
-    reference = real_images(config, request, say)
+    reference = cluster.in_turn(lambda: real_images(config, request, say))
     out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
 
     # ---- Likelihood: on disk before any sample is made.
@@ -294,31 +300,27 @@ def spread(definition, params, images, labels, seed, progress):
     """The function (log_snrs [n, K], number of the first draw, out) -> squared errors float64 [n, K] of the first n images.
 
     The estimates x_hat are written to `out`, if given: float32 [n, K, H, W, C]. In batches of one size, each spread over the
-    local devices, on which the errors do not depend.
+    devices of all processes, on which the errors do not depend.
     """
-    devices = jax.local_devices()
-    size = BATCH * len(devices)
-    mesh = jax.sharding.Mesh(np.array(devices), ("devices",))
-    shares = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    params, seed = jax.device_put((params, jnp.uint32(seed)), whole)
+    size = BATCH * jax.device_count()
+    params, seed = parallel.on_all((params, jnp.uint32(seed)))
 
     def errors(log_snrs, first_draw=0, out=None):
         draws, levels, results = log_snrs.shape[1], log_snrs.ravel().astype(np.float32), np.empty(log_snrs.size)
         for first in range(0, levels.size, size):
             rows = np.arange(first, first + size) % levels.size  # the last batch is filled up with what has been done
             index, draw = (rows // draws).astype(np.int32), (first_draw + rows % draws).astype(np.int32)
-            batch = jax.device_put((images[index], None if labels is None else labels[index].astype(np.int32), index, draw,
-                                    levels[rows]), shares)  # fmt: skip
+            batch = parallel.rows_over_all((images[index], None if labels is None else labels[index].astype(np.int32), index,
+                                            draw, levels[rows]))  # fmt: skip
             x_hat, error = estimates(definition, params, seed, *batch)
-            made = np.asarray(error, np.float64)[: levels.size - first]
+            made = np.asarray(parallel.collected(error), np.float64)[: levels.size - first]
             if not np.isfinite(made).all():
                 bad = levels[first : first + size][~np.isfinite(made)]
                 raise ValueError(f"the network's estimate of the image is not finite at log-SNR {bad[0]:.4g} ({bad.size} of "
                                  f"{made.size} estimates, from {bad.min():.4g} to {bad.max():.4g})")  # fmt: skip
             results[first : first + size] = made
             if out is not None:
-                out.reshape(levels.size, *images.shape[1:])[first : first + size] = x_hat[: made.size]
+                out.reshape(levels.size, *images.shape[1:])[first : first + size] = parallel.collected(x_hat)[: made.size]
             progress(made.size)
         return results.reshape(log_snrs.shape)
 

@@ -1,8 +1,10 @@
-"""One training step over all local devices: `pmap`, or `jit` with sharded arrays. Both give the same numbers.
+"""One training step over all devices of all processes: `pmap`, or `jit` with sharded arrays, or `fsdp`. All give the same numbers.
 
 A step is a pure function `step(state, batch, axis) -> (state, metrics)` of one device's share of the batch. Under pmap,
 `axis` names the devices, over which the step averages what it must; under jit the step sees the whole batch, and axis is None.
-The state is never stacked: it is one and the same pytree for tests, checkpoints and sampling.
+fsdp is jit with the state's arrays cut over the devices, each of which holds its share (Rajbhandari et al. 2020, stage 3): XLA
+gathers a layer's parameters when they are used. The state is never stacked: it is one and the same pytree for tests,
+checkpoints and sampling.
 """
 
 import functools
@@ -13,6 +15,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "devices"
+KINDS = ("pmap", "jit", "fsdp")
+CUT_FROM = 2**10  # elements below which an array is not worth cutting
 
 
 def mean(tree, axis):
@@ -38,38 +42,138 @@ def scan(body, carry, inputs):
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
 
-def data_parallel(step, kind):
+def data_parallel(step, kind, devices=None):
     """The compiled `run(state, batch) -> (state, metrics)`; the state passed in is donated (it must not be used again).
 
     batch: arrays [steps, B, ...] on the host, B examples of this process for each of `steps` consecutive steps, which
-    run in one dispatch; B must be a multiple of the number of local devices. metrics: arrays [steps, ...].
+    run in one dispatch; B must be a multiple of the number of local devices. metrics: arrays [steps, ...]. `devices`: those of
+    all processes, if not all.
     """
-    devices = jax.local_devices()
-    mesh = Mesh(np.array(devices), (AXIS,))
-    whole, shares = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(None, AXIS))
+    devices = devices or jax.devices()
+    compiled, spread = compilable(step, kind, devices)
+
+    def run(state, batch):
+        # JAX takes a state that lies elsewhere for another type than what the step returns, and would compile it again. All of
+        # it lies where its first array does.
+        first = jax.tree.leaves(state)[0]
+        if getattr(first, "sharding", None) != _sharding(first.shape, kind, devices):
+            state = placed(state, kind, devices)
+        return compiled(state, jax.tree.map(spread, batch))
+
+    return run
+
+
+def compilable(step, kind, devices):
+    """(the jitted function of a placed state and a spread batch, the function that spreads an array of a batch)."""
 
     def run_steps(state, batch, axis):
         return scan(functools.partial(step, axis=axis), state, batch)
 
     if kind == "pmap":
-        compiled = jax.pmap(functools.partial(run_steps, axis=AXIS), AXIS, in_axes=(None, 1), out_axes=None,
-                            devices=devices, donate_argnums=0)  # fmt: skip
-        split = functools.partial(_split, count=len(devices))
-    else:
-        compiled = jax.jit(functools.partial(run_steps, axis=None), in_shardings=(whole, shares),
-                           out_shardings=whole, donate_argnums=0)  # fmt: skip
-        split = lambda array: array  # noqa: E731
+        count = len(_local(devices))
+        shares = lambda array: array.reshape(len(array), count, -1, *array.shape[2:])  # contiguous, in the order of the batch
+        return jax.pmap(functools.partial(run_steps, axis=AXIS), AXIS, in_axes=(None, 1), out_axes=None, devices=devices,
+                        donate_argnums=0), shares  # fmt: skip
 
-    def run(state, batch):
-        # JAX takes a state from the host or from a single device for another type than what the step returns, and would
-        # trace and compile the step again in the second call.
-        if getattr(jax.tree.leaves(state)[0], "sharding", None) != whole:
-            state = jax.device_put(state, whole)
-        return compiled(state, jax.tree.map(split, batch))
+    def sharded(state, batch):
+        state, metrics = run_steps(state, batch, None)
+        where = jax.tree.map(lambda leaf: _sharding(leaf.shape, kind, devices), state)
+        return jax.lax.with_sharding_constraint((state, metrics), (where, jax.tree.map(lambda _: _whole(devices), metrics)))
 
-    return run
+    rows = NamedSharding(_mesh(devices), PartitionSpec(None, AXIS))
+    return jax.jit(sharded, donate_argnums=0), functools.partial(jax.make_array_from_process_local_data, rows)
 
 
-def _split(array, count):
-    """[steps, B, ...] -> [steps, devices, B / devices, ...]: contiguous shares, in the order of the batch."""
-    return array.reshape(array.shape[0], count, array.shape[1] // count, *array.shape[2:])
+def placed(tree, kind, devices=None):
+    """A state or parameters, numpy or JAX arrays, where a step of that kind has them: those that are there already are not moved.
+
+    pmap: whole on each device of this process; jit: whole on each device of all; fsdp: cut along its longest axis that the
+    number of devices divides, if there is one.
+    """
+    devices = devices or jax.devices()
+
+    def place(leaf):
+        sharding = _sharding(np.shape(leaf), kind, devices)
+        return leaf if getattr(leaf, "sharding", None) == sharding else _put(leaf, sharding)
+
+    return jax.tree.map(place, tree)
+
+
+def at_rest(params, kind):
+    """Parameters, numpy or JAX arrays, where sampling and evaluation of a run of that kind have them: on all devices."""
+    return placed(params, "fsdp" if kind == "fsdp" else "jit")
+
+
+def _sharding(shape, kind, devices):
+    if kind == "pmap":
+        return _whole(_local(devices))
+    if kind == "jit" or np.prod(shape) < CUT_FROM:
+        return _whole(devices)
+    fitting = [axis for axis in range(len(shape)) if shape[axis] % len(devices) == 0]
+    if not fitting:
+        return _whole(devices)
+    longest = max(fitting, key=lambda axis: shape[axis])
+    return NamedSharding(_mesh(devices), PartitionSpec(*[AXIS if axis == longest else None for axis in range(len(shape))]))
+
+
+# -- computations on batches of rows, outside training: sampling, evaluation
+
+def on_all(tree):
+    """The arrays whole on each device of all processes; those that are cut over them (fsdp) as they are."""
+    devices = jax.devices()
+    over_all = lambda leaf: getattr(getattr(leaf, "sharding", None), "device_set", None) == set(devices)
+    return jax.tree.map(lambda leaf: leaf if over_all(leaf) else _put(leaf, _whole(devices)), tree)
+
+
+def rows_over_all(tree):
+    """Arrays [B, ...] on the host, the same in every process, their rows shared out over the devices of all; B must be a
+    multiple of their number."""
+    shares = NamedSharding(_mesh(jax.devices()), PartitionSpec(AXIS))
+    return jax.tree.map(lambda leaf: _put(leaf, shares), tree)
+
+
+def collected(tree):
+    """Arrays of all devices as numpy arrays, whole, in every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def whole(leaf):
+    """An array of a state, wherever it lies, as a numpy array. For all processes to call together, as `collected`."""
+    return np.asarray(leaf) if getattr(leaf, "is_fully_replicated", True) else np.asarray(collected(leaf))
+
+
+def as_global(tree):
+    """Arrays that are whole on each device of this process as arrays of the devices of all, without a copy; others as they are."""
+    everywhere = _whole(jax.devices())
+
+    def view(leaf):
+        if not isinstance(leaf, jax.Array) or not leaf.is_fully_addressable:
+            return leaf
+        parts = [shard.data for shard in placed(leaf, "pmap").addressable_shards]
+        return jax.make_array_from_single_device_arrays(leaf.shape, everywhere, parts)
+
+    return jax.tree.map(view, tree)
+
+
+def _put(leaf, sharding):
+    if jax.process_count() == 1:
+        return jax.device_put(leaf, sharding)
+    # Not device_put, which would compare the values of all processes first.
+    host = whole(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def _mesh(devices):
+    return Mesh(np.array(devices), (AXIS,))
+
+
+def _whole(devices):
+    return NamedSharding(_mesh(devices), PartitionSpec())
+
+
+def _local(devices):
+    return [device for device in devices if device.process_index == jax.process_index()]

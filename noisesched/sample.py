@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from noisesched import conditioning, data, denoiser, guidance, objective, samplers, schedules, spec
+from noisesched import conditioning, data, denoiser, guidance, objective, parallel, samplers, schedules, spec
 from noisesched import config as configuration
 from noisesched.checkpoints import Checkpoints
 from noisesched.pictures import grid, write_png
@@ -85,21 +85,19 @@ def told_raw(config, n, spacing="trailing"):
 
 
 def generate(draw, params, log_snrs, num_images, *, seed, told=None, guide=None, labels=None, progress=None):
-    """uint8 [num_images, H, W, C], in batches of one size, each spread over the local devices.
+    """uint8 [num_images, H, W, C], in batches of one size, each spread over the devices of all processes, which all call this.
 
     Raises ValueError, and keeps nothing, if a value is not finite.
     """
-    devices = jax.local_devices()
-    size = math.ceil(min(num_images, BATCH * len(devices)) / len(devices)) * len(devices)
-    mesh = jax.sharding.Mesh(np.array(devices), ("devices",))
-    shares = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    params, log_snrs, told, guide, seed = jax.device_put((params, log_snrs, told, guide, jnp.uint32(seed)), whole)
+    devices = jax.device_count()
+    size = math.ceil(min(num_images, BATCH * devices) / devices) * devices
+    params, log_snrs, told, guide, seed = parallel.on_all((params, log_snrs, told, guide, jnp.uint32(seed)))
     images = []
     for first in range(0, num_images, size):
         index = np.arange(first, first + size) % num_images  # the last batch is filled up with images already made
-        chosen = None if labels is None else jax.device_put(np.asarray(labels, np.int32)[index], shares)
-        made, finite = jax.device_get(draw(params, log_snrs, told, guide, seed, jax.device_put(index, shares), chosen))
+        chosen = None if labels is None else np.asarray(labels, np.int32)[index]
+        rows = parallel.rows_over_all((index, chosen))
+        made, finite = parallel.collected(draw(params, log_snrs, told, guide, seed, *rows))
         if not finite.all():
             raise ValueError(f"{(~finite).sum()} of {size} images came out with values that are not finite, at log-SNRs from "
                              f"{float(log_snrs[0]):.4g} to {float(log_snrs[-1]):.4g}; none of them is kept")  # fmt: skip
@@ -142,7 +140,7 @@ def run(directory, request, say=tqdm.write):
     definition, template = configuration.abstract_denoiser(config, None if raw else request.translation)
     with Checkpoints(workdir, max_to_keep=None) as checkpoints:
         step, items = checkpoints.restore({request.parameters: template}, request.checkpoint)
-    params = items[request.parameters]
+    params = parallel.at_rest(items[request.parameters], config.training.parallel)
     for line in outside(config, step, levels):
         say(f"note: {line}")
 

@@ -20,7 +20,7 @@ import optax
 from tqdm import tqdm
 
 from noisesched import config as configuration
-from noisesched import data, denoiser, objective, parallel, sample, schedules
+from noisesched import cluster, data, denoiser, objective, parallel, sample, schedules
 from noisesched.checkpoints import Checkpoints
 from noisesched.pictures import grid, write_png
 from noisesched.workdir import Metrics, Workdir, differences
@@ -39,6 +39,10 @@ class State(typing.NamedTuple):
 
 class TrainingStopped(RuntimeError):
     """Training cannot go on; the message is one line."""
+
+
+class Preempted(TrainingStopped):
+    """A signal asked training to stop; its last step is saved, and the same command goes on from it."""
 
 
 # -- the step
@@ -135,26 +139,39 @@ def make_step(config, definition):
     return step
 
 
+def with_stop(step):
+    """`step`, with batches that also hold "stop" [B], whether their process was asked to stop: then all learn it at one step."""
+    def stepped(state, batch, axis):
+        stop = batch.pop("stop")
+        state, metrics = step(state, batch, axis)
+        return state, metrics | {"stop": -parallel.smallest(-stop.max(), axis)}
+
+    return stepped
+
+
 # -- the program
 
 def train(config, directory, say=tqdm.write):
     """Trains the run in `directory` to config.training.num_steps, from its last checkpoint if it has one.
 
+    All processes of a job call it alike; the first one logs and writes, but for the checkpoints, which all write.
     Raises ValueError or OSError (one line each) before any long work, and TrainingStopped for a non-finite loss or a signal.
     """
     training, preview = config.training, config.preview
     chunk = training.steps_per_dispatch
 
     # ---- What could go wrong at once, does so here.
-    configuration.check_devices(config, jax.local_device_count())
-    split = open_data(config)
+    configuration.check_devices(config, jax.device_count())
+    cluster.agree("configuration", configuration.to_dict(config))
+    split = cluster.in_turn(lambda: open_data(config))
+    cluster.agree("data set", split.identity)
     workdir = Workdir(directory)
     for warning in configuration.warnings(config):
         say(f"warning: {warning}")
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(workdir.held())
-        adopt(workdir, config)
+        cluster.by_first(lambda: begin(stack, workdir, config))
+        records = Workdir(stack.enter_context(cluster.own(workdir.path)))
 
         # ---- State: fresh, or the last complete checkpoint.
         definition, state = init(config)
@@ -163,35 +180,39 @@ def train(config, directory, say=tqdm.write):
         if checkpoints.latest_step() is not None:
             start, items = checkpoints.restore(state._asdict())
             state = State(**items)
+        cluster.agree("checkpoint to go on from", start)
         if start >= training.num_steps:
             say(f"{workdir.path}: this run is complete, all {training.num_steps} steps are done; there is nothing left to train")
             return state
         say(f"{workdir.path}: {denoiser.num_parameters(state.params):,} parameters, {len(split):,} images, "
-            f"{jax.local_device_count()} x {jax.devices()[0].device_kind}; "
-            + (f"resuming at step {start}" if start else f"{training.num_steps} steps"))  # fmt: skip
-        run = parallel.data_parallel(make_step(config, definition), training.parallel)
+            f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+            + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
+            + (f"; resuming at step {start}" if start else f"; {training.num_steps} steps"))  # fmt: skip
+        run = parallel.data_parallel(with_stop(make_step(config, definition)), training.parallel)
         stream = stack.enter_context(data.batches(
             split, batch_size=training.batch_size, seed=config.seed, flip=config.data.flip, start_step=start,
-            num_workers=config.data.num_workers))  # fmt: skip
+            num_workers=config.data.num_workers, process_index=jax.process_index(), process_count=jax.process_count()))  # fmt: skip
         draw_preview = make_preview(config, definition)
-        metrics = stack.enter_context(Metrics(workdir, start or None))
+        metrics = stack.enter_context(Metrics(records, start or None))
         record = Recorder(config, metrics, start, say)
         stop = stack.enter_context(Signals())
 
         # ---- The loop.
         for step in range(start, training.num_steps, chunk):
             batch = record.waiting(lambda: stacked([next(stream) for _ in range(chunk)]))
+            batch["stop"] = np.full_like(batch["index"], stop.requested)
             state, results = run(state, batch)
             record.dispatched(step, results)
             done = step + chunk
-            stopping = stop.requested and done < training.num_steps  # asked once: a later signal stops the next step
+            # Asked once: a later signal stops the next step. Several processes stop where all know that one was asked.
+            stopping = (stop.requested if jax.process_count() == 1 else record.stop) and done < training.num_steps
             last = stopping or done >= training.num_steps
             if preview.every and (done % preview.every == 0 or done >= training.num_steps):
                 record.drain()  # nothing is drawn or saved before its losses are known to be finite
                 picture = draw_preview(state.ema)
                 metrics.image(done, "samples", picture)
-                workdir.samples.mkdir(parents=True, exist_ok=True)
-                write_png(workdir.samples / f"step_{done:07d}.png", picture)
+                records.samples.mkdir(parents=True, exist_ok=True)
+                write_png(records.samples / f"step_{done:07d}.png", picture)
             if last or done % training.checkpoint_every == 0:
                 # Last of all: what belongs to a checkpoint's steps is then on disk, or done again after a kill.
                 record.drain()
@@ -199,12 +220,18 @@ def train(config, directory, say=tqdm.write):
                 checkpoints.save(done, state._asdict())
             if stopping:
                 checkpoints.wait()
-                raise TrainingStopped(f"stopped by a signal at step {done}, which is saved; the same command goes on from it")
+                raise Preempted(f"stopped by a signal at step {done}, which is saved; the same command goes on from it")
         record.close()
-        if stop.requested:  # whoever asked is not to wait for what would come after this run
+        if stop.requested or record.stop:  # whoever asked is not to wait for what would come after this run
             checkpoints.wait()
-            raise TrainingStopped(f"stopped by a signal at step {done}, which is saved: the run's last, it is complete")
+            raise Preempted(f"stopped by a signal at step {done}, which is saved: the run's last, it is complete")
     return state
+
+
+def begin(stack, workdir, config):
+    """Holds the workdir for this job, and puts the config of a new run there."""
+    stack.enter_context(workdir.held())
+    adopt(workdir, config)
 
 
 def open_data(config):
@@ -253,6 +280,7 @@ class Recorder:
         self.training, self.metrics, self.say = config.training, metrics, say
         self.rate = learning_rate(config)
         self.pending, self.window, self.waited = collections.deque(), [], 0.0
+        self.stop = False  # whether a process had been asked to stop, at the last dispatch looked at
         self.start, self.since = start, time.perf_counter()
         self.bar = tqdm(total=self.training.num_steps, initial=start, unit="step", disable=None if show else True,
                         smoothing=0.05)  # fmt: skip
@@ -279,6 +307,7 @@ class Recorder:
 
     def _look(self, first, results):
         results = jax.device_get(results)  # of a dispatch that has had time to finish
+        self.stop = self.stop or bool(np.any(results.get("stop", False)))
         for offset, (loss, norm) in enumerate(zip(results["loss"], results["grad_norm"], strict=True)):
             step = first + offset + 1
             if not (np.isfinite(loss) and np.isfinite(norm)):

@@ -66,9 +66,7 @@ def dispatched(step, state, kind, num_devices, chunk):
         traces.append(1)
         return step(state, batch, axis)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "local_devices", lambda: jax.devices()[:num_devices])
-        run = parallel.data_parallel(counted, kind)
+    run = parallel.data_parallel(counted, kind, jax.devices()[:num_devices])
     for first in range(0, STEPS, chunk):
         with later if first else CompilationCount():
             state, results = run(state, train.stacked(made[first : first + chunk]))
@@ -127,7 +125,7 @@ def wanted(tiny_step):
 
 @pytest.mark.parametrize(("kind", "devices", "accumulate", "chunk"), [
     ("pmap", 1, 1, 1), ("pmap", 8, 1, 1), ("jit", 1, 1, 1), ("jit", 8, 1, 1), ("jit", 8, 4, 1), ("pmap", 8, 2, 2),
-    ("jit", 8, 1, 4), ("pmap", 1, 4, 1),
+    ("jit", 8, 1, 4), ("pmap", 1, 4, 1), ("fsdp", 1, 1, 1), ("fsdp", 8, 1, 1), ("fsdp", 8, 2, 2),
 ])  # fmt: skip
 def test_same_numbers_and_one_compilation(tiny_step, wanted, kind, devices, accumulate, chunk):
     metrics, state, traces, compilations = dispatched(
@@ -165,15 +163,15 @@ def test_same_numbers_for_the_unet(small, monkeypatch):
 
 def test_accumulation_shares_every_part_among_all_devices(tiny_step):
     """Under sharded jit a part must not lie on a few devices: the only communication is that of sums."""
-    run = parallel.data_parallel(tiny_step(4), "jit")
-    state = jax.eval_shape(lambda: initial(TinyNetwork.initial()))
-    program = jax.jit(run).lower(state, train.stacked(batches()[:1])).compile().as_text()
+    compiled, spread = parallel.compilable(tiny_step(4), "jit", jax.devices())
+    state = parallel.placed(initial(TinyNetwork.initial()), "jit")
+    program = compiled.lower(state, jax.tree.map(spread, train.stacked(batches()[:1]))).compile().as_text()
     assert "all-reduce" in program
     assert not re.search(r"collective-permute|all-gather|all-to-all", program)
     assert {int(n) for n in re.findall(rf"f32\[(\d+),{SIZE},{SIZE},1\]", program)} == {BATCH // 8 // 4}
 
 
-@pytest.mark.parametrize("kind", ["pmap", "jit"])
+@pytest.mark.parametrize("kind", parallel.KINDS)
 def test_mean_and_smallest_are_over_all_devices(kind):
     def step(state, batch, axis):
         return state + 1, {"mean": parallel.mean(batch["a"].mean(), axis), "least": parallel.smallest(batch["a"].min(), axis)}
@@ -185,7 +183,7 @@ def test_mean_and_smallest_are_over_all_devices(kind):
     np.testing.assert_allclose(metrics["least"], values.min(1))
 
 
-@pytest.mark.parametrize("kind", ["pmap", "jit"])
+@pytest.mark.parametrize("kind", parallel.KINDS)
 def test_the_state_is_donated(kind):
     run = parallel.data_parallel(lambda state, batch, axis: (state + parallel.mean(batch["a"].mean(), axis), {}), kind)
     batch = {"a": np.ones((1, 8), np.float32)}
