@@ -119,7 +119,7 @@ def own(folder):
 
 
 def end(code, fault=""):
-    """Ends this process, if it is one of several: with a fault at once, and the others learn of it; else when all have come here."""
+    """Ends this process, if it is one of several: with a fault at once, and the others learn of it; else when all have come."""
     if not _joined:
         return
     with contextlib.suppress(Exception):

@@ -22,10 +22,21 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from noisesched import config as configuration
 from noisesched import (
-    cluster, data, denoiser, guidance, inception, likelihood, metrics, noisiest, parallel, sample, samplers, schedules, spec,
-)  # fmt: skip
+    cluster,
+    data,
+    denoiser,
+    guidance,
+    likelihood,
+    metrics,
+    noisiest,
+    parallel,
+    sample,
+    samplers,
+    schedules,
+    spec,
+)
+from noisesched import config as configuration
 from noisesched.checkpoints import Checkpoints
 from noisesched.workdir import Workdir, read_json, write_atomically, write_json
 
@@ -87,7 +98,8 @@ def evaluated(workdir, request, out, say):
     split = cluster.in_turn(lambda: held_out(config, request))
     subject, plain = (identity(stored, config, each, split) for each in (request, without_metrics(request)))
     wanted = workdir.latest_step() if request.checkpoint is None else request.checkpoint
-    if (found := cluster.by_first(lambda: read(out, request.best_levels))) and found["checkpoint"] == wanted and subject.items() <= found.items():
+    found = cluster.by_first(lambda: read(out, request.best_levels))
+    if found and found["checkpoint"] == wanted and subject.items() <= found.items():
         say(f"{out}: step {found['checkpoint']} is evaluated already, as asked")
         return found
 
@@ -148,6 +160,8 @@ def identity(stored, config, request, split):
     if request.metrics:
         asked["schedule"] = str(schedules.make(request.schedule or config.schedule))
     if request.metrics and request.inception_weights:
+        from noisesched import inception  # idle without them
+
         asked["inception_weights_crc32"] = zlib.crc32(inception.find(request.inception_weights).read_bytes())
     return {"config_crc32": zlib.crc32(json.dumps(stored).encode()), "drawn": str(schedules.make(config.schedule)),
             "data": split.identity, "request": json.loads(json.dumps(asked))}  # fmt: skip

@@ -1,4 +1,4 @@
-"""One training step over all devices of all processes: `pmap`, or `jit` with sharded arrays, or `fsdp`. All give the same numbers.
+"""One training step over all devices of all processes: `pmap`, `jit` with sharded arrays, or `fsdp`: all give the same numbers.
 
 A step is a pure function `step(state, batch, axis) -> (state, metrics)` of one device's share of the batch. Under pmap,
 `axis` names the devices, over which the step averages what it must; under jit the step sees the whole batch, and axis is None.
@@ -147,7 +147,7 @@ def whole(leaf):
 
 
 def as_global(tree):
-    """Arrays that are whole on each device of this process as arrays of the devices of all, without a copy; others as they are."""
+    """Arrays that are whole on each device of this process as arrays on the devices of all, not copied; others as they are."""
     everywhere = _whole(jax.devices())
 
     def view(leaf):

@@ -19,8 +19,8 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from noisesched import config as configuration
 from noisesched import cluster, data, denoiser, objective, parallel, sample, schedules
+from noisesched import config as configuration
 from noisesched.checkpoints import Checkpoints
 from noisesched.pictures import grid, write_png
 from noisesched.workdir import Metrics, Workdir, differences
@@ -191,7 +191,8 @@ def train(config, directory, say=tqdm.write):
         run = parallel.data_parallel(with_stop(make_step(config, definition)), training.parallel)
         stream = stack.enter_context(data.batches(
             split, batch_size=training.batch_size, seed=config.seed, flip=config.data.flip, start_step=start,
-            num_workers=config.data.num_workers, process_index=jax.process_index(), process_count=jax.process_count()))  # fmt: skip
+            num_workers=config.data.num_workers, process_index=jax.process_index(),
+            process_count=jax.process_count()))  # fmt: skip
         draw_preview = make_preview(config, definition)
         metrics = stack.enter_context(Metrics(records, start or None))
         record = Recorder(config, metrics, start, say)
