@@ -235,6 +235,10 @@ def test_solvers_of_known_steps():
     (EULER | {"use_karras_sigmas": True, "sigma_max": "big"}, "sigma_max"),
     (EULER | {"use_karras_sigmas": True, "use_exponential_sigmas": True}, "both true"),
     (SOLVER | {"use_flow_sigmas": True}, "use_flow_sigmas"), (FLOW | {"use_dynamic_shifting": True}, "use_dynamic_shifting=true"),
+    (DDIM | {"steps_offset": -5}, "steps_offset=-5 must be from 0 to 999"), (DDIM | {"steps_offset": 1000}, "from 0 to 999"),
+    (EULER | {"steps_offset": -1, "timestep_spacing": "leading", "num_train_timesteps": 50}, "from 0 to 49"),
+    (json.dumps(DDIM)[:-1] + ', "_class_name": "DDPMScheduler"}', '"_class_name" stands there more than once'),
+    (json.dumps(DDIM)[:-1] + ', "_note": {"a": 1, "a": 1}}', '"a" stands there more than once'),
     (FLOW | {"shift": -1}, "flow(shift=-1.0)"), (FLOW | {"num_train_timesteps": 0}, "num_train_timesteps=0"),
 ])  # fmt: skip
 def test_garbage_is_refused_in_one_line(tmp_path, content, says):
@@ -249,7 +253,7 @@ def test_garbage_is_refused_in_one_line(tmp_path, content, says):
 @pytest.mark.parametrize("fields, n, says", [
     (DDIM, 1001, "does not visit 1001"), (DDIM | {"steps_offset": 1}, 1000, "does not visit 1000"),
     (DDIM | {"timestep_spacing": "trailing"}, 61, "does not visit 61"),  # its arithmetic gives 62, the last of them -1
-    (DDIM | {"steps_offset": -1}, 10, "does not visit 10"), (SOLVER, 1000, "does not visit"), (DDIM, 0, "from 1 up"),
+    (DDIM | {"steps_offset": 999}, 2, "does not visit 2"), (SOLVER, 1000, "does not visit"), (DDIM, 0, "from 1 up"),
     (EULER, 10**6, "up to 100000"), (EULER | {"use_karras_sigmas": True, "sigma_max": 0.001}, 10, "rise one by one"),
 ])  # fmt: skip
 def test_numbers_of_steps_that_the_library_does_not_visit(fields, n, says):
