@@ -60,8 +60,8 @@ def examine(settings, own, counts, measured=None):
 
 def told(settings, path, name, counts, found):
     """What was taken from the file at `path`, what from the config called `name`, and what does not carry over: sentences."""
-    yield (f"from the file ({settings.class_name}): schedule, prediction and levels, and that the network is told the schedule's "
-           f"timesteps; method {settings.method or 'none here'}, spacing {settings.spacing or 'none here'}")  # fmt: skip
+    yield (f"from the file ({settings.class_name}): schedule, prediction{', levels' * bool(settings.grid)}, and that the network is "
+           f"told the schedule's timesteps; method {settings.method or 'none here'}, spacing {settings.spacing or 'none here'}")
     if settings.grid:
         yield from (f"{n} levels: {interchange.visited(settings, n)}" for n in counts)
     yield f"from {name}: images and their size, weighting, noise_offset; no more"
@@ -70,7 +70,7 @@ def told(settings, path, name, counts, found):
         yield f"of no effect here: {', '.join(settings.no_effect)}"
     if any(finding.file_repair for finding in found):
         yield ("repairs in words (--..) are for a run here, without --scheduler; of those in the file, rescale_betas_zero_snr "
-               "and prediction_type are for a network that is trained with them, anew or further, the others for any")  # fmt: skip
+               "and prediction_type are for a network trained with them, anew or further, the others for any")  # fmt: skip
     if len(settings.schedule) > LONG:
         yield f"betas('FILE') below is a file of these betas: noisesched interchange --read={path} --betas=FILE"
 
