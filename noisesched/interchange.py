@@ -114,7 +114,9 @@ def _discrete(fields, notes):
     if zero and prediction == "eps":
         notes.append("prediction eps: at zero SNR no image follows from the noise; train and sample such a schedule with v or x")
     method = _method(fields, notes)
-    grid = _grid(fields, notes) if method else None
+    grid = _grid(fields, notes) if method or fields["skip_prk_steps"] else None  # PNDM's levels without those are DDIM's
+    if grid and not method:
+        notes.append(f"{fields.name} with skip_prk_steps calls the network at its second level twice")
     if zero and grid and grid.stand_in:
         notes.append(f"zero terminal SNR: log-SNR -inf here, exactly; {fields.name} puts alpha_bar 2^-24 in its place, log-SNR "
                      f"{math.log(foreign.STAND_IN / (1 - foreign.STAND_IN)):.2f}")  # fmt: skip
@@ -190,7 +192,8 @@ def _grid(fields, notes):
     if name == "DDIMScheduler" and spacing != "leading":
         notes.append("DDIMScheduler steps from timestep t to t - T // N, which is not the next that it visits unless N divides T "
                      "and the spacing is trailing; here every step goes to the next level")  # fmt: skip
-    timesteps = {"DDIMScheduler": "whole", "DDPMScheduler": "whole", "DPMSolverMultistepScheduler": "of one more"}
+    timesteps = {"DDIMScheduler": "whole", "DDPMScheduler": "whole", "PNDMScheduler": "whole",
+                 "DPMSolverMultistepScheduler": "of one more"}  # fmt: skip
     offset, num_steps = fields["steps_offset"] if spacing == "leading" else 0, fields["num_train_timesteps"]
     if not 0 <= offset < num_steps:
         raise ValueError(f"steps_offset={offset} must be from 0 to {num_steps - 1}, the last timestep")

@@ -60,8 +60,9 @@ def examine(settings, own, counts, measured=None):
 
 def told(settings, path, name, counts, found):
     """What was taken from the file at `path`, what from the config called `name`, and what does not carry over: sentences."""
-    yield (f"from the file ({settings.class_name}): schedule, prediction{', levels' * bool(settings.grid)}, and that the network is "
-           f"told the schedule's timesteps; method {settings.method or 'none here'}, spacing {settings.spacing or 'none here'}")
+    levels = ", levels" if settings.grid else ""
+    yield (f"from the file ({settings.class_name}): schedule, prediction{levels}, and that the network is told the schedule's "
+           f"timesteps; method {settings.method or 'none here'}, spacing {settings.spacing or 'none here'}")  # fmt: skip
     if settings.grid:
         yield from (f"{n} levels: {interchange.visited(settings, n)}" for n in counts)
     yield f"from {name}: images and their size, weighting, noise_offset; no more"

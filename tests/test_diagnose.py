@@ -356,11 +356,13 @@ def test_weight_on_levels_that_show_nothing():
 
 DIFFUSION = DDIM | LATENT | {"steps_offset": 1, "prediction_type": "epsilon", "clip_sample": False, "set_alpha_to_one": False}
 REPAIRED = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+RUNGE_KUTTA = PUBLISHED["Stable Diffusion 1.5"] | {"skip_prk_steps": False}
 FILES = {
     "Stable Diffusion": DIFFUSION, "repaired but for eps": DIFFUSION | REPAIRED | {"prediction_type": "epsilon"},
     "repaired but for its spacing": DIFFUSION | REPAIRED | {"timestep_spacing": "leading"},
     "Karras": EULER | LATENT | {"use_karras_sigmas": True}, "solver": SOLVER | LATENT | {"use_lu_lambdas": True},
-    "Heun": HEUN, "given betas": DDPM | {"trained_betas": np.linspace(1e-4, 0.012, 500).tolist(), "num_train_timesteps": 500},
+    "Heun": HEUN, "Runge-Kutta": RUNGE_KUTTA,
+    "given betas": DDPM | {"trained_betas": np.linspace(1e-4, 0.012, 500).tolist(), "num_train_timesteps": 500},
     "passed over": DIFFUSION | {"timestep_spacing": "trailing", "_use_default_values": ["timestep_spacing", "clip_sample"]},
     **{name: fields for name, fields in PUBLISHED.items() if fields["_class_name"] != FLOW["_class_name"]},
 }  # fmt: skip
@@ -370,9 +372,10 @@ def examined_file(fields, own, *counts):
     return scheduler_file.examine(interchange.parse(fields), own, counts or (25,))
 
 
-def test_stable_diffusions_file_is_flagged_and_the_repaired_one_passes():
+@pytest.mark.parametrize("fields", [DIFFUSION, PUBLISHED["Stable Diffusion 1.5"]], ids=lambda fields: fields["_class_name"])
+def test_stable_diffusions_file_is_flagged_and_the_repaired_one_passes(fields):
     """The levels by hand: timestep 961 of 0 to 999 comes first of 25 with leading spacing and an offset of 1."""
-    found = examined_file(DIFFUSION, setting(size=64))
+    found = examined_file(fields, setting(size=64))
     end, start = (next(f for f in found if f.about == about)
                   for about in ("end of the training schedule", "first level of sampling"))  # fmt: skip
     assert end.severity == start.severity == "fault" and {f.severity for f in found if f not in (end, start)} == {"fine"}
@@ -380,13 +383,14 @@ def test_stable_diffusions_file_is_flagged_and_the_repaired_one_passes():
     for finding, at in ((end, alpha_bar[-1]), (start, alpha_bar[961])):
         assert finding.figures["log_snr"] == pytest.approx(math.log(at / (1 - at)), abs=1e-5)
         assert finding.figures["r2"] == pytest.approx(at * 0.07 / (at * 0.07 + (1 - at) / 64**2), rel=1e-4)
-    assert end.file_repair == '"rescale_betas_zero_snr": true, "prediction_type": "v_prediction"'
+    moved = '"_class_name": "DDIMScheduler", ' * (fields["_class_name"] == "PNDMScheduler")
+    assert end.file_repair == moved + '"rescale_betas_zero_snr": true, "prediction_type": "v_prediction"'
     assert start.file_repair == '"timestep_spacing": "trailing"' and start.repair == "--spacing=trailing"
     rescaled = 'discrete(scaled_linear, num_steps=1000, beta_min=0.00085, beta_max=0.012, zero_terminal=True)'
     assert end.repair == (f'--config.schedule="{rescaled}" --config.conditioning.kind=timestep '
                           f'--config.conditioning.table="{rescaled}"')  # fmt: skip  # v is the config's own
     for size in (64, 256):
-        found = examined_file(DIFFUSION | REPAIRED, setting(size=size), 10, 50)
+        found = examined_file(fields | DDIM | REPAIRED, setting(size=size), 10, 50)
         assert len(found) == 8 and {(f.severity, f.repair, f.file_repair) for f in found} == {("fine", "", "")}
 
 
@@ -413,12 +417,12 @@ def test_a_files_repairs_leave_nothing_to_repair(name, own):
 
 
 def test_a_class_that_cannot_begin_at_zero_snr_is_replaced():
-    """With what was its default said: Heun's ends are not DDIM's. The levels of PNDM are not known here, and not made up."""
+    """With what was its default said: Heun's ends are not DDIM's. Levels that are not known here are not made up."""
     found = examined_file(HEUN, setting())
     (end,) = [f for f in found if f.about == "end of the training schedule"]
     changes = json.loads("{" + end.file_repair + "}")
     assert changes["_class_name"] == "DDIMScheduler" and (changes["beta_start"], changes["beta_end"]) == (0.00085, 0.012)
-    found = examined_file(PUBLISHED["Stable Diffusion 1.5"], setting(), 10, 50)
+    found = examined_file(RUNGE_KUTTA, setting(), 10, 50)
     assert [f.severity for f in found] == ["fault", "warning", "fine", "fine"]
     assert found[1].about == "levels of sampling" and found[1].file_repair == '"timestep_spacing": "trailing"'
     assert found[0].file_repair.startswith('"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": true')
@@ -540,7 +544,7 @@ def test_a_run_is_diagnosed_under_a_file_with_too_many_betas_to_read(main, small
     code, said, err = main(f"--workdir={tmp_path / 'run'}", f"--scheduler={path}", "--steps=2")
     assert (code, err) == (0, "") and f"{path} with {tmp_path / 'run'}: 0 faults" in said and "v-prediction" in said
     assert max(map(len, said.splitlines())) < 400
-    path.write_text(json.dumps(PUBLISHED["Stable Diffusion 1.5"]))  # no levels to draw
+    path.write_text(json.dumps(RUNGE_KUTTA))  # no levels to draw
     assert main(f"--workdir={tmp_path / 'run'}", f"--scheduler={path}", f"--out={tmp_path / 'out'}")[0] == 1
     assert strict(tmp_path / "out" / "diagnosis.json")["inference"] == []
 

@@ -53,7 +53,7 @@ PUBLISHED = {  # as they are distributed with the networks
 
 @pytest.mark.parametrize("name, schedule, prediction, method, spacing, no_effect", [
     ("Stable Diffusion 1.5", LATENT_SPEC, "eps", None, None,
-     "_diffusers_version set_alpha_to_one skip_prk_steps steps_offset clip_sample"),
+     "_diffusers_version set_alpha_to_one clip_sample"),
     ("Stable Diffusion 2.1", LATENT_SPEC, "v", "ddim", None, "_diffusers_version skip_prk_steps"),
     ("Stable Diffusion XL", LATENT_SPEC, "eps", "euler", None,
      "_diffusers_version clip_sample sample_max_value set_alpha_to_one skip_prk_steps"),
@@ -108,6 +108,7 @@ def visited(fields, n):
 def test_published_timesteps():
     """The library's, counted from 0. Leading with an offset of 1: 981, 961, .. 1; Lin et al. 2023, table 2, less 1."""
     assert visited(DDIM | {"steps_offset": 1}, 50) == list(range(981, 0, -20))
+    assert visited(PUBLISHED["Stable Diffusion 1.5"], 50) == list(range(981, 0, -20))  # the network is called at 961 twice
     assert visited(DDIM, 50) == list(range(980, -1, -20))
     assert visited(DDIM | {"timestep_spacing": "trailing"}, 50) == list(range(999, 0, -20))
     assert visited(DDIM | {"timestep_spacing": "linspace"}, 10) == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
