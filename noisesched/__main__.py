@@ -16,6 +16,7 @@ examples:
   noisesched sample --workdir=runs/digits --schedule linear karras "shifted(cosine, by=-2)" --steps 5 10 50 --out=samples
   noisesched evaluate --workdir=runs/digits --discrete cosine:100 --metrics "frechet(classifier)"
   noisesched diagnose --config=configs/digits.py --config.schedule=scaled_linear --spacing=leading
+  noisesched diagnose --scheduler=scheduler_config.json --config=configs/image_folder.py --config.data.image_size=64
   noisesched plot linear cosine "zero_terminal(scaled_linear)" --out=schedules.png
   noisesched interchange --read=scheduler_config.json
   noisesched benchmark --config=configs/digits.py
@@ -124,14 +125,18 @@ def parser():
         Say what is wrong with a config and the levels it is to be sampled at, before anything is trained: what the training
         schedule leaks at its end, where the weight of the loss lies over log-SNR, whether sampling starts where training ended
         and stays where it went; each with the words that repair it (those that begin with --config are for a run begun anew).
-        Trains nothing; where the data set is not there, it says what it assumes. Exit status: 0; 1 if there is a fault; 2 if
-        nothing could be diagnosed.""",
+        Trains nothing; where the data set is not there, it says what it assumes. With --scheduler, what is diagnosed is the
+        scheduler_config.json of a network of PyTorch's diffusers; images, their size (of a latent network: of its latents) and
+        weighting stay the config's, and repairs are told as fields of the file, too. Of those, timestep_spacing needs no new
+        training. Exit status: 0; 1 if there is a fault; 2 if nothing could be diagnosed.""",
         more=lambda: f"Any setting can be overridden, --config.group.name=value; configs/digits.py explains them.\n{EXAMPLES}")
     diagnose.add_argument("--config", help="config file")
     diagnose.add_argument("--workdir", help="or the folder of a run")
+    diagnose.add_argument("--scheduler", type=folder, metavar="FILE", help="a scheduler_config.json, which says schedule, "
+                          "prediction and levels in place of the config")  # fmt: skip
     diagnose.add_argument("--schedule", nargs="+", default=[], metavar="SPEC", help="inference schedules (that of the previews)")
     diagnose.add_argument("--steps", nargs="+", type=positive, default=[], metavar="N", help="numbers of levels (the previews')")
-    diagnose.add_argument("--spacing", default="trailing", choices=("trailing", "leading", "linspace"),
+    diagnose.add_argument("--spacing", choices=("trailing", "leading", "linspace"),
                           help="where the levels lie on the schedule (trailing)")  # fmt: skip
     diagnose.add_argument("--out", type=folder, metavar="DIR", help="also write diagnosis.json and diagnosis.png to a folder")
 
@@ -324,13 +329,23 @@ def run_evaluate(given, overrides, chosen):
 
 
 def run_diagnose(given, overrides, chosen):
-    from noisesched import config, diagnose
+    from noisesched import config, diagnose, scheduler_file
     from noisesched.workdir import Workdir
 
+    if given.scheduler and not (given.config or given.workdir):
+        raise config.ConfigError("--scheduler needs --config=FILE or --workdir=DIR too, for what that file does not say: the "
+                                 "images, their size, the weighting")  # fmt: skip
     if bool(given.config) == bool(given.workdir):
         raise config.ConfigError("give either --config=FILE or --workdir=DIR, which is to be diagnosed")
+    contrary = [f"--{flag}" for flag in ("schedule", "spacing") if getattr(given, flag)]
+    contrary += [f"--config.{name}" for name in scheduler_file.SAID for word in overrides
+                 if word.partition("=")[0] == f"--config.{name}"]  # fmt: skip
+    if given.scheduler and contrary:
+        raise config.ConfigError(f"{contrary[0]} and --scheduler contradict each other: that file says schedule, prediction and "
+                                 "levels; leave out one of them")  # fmt: skip
     loaded = config.load(given.config, overrides) if given.config else config.from_dict(Workdir(given.workdir).read_config())
-    found = diagnose.run(loaded, given.config or given.workdir, given.schedule, given.steps, given.spacing, given.out or "")
+    found = diagnose.run(loaded, given.config or given.workdir, given.schedule, given.steps, given.spacing or "trailing",
+                         given.out or "", given.scheduler or "")  # fmt: skip
     if found[0].severity == "fault":
         sys.exit(1)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from noisesched import data, diagnosis, leak, schedules, spec
+from noisesched import data, diagnosis, leak, scheduler_file, schedules, spec
 from noisesched.plot import COLOURS
 from noisesched.workdir import write_json
 
@@ -28,37 +28,48 @@ ROWS = (COLOURS[0], COLOURS[2], COLOURS[4], COLOURS[6])  # of inferences
 
 # -- the program
 
-def run(config, name, specs=(), steps=(), spacing="trailing", out="", say=print):
+def run(config, name, specs=(), steps=(), spacing="trailing", out="", scheduler="", say=print):
     """Diagnoses a checked Config, called `name`, and says what was found; returns the `diagnosis.Finding`s, the worst first.
 
     `specs`, `steps`: inference schedules ("trained": that of the config) and numbers of levels, each with each (default: those
-    of the config's previews); `out`: a folder for diagnosis.json and diagnosis.png, or "". Raises ValueError or OSError, in one
-    line, for anything that cannot be had, but for a data set that is not there.
+    of the config's previews); `out`: a folder for diagnosis.json and diagnosis.png, or ""; `scheduler`: the path of a
+    scheduler_config.json, whose schedule, prediction and levels are diagnosed in place of the config's and of `specs` and
+    `spacing`, or "". Raises ValueError or OSError, in one line, for anything that cannot be had, but for a data set that is not
+    there.
     """
+    counts = tuple(dict.fromkeys(steps or (config.preview.steps,)))
+    given = scheduler_file.read(scheduler) if scheduler else None
+    inferences = scheduler_file.inferences(given, counts) if given else _inferences(config, specs, counts, spacing)
+    if out:
+        Path(out).mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
+    images, reason, repair = training_images(config.data)
+    setting = own = setting_of(config, ASSUMED if images is None else leak.mean_variance(images))
+    setting, measured = scheduler_file.setting(given, own) if given else own, None
+    if images is not None:
+        measured = leak.measured(images, setting.last, noises=int(np.clip(VALUES // images.size, 1, NOISES)),
+                                 noise_offset=config.noise_offset)  # fmt: skip
+    if given:
+        found = scheduler_file.examine(given, own, counts, measured)
+        name, taken = f"{scheduler} with {name}", list(scheduler_file.told(given, scheduler, name, counts, found))
+    else:
+        found, taken = diagnosis.examine(setting, inferences, measured), []
+    if images is None:
+        found = sorted([*found, not_there(reason, repair)], key=lambda finding: diagnosis.SEVERITIES.index(finding.severity))
+    for line in letter(name, setting, found, 0 if images is None else len(images), taken):
+        say(line)
+    if out:
+        write_json(Path(out) / "diagnosis.json", as_json(name, setting, inferences, found, images is None, taken))
+        draw(Path(out) / "diagnosis.png", setting, inferences, measured)
+        say(f"written to {out}: diagnosis.json, diagnosis.png")
+    return found
+
+
+def _inferences(config, specs, counts, spacing):
     # A config's "trained" was resolved when it was read: a preview under the schedule of training is taken to follow it.
     sampled = {TRAINED: config.schedule} if config.preview.schedule == config.schedule else {}
     sampled = {text: config.schedule if text == TRAINED else text for text in specs} or sampled or {
         config.preview.schedule: config.preview.schedule}  # fmt: skip
-    inferences = [diagnosis.inference(text, n, spacing, follows=word == TRAINED) for word, text in sampled.items()
-                  for n in dict.fromkeys(steps or (config.preview.steps,))]  # fmt: skip
-    if out:
-        Path(out).mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
-    images, reason, repair = training_images(config.data)
-    setting = setting_of(config, ASSUMED if images is None else leak.mean_variance(images))
-    measured = None
-    if images is not None:
-        measured = leak.measured(images, setting.last, noises=int(np.clip(VALUES // images.size, 1, NOISES)),
-                                 noise_offset=config.noise_offset)  # fmt: skip
-    found = diagnosis.examine(setting, inferences, measured)
-    if images is None:
-        found = sorted([*found, not_there(reason, repair)], key=lambda finding: diagnosis.SEVERITIES.index(finding.severity))
-    for line in letter(name, setting, found, 0 if images is None else len(images)):
-        say(line)
-    if out:
-        write_json(Path(out) / "diagnosis.json", as_json(name, setting, inferences, found, images is None))
-        draw(Path(out) / "diagnosis.png", setting, inferences, measured)
-        say(f"written to {out}: diagnosis.json, diagnosis.png")
-    return found
+    return [diagnosis.inference(text, n, spacing, follows=word == TRAINED) for word, text in sampled.items() for n in counts]
 
 
 def setting_of(config, variance):
@@ -95,15 +106,17 @@ def not_there(reason, repair):
 
 # -- in words and figures
 
-def letter(name, setting, found, num_images):
-    """The diagnosis as lines of text: what was examined, then each finding with its repair."""
+def letter(name, setting, found, num_images, taken=()):
+    """The diagnosis as lines of text: what was examined, and what was `taken` from where, then each finding with its repair."""
     counts = {severity: sum(finding.severity == severity for finding in found) for severity in diagnosis.SEVERITIES}
     plural = {severity: severity + "s" * (severity != "fine" and count != 1) for severity, count in counts.items()}
     yield f"{name}: {', '.join(f'{count} {plural[severity]}' for severity, count in counts.items())}"
     known = f"measured on {num_images:,} training images" if num_images else "assumed"
-    yield from wrapped(f"trained on {setting.schedule}, {setting.prediction}-prediction, weighting {setting.weighting}, "
-                       f"{setting.image_size}x{setting.image_size} pixels; Var(m) = {setting.variance:.3g} of the images' means "
-                       f"({known})")  # fmt: skip
+    yield from wrapped(f"trained on {spec.shortened(str(setting.schedule), 120)}, {setting.prediction}-prediction, weighting "
+                       f"{setting.weighting}, {setting.image_size}x{setting.image_size} pixels; Var(m) = {setting.variance:.3g} "
+                       f"of the images' means ({known})")  # fmt: skip
+    for sentence in taken:
+        yield from wrapped(sentence)
     for finding in found:
         yield ""
         yield f"{finding.severity}: {finding.about}"
@@ -111,18 +124,21 @@ def letter(name, setting, found, num_images):
         yield from wrapped(f"{finding.why[0].upper()}{finding.why[1:]}.")
         if finding.repair:
             yield f"  repair: {finding.repair}"  # not wrapped, so that it can be pasted
+        if finding.file_repair:
+            yield f"  in the file: {finding.file_repair}"
 
 
 def wrapped(text):
     return textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
-def as_json(name, setting, inferences, found, assumed):
+def as_json(name, setting, inferences, found, assumed, taken=()):
     """What diagnosis.json holds."""
     levels, weight = shares(setting)
     sampled = [{"schedule": str(each.schedule), "spacing": each.spacing, "log_snrs": each.log_snrs} for each in inferences]
     return {
-        "name": name, "severity": found[0].severity, "findings": [dataclasses.asdict(finding) for finding in found],
+        "name": name, "taken": list(taken), "severity": found[0].severity,
+        "findings": [dataclasses.asdict(finding) for finding in found],
         "setting": dataclasses.asdict(setting) | {"schedule": str(setting.schedule), "variance_assumed": assumed,
                                                   "table": str(setting.table) if setting.table else None},
         "inference": sampled,
@@ -183,8 +199,8 @@ def _draw_spread(panel, setting, inferences):
         panel.plot(shown[~inside], at[~inside], "x", color="red", markersize=6, **mark)
         if log_snrs[0] < LOG_SNR[0]:
             panel.plot(LOG_SNR[0], at[0], "<", color=colour if inside[0] else "red", markersize=7, **mark)
-    panel.set(title="Training per unit of log-SNR; below, levels of inference", ylim=(rows[-1] - 0.06 * tallest, 1.05 * tallest),
-              yticks=[])  # fmt: skip
+    panel.set(title="Training per unit of log-SNR; below, levels of inference", yticks=[],
+              ylim=(-0.06 * tallest * (len(rows) + 1), 1.05 * tallest))  # fmt: skip
     panel.plot([], [], "x", color="red", linestyle="", label="levels that are not trained")
 
 

@@ -16,7 +16,8 @@ from noisesched.judgement import EDGES, FAULT, NOISE, SAME, SEVERITIES, SNR, WAR
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing examined: `figures` are what `measured` says, for programs; `repair` is "" where nothing is to be repaired."""
+    """One thing examined: `figures` are what `measured` says, for programs; `repair` is "" where nothing is to be repaired, or
+    the config already says so."""
 
     severity: str  # of SEVERITIES
     about: str
@@ -24,15 +25,17 @@ class Finding:
     why: str
     repair: str
     figures: dict
+    file_repair: str = ""  # the same as fields of a scheduler_config.json, if one is examined (`scheduler_file`) and has them
 
 
-def examine(setting, inferences=(), measured=None):
+def examine(setting, inferences=(), measured=None, written=None):
     """The `Finding`s on a `Setting` and its `Inference`s, the worst first.
 
-    `measured`: (R^2, standard error) that `leak.measured` found at the setting's last level, told beside the closed form.
+    `measured`: (R^2, standard error) that `leak.measured` found at the setting's last level, told beside the closed form;
+    `written`: the setting of the config that repairs are to be written in, if that is another.
     """
     better = repaired(setting)
-    changes = _changes(setting, better)
+    changes = _changes(written or setting, better)
     found = [_terminal(setting, measured, changes), *_zero_snr(setting, changes), *_told(setting, changes),
              _weight(setting, changes)]  # fmt: skip
     for each in inferences:
@@ -247,8 +250,9 @@ def _changes(setting, better):
     if better.schedule != setting.schedule:
         changes["schedule"] = str(better.schedule)
     if better.table != setting.table:
-        changes |= {"conditioning.table": str(better.table)} if better.table else {
-            "conditioning.kind": "log_snr", "conditioning.table": ""}  # fmt: skip
+        if not better.table or not setting.table:  # a table is for this kind alone
+            changes["conditioning.kind"] = "timestep" if better.table else "log_snr"
+        changes["conditioning.table"] = str(better.table or "")
     if better.prediction != setting.prediction:
         changes["model.prediction"] = better.prediction
     if better.weighting != setting.weighting:

@@ -22,22 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from noisesched import (
-    cluster,
-    data,
-    denoiser,
-    guidance,
-    likelihood,
-    metrics,
-    noisiest,
-    parallel,
-    sample,
-    samplers,
-    schedules,
-    spec,
-)
+from noisesched import cluster, data, denoiser, guidance, likelihood, metrics, noisiest, parallel, sample, samplers, schedules
 from noisesched import config as configuration
 from noisesched.checkpoints import Checkpoints
+from noisesched.spec import shortened
 from noisesched.workdir import Workdir, read_json, write_atomically, write_json
 
 BATCH = 128  # images per dispatch and device
@@ -372,13 +360,13 @@ def summary(result, config):
            "per dimension:")  # fmt: skip
     rows = {"continuous time": bits}
     for row in result["discrete"]:
-        rows[f"{spec.shortened(row['schedule'])}, {row['num_levels']} levels"] = row
+        rows[f"{shortened(row['schedule'])}, {row['num_levels']} levels"] = row
     for name, row in rows.items():
         yield (f"  {name:28} {row['value']:.4f} +- {row['std_error']:.4f} = diffusion {row['diffusion']:.4f} + prior "
                f"{row['prior']:.4f} + reconstruction {row['reconstruction']:.4f}")  # fmt: skip
     yield f"  {'diffusion, by the profile':28} {profile['bits_per_dim']:.4f} +- {profile['bits_per_dim_std_error']:.4f}"
     yield (f"  {'at levels never drawn':28} {untrained['noisier']:.4f} noisier, {untrained['cleaner']:.4f} cleaner than training "
-           f"with {spec.shortened(config.schedule)} went, together {untrained['share']:.1%} of the bound")  # fmt: skip
+           f"with {shortened(config.schedule)} went, together {untrained['share']:.1%} of the bound")  # fmt: skip
     yield from noisiest.told(result["last_level"], result["zero_snr"])
 
 
@@ -406,6 +394,6 @@ def draw(path, result, config):
         panel.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{bits['value']:.3f} ± {bits['std_error']:.3f} bits per dimension on {result['num_images']} images of "
                     f"{result['split']!r}\nmean squared error per dimension, within two standard errors; shaded: levels drawn in "
-                    f"training, {spec.shortened(config.schedule)}", fontsize=10)  # fmt: skip
+                    f"training, {shortened(config.schedule)}", fontsize=10)  # fmt: skip
     figure.savefig(temporary := path.with_suffix(".tmp"), dpi=110, format="png")
     os.replace(temporary, path)

@@ -12,6 +12,7 @@ Every field of a file is accounted for. One that no scheduler known here has is 
 that was not needed is named in `no_effect`; what the library does and the method here does not is told in `notes`.
 """
 
+import collections
 import dataclasses
 import json
 import math
@@ -43,6 +44,7 @@ class Settings:
     grid: Grid | None  # how the library lays its levels, or None where that is not known here
     notes: tuple[str, ...]  # what the library does and `method` does not, and what else a reader should know
     no_effect: tuple[str, ...]  # fields of the file that do not matter to any of this
+    fields: dict  # the file as it is
 
     def levels(self, n):
         """The log-SNRs that the library visits in n steps: float64 [n], increasing (noisiest first; the first may be -inf).
@@ -65,10 +67,19 @@ class Settings:
 def read(path):
     """The `Settings` of a scheduler_config.json. Raises ValueError, in one line, for a file that is not one, or that asks for
     something of its schedule that is not known here; OSError for one that cannot be opened."""
+    twice = []
+
+    def once(pairs):
+        keys = [key for key, _ in pairs]
+        twice.extend(key for key, count in collections.Counter(keys).items() if count > 1)
+        return dict(pairs)
+
     try:
-        fields = json.loads(Path(path).read_bytes())
+        fields = json.loads(Path(path).read_bytes(), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
+    if twice:  # JSON leaves open which of them counts
+        raise ValueError(f"{path}: the key {shown(twice[0])} stands there more than once: leave the one that is meant")
     try:
         return parse(fields)
     except ValueError as error:
@@ -91,7 +102,7 @@ def parse(fields):
     parts = (_flow if name == "FlowMatchEulerDiscreteScheduler" else _discrete)(given, notes)
     used = {"_class_name", "_use_default_values"} | (given.asked & given.given.keys())
     no_effect = tuple(field for field in fields if field not in used)
-    return Settings(class_name=name, **parts, notes=tuple(notes), no_effect=no_effect)
+    return Settings(class_name=name, **parts, notes=tuple(notes), no_effect=no_effect, fields=fields)
 
 
 def _discrete(fields, notes):
@@ -103,7 +114,9 @@ def _discrete(fields, notes):
     if zero and prediction == "eps":
         notes.append("prediction eps: at zero SNR no image follows from the noise; train and sample such a schedule with v or x")
     method = _method(fields, notes)
-    grid = _grid(fields, notes) if method else None
+    grid = _grid(fields, notes) if method or fields["skip_prk_steps"] else None  # PNDM's levels without those are DDIM's
+    if grid and not method:
+        notes.append(f"{fields.name} with skip_prk_steps calls the network at its second level twice")
     if zero and grid and grid.stand_in:
         notes.append(f"zero terminal SNR: log-SNR -inf here, exactly; {fields.name} puts alpha_bar 2^-24 in its place, log-SNR "
                      f"{math.log(foreign.STAND_IN / (1 - foreign.STAND_IN)):.2f}")  # fmt: skip
@@ -179,8 +192,12 @@ def _grid(fields, notes):
     if name == "DDIMScheduler" and spacing != "leading":
         notes.append("DDIMScheduler steps from timestep t to t - T // N, which is not the next that it visits unless N divides T "
                      "and the spacing is trailing; here every step goes to the next level")  # fmt: skip
-    timesteps = {"DDIMScheduler": "whole", "DDPMScheduler": "whole", "DPMSolverMultistepScheduler": "of one more"}
-    grid = Grid(timesteps.get(name, "fractional"), spacing, fields["steps_offset"] if spacing == "leading" else 0)
+    timesteps = {"DDIMScheduler": "whole", "DDPMScheduler": "whole", "PNDMScheduler": "whole",
+                 "DPMSolverMultistepScheduler": "of one more"}  # fmt: skip
+    offset, num_steps = fields["steps_offset"] if spacing == "leading" else 0, fields["num_train_timesteps"]
+    if not 0 <= offset < num_steps:
+        raise ValueError(f"steps_offset={offset} must be from 0 to {num_steps - 1}, the last timestep")
+    grid = Grid(timesteps.get(name, "fractional"), spacing, offset)
     if grid.timesteps != "whole":
         grid = dataclasses.replace(grid, stand_in=bool(fields["rescale_betas_zero_snr"]))
     chosen = [kind for kind in ("karras", "exponential") if fields[f"use_{kind}_sigmas"]]
@@ -293,9 +310,7 @@ def run_read(path, n=None, sigmas=None, betas=None, say=print):
     for name in ("prediction", "method", "spacing"):
         say(f"  {name:10}  {getattr(settings, name) or 'none here'}")
     if n:
-        at = settings.grid.visited(settings.num_steps, n) if settings.grid.sigmas == "table" and schedule.table else []
-        named = f"timesteps {', '.join(f'{step:g}' for step in at[:3])} .. {at[-1]:g} there, " if len(at) else ""
-        say(f"  {n} levels  {named}log-SNR {levels[0]:.4g} to {levels[-1]:.4g}")
+        say(f"  {n} levels  {visited(settings, n)}")
     for note in settings.notes:
         say(f"note: {note}")
     if settings.no_effect:
@@ -314,6 +329,14 @@ def run_read(path, n=None, sigmas=None, betas=None, say=print):
             f'--method="{settings.method}" --out=DIR')  # fmt: skip
     if "'FILE'" in (inference if settings.method else "") + said:
         say("  (such files: noisesched interchange --read=.. --steps=N --sigmas=FILE --betas=FILE)")
+
+
+def visited(settings, n):
+    """The levels that the library visits in n steps, in words: "timesteps 981, 961, 941 .. 1 there, log-SNR -5.1 to 6.8"."""
+    levels, table = settings.levels(n), schedules.make(settings.schedule).table
+    at = settings.grid.visited(settings.num_steps, n) if settings.grid.sigmas == "table" and table else []
+    named = f"timesteps {', '.join(f'{step:g}' for step in at[:3])} .. {at[-1]:g} there, " if len(at) else ""
+    return f"{named}log-SNR {levels[0]:.4g} to {levels[-1]:.4g}"
 
 
 def run_write(path, schedule, prediction, spacing="trailing", method="ddim", told="timestep", n=None, sigmas=None, betas=None,

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import BASE
+from test_interchange import DDIM, DDPM, EULER, FLOW, HEUN, LATENT, PUBLISHED, SOLVER
 
 from noisesched import __main__ as cli
-from noisesched import backend, config, diagnose, diagnosis, leak, objective, samplers, schedules
+from noisesched import backend, config, diagnose, diagnosis, interchange, leak, objective, samplers, scheduler_file, schedules
 from noisesched.diffusion import alpha, sigma
 from noisesched.workdir import Workdir
 
@@ -351,6 +352,88 @@ def test_weight_on_levels_that_show_nothing():
         assert found.severity == "fine" and found.figures["weight_below"] < 0.02
 
 
+# -- a scheduler_config.json
+
+DIFFUSION = DDIM | LATENT | {"steps_offset": 1, "prediction_type": "epsilon", "clip_sample": False, "set_alpha_to_one": False}
+REPAIRED = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+RUNGE_KUTTA = PUBLISHED["Stable Diffusion 1.5"] | {"skip_prk_steps": False}
+FILES = {
+    "Stable Diffusion": DIFFUSION, "repaired but for eps": DIFFUSION | REPAIRED | {"prediction_type": "epsilon"},
+    "repaired but for its spacing": DIFFUSION | REPAIRED | {"timestep_spacing": "leading"},
+    "Karras": EULER | LATENT | {"use_karras_sigmas": True}, "solver": SOLVER | LATENT | {"use_lu_lambdas": True},
+    "Heun": HEUN, "Runge-Kutta": RUNGE_KUTTA,
+    "given betas": DDPM | {"trained_betas": np.linspace(1e-4, 0.012, 500).tolist(), "num_train_timesteps": 500},
+    "passed over": DIFFUSION | {"timestep_spacing": "trailing", "_use_default_values": ["timestep_spacing", "clip_sample"]},
+    **{name: fields for name, fields in PUBLISHED.items() if fields["_class_name"] != FLOW["_class_name"]},
+}  # fmt: skip
+
+
+def examined_file(fields, own, *counts):
+    return scheduler_file.examine(interchange.parse(fields), own, counts or (25,))
+
+
+@pytest.mark.parametrize("fields", [DIFFUSION, PUBLISHED["Stable Diffusion 1.5"]], ids=lambda fields: fields["_class_name"])
+def test_stable_diffusions_file_is_flagged_and_the_repaired_one_passes(fields):
+    """The levels by hand: timestep 961 of 0 to 999 comes first of 25 with leading spacing and an offset of 1."""
+    found = examined_file(fields, setting(size=64))
+    end, start = (next(f for f in found if f.about == about)
+                  for about in ("end of the training schedule", "first level of sampling"))  # fmt: skip
+    assert end.severity == start.severity == "fault" and {f.severity for f in found if f not in (end, start)} == {"fine"}
+    alpha_bar = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    for finding, at in ((end, alpha_bar[-1]), (start, alpha_bar[961])):
+        assert finding.figures["log_snr"] == pytest.approx(math.log(at / (1 - at)), abs=1e-5)
+        assert finding.figures["r2"] == pytest.approx(at * 0.07 / (at * 0.07 + (1 - at) / 64**2), rel=1e-4)
+    moved = '"_class_name": "DDIMScheduler", ' * (fields["_class_name"] == "PNDMScheduler")
+    assert end.file_repair == moved + '"rescale_betas_zero_snr": true, "prediction_type": "v_prediction"'
+    assert start.file_repair == '"timestep_spacing": "trailing"' and start.repair == "--spacing=trailing"
+    rescaled = 'discrete(scaled_linear, num_steps=1000, beta_min=0.00085, beta_max=0.012, zero_terminal=True)'
+    assert end.repair == (f'--config.schedule="{rescaled}" --config.conditioning.kind=timestep '
+                          f'--config.conditioning.table="{rescaled}"')  # fmt: skip  # v is the config's own
+    for size in (64, 256):
+        found = examined_file(fields | DDIM | REPAIRED, setting(size=size), 10, 50)
+        assert len(found) == 8 and {(f.severity, f.repair, f.file_repair) for f in found} == {("fine", "", "")}
+
+
+@pytest.mark.parametrize(("name", "own"), [
+    *((name, setting(size=64)) for name in FILES),
+    *((name, setting("linear", "eps", "eps", 8, table="discrete(linear)")) for name in ("Stable Diffusion", "DDPM")),
+])  # fmt: skip
+def test_a_files_repairs_leave_nothing_to_repair(name, own):
+    """Obeyed all at once: as fields of the file; and, of training, as settings of the config."""
+    found = examined_file(FILES[name], own)
+    amiss = [finding for finding in found if finding.severity != "fine"]
+    assert amiss and not any(finding.file_repair for finding in found if finding not in amiss)
+    lines = dict.fromkeys(finding.file_repair for finding in amiss if finding.file_repair)
+    fields = FILES[name] | json.loads("{" + ", ".join(lines) + "}")
+    again = [finding for finding in examined_file(fields, own) if finding.severity != "fine"]
+    weights = [finding for finding in again if finding.about == "weight at zero SNR"]  # of which no file tells
+    assert again == weights and (own.weighting == "eps" or not weights)
+    assert all(finding.file_repair for finding in amiss if finding.about != "weight at zero SNR")
+
+    if name != "given betas":
+        repairs = [finding.repair for finding in found if finding.repair]
+        changed, _ = applied(own, [], [repair for repair in repairs if repair.startswith("--config.")])
+        assert {finding.severity for finding in examined(changed)} == {"fine"}
+
+
+def test_a_class_that_cannot_begin_at_zero_snr_is_replaced():
+    """With what was its default said: Heun's ends are not DDIM's. Levels that are not known here are not made up."""
+    found = examined_file(HEUN, setting())
+    (end,) = [f for f in found if f.about == "end of the training schedule"]
+    changes = json.loads("{" + end.file_repair + "}")
+    assert changes["_class_name"] == "DDIMScheduler" and (changes["beta_start"], changes["beta_end"]) == (0.00085, 0.012)
+    found = examined_file(RUNGE_KUTTA, setting(), 10, 50)
+    assert [f.severity for f in found] == ["fault", "warning", "fine", "fine"]
+    assert found[1].about == "levels of sampling" and found[1].file_repair == '"timestep_spacing": "trailing"'
+    assert found[0].file_repair.startswith('"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": true')
+
+
+def test_no_field_is_offered_that_does_not_help():
+    spoilt = setting(weighting="p2(k=1e9, gamma=90)")
+    (fault,) = [f for f in examined_file(DIFFUSION | REPAIRED, spoilt) if f.severity == "fault"]
+    assert fault.about == "weight over log-SNR" and fault.repair == "--config.weighting=v" and fault.file_repair == ""
+
+
 # -- the command
 
 
@@ -431,6 +514,64 @@ def test_a_workdir_needs_no_checkpoint(main, small, tmp_path):
     assert [path.name for path in workdir.path.iterdir()] == ["config.json"]
 
 
+def test_a_scheduler_file_is_diagnosed_and_mended_by_its_own_words(main, words, tmp_path):
+    path, out = tmp_path / "scheduler_config.json", tmp_path / "out"
+    path.write_text(json.dumps(DIFFUSION | {"_diffusers_version": "0.6.0"}))
+    given = (*words({"data.name": "image_folder", "data.image_size": 64, "weighting": "v"}), f"--scheduler={path}", "--steps=50")
+    code, said, err = main(*given, f"--out={out}")
+    assert (code, err) == (1, "") and said.startswith(f"{path} with {BASE}: 2 faults, 1 warning, 3 fine\n")
+    text = " ".join(said.split())
+    for part in ("64x64 pixels", "eps-prediction", "50 levels: timesteps 981, 961, 941 .. 1 there",
+                 "from the file (DDIMScheduler)", "method ddim, spacing none here", f"from {BASE}: images and their size",
+                 "note: there the last step ends", "the others for any",
+                 "of no effect here: _diffusers_version"):  # fmt: skip
+        assert part in text, part
+    held = strict(out / "diagnosis.json")
+    assert held["findings"][0]["file_repair"] and len(held["taken"]) == 7 and len(held["inference"][0]["log_snrs"]) == 50
+    assert held["setting"]["prediction"] == "eps" and (out / "diagnosis.png").exists()
+
+    lines = [line.partition("in the file: ")[2] for line in said.splitlines() if line.startswith("  in the file: ")]
+    path.write_text(json.dumps(DIFFUSION | json.loads("{" + ", ".join(lines) + "}")))
+    assert json.loads(path.read_text()) == DIFFUSION | REPAIRED
+    code, said, err = main(*given)
+    assert (code, err) == (0, "") and " 0 faults, 1 warning, 6 fine\n" in said and "in the file" not in said  # no images
+
+
+def test_a_run_is_diagnosed_under_a_file_with_too_many_betas_to_read(main, small, tmp_path):
+    workdir, path = Workdir(tmp_path / "run"), tmp_path / "betas.json"
+    workdir.write_config(config.to_dict(small({"model.prediction": "eps", "schedule": "linear"})))
+    path.write_text(json.dumps(DDPM | {"trained_betas": [1e-4 + 1e-5 * t for t in range(1000)]} | REPAIRED))
+    code, said, err = main(f"--workdir={tmp_path / 'run'}", f"--scheduler={path}", "--steps=2")
+    assert (code, err) == (0, "") and f"{path} with {tmp_path / 'run'}: 0 faults" in said and "v-prediction" in said
+    assert max(map(len, said.splitlines())) < 400
+    path.write_text(json.dumps(RUNGE_KUTTA))  # no levels to draw
+    assert main(f"--workdir={tmp_path / 'run'}", f"--scheduler={path}", f"--out={tmp_path / 'out'}")[0] == 1
+    assert strict(tmp_path / "out" / "diagnosis.json")["inference"] == []
+
+
+@pytest.mark.parametrize(("arguments", "parts"), [
+    ((), ["--scheduler needs --config=FILE or --workdir=DIR"]),
+    ((f"--config={BASE}", "--workdir=w"), ["either --config=FILE or --workdir=DIR"]),
+    ((f"--config={BASE}", "--spacing=trailing"), ["--spacing and --scheduler contradict"]),
+    ((f"--config={BASE}", "--schedule", "cosine"), ["--schedule and --scheduler contradict"]),
+    ((f"--config={BASE}", "--config.schedule=cosine"), ["--config.schedule and --scheduler contradict"]),
+    ((f"--config={BASE}", "--config.model.prediction=x"), ["--config.model.prediction and --scheduler contradict"]),
+    ((f"--config={BASE}", "--scheduler=none.json"), ["none.json: No such file"]),
+    ((f"--config={BASE}", "--scheduler="), ["--scheduler"]),
+    ((f"--config={BASE}", f"--scheduler={BASE}"), ["is not JSON"]),
+    ((f"--config={BASE}", "--steps=1001"), ["does not visit 1001"]),
+    ((f"--config={BASE}", "--scheduler=flow.json"), ["flow.json", "predict a velocity", "epsilon, v_prediction, sample"]),
+])  # fmt: skip
+def test_faults_of_a_scheduler_file_in_one_line(main, tmp_path, monkeypatch, arguments, parts):
+    monkeypatch.chdir(tmp_path)
+    for name, fields in {"sd.json": DIFFUSION, "flow.json": PUBLISHED["Stable Diffusion 3"]}.items():
+        (tmp_path / name).write_text(json.dumps(fields))
+    code, said, err = main("--scheduler=sd.json", *arguments)
+    assert code == 2 and said == "" and err.startswith("noisesched: error: ") and err.count("\n") == 1
+    assert all(part in err for part in parts), err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["flow.json", "sd.json"]
+
+
 @pytest.mark.parametrize(("arguments", "parts"), [
     ((), ["--config=FILE", "--workdir=DIR"]),
     ((f"--config={BASE}", "--workdir=w"), ["either --config=FILE or --workdir=DIR"]),
@@ -458,6 +599,7 @@ def test_faults_in_one_line(main, tmp_path, monkeypatch, arguments, parts):
 def test_help_teaches(main):
     code, said, _ = main("--help")
     assert code == 0 and "1 if there is a fault" in said and "trailing" in said and "noisesched diagnose --config=" in said
+    assert "noisesched diagnose --scheduler=scheduler_config.json --config=" in said and "timestep_spacing needs no new" in said
 
 
 def test_repairs_can_be_pasted(small):

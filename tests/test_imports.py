@@ -13,7 +13,7 @@ LAYERS = {  # lowest first; a module imports from its own layer and earlier ones
     "algorithms": ["objective", "samplers", "guidance", "likelihood", "noisiest", "appearance", "metrics", "leak", "judgement",
                    "diagnosis"],
     "outside world": ["backend", "cluster", "parallel", "pictures", "workdir", "checkpoints", "builders", "data", "config",
-                      "features", "document", "foreign", "interchange"],
+                      "features", "document", "foreign", "interchange", "scheduler_file"],
     "programs": ["train", "sample", "evaluate", "study", "compare", "findings", "pairing", "sentences", "limits", "figures",
                  "heatmaps", "histograms", "brightness", "report", "plot", "diagnose", "benchmark", "__main__"],
 }

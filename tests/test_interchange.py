@@ -53,7 +53,7 @@ PUBLISHED = {  # as they are distributed with the networks
 
 @pytest.mark.parametrize("name, schedule, prediction, method, spacing, no_effect", [
     ("Stable Diffusion 1.5", LATENT_SPEC, "eps", None, None,
-     "_diffusers_version set_alpha_to_one skip_prk_steps steps_offset clip_sample"),
+     "_diffusers_version set_alpha_to_one clip_sample"),
     ("Stable Diffusion 2.1", LATENT_SPEC, "v", "ddim", None, "_diffusers_version skip_prk_steps"),
     ("Stable Diffusion XL", LATENT_SPEC, "eps", "euler", None,
      "_diffusers_version clip_sample sample_max_value set_alpha_to_one skip_prk_steps"),
@@ -108,6 +108,7 @@ def visited(fields, n):
 def test_published_timesteps():
     """The library's, counted from 0. Leading with an offset of 1: 981, 961, .. 1; Lin et al. 2023, table 2, less 1."""
     assert visited(DDIM | {"steps_offset": 1}, 50) == list(range(981, 0, -20))
+    assert visited(PUBLISHED["Stable Diffusion 1.5"], 50) == list(range(981, 0, -20))  # the network is called at 961 twice
     assert visited(DDIM, 50) == list(range(980, -1, -20))
     assert visited(DDIM | {"timestep_spacing": "trailing"}, 50) == list(range(999, 0, -20))
     assert visited(DDIM | {"timestep_spacing": "linspace"}, 10) == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
@@ -235,6 +236,10 @@ def test_solvers_of_known_steps():
     (EULER | {"use_karras_sigmas": True, "sigma_max": "big"}, "sigma_max"),
     (EULER | {"use_karras_sigmas": True, "use_exponential_sigmas": True}, "both true"),
     (SOLVER | {"use_flow_sigmas": True}, "use_flow_sigmas"), (FLOW | {"use_dynamic_shifting": True}, "use_dynamic_shifting=true"),
+    (DDIM | {"steps_offset": -5}, "steps_offset=-5 must be from 0 to 999"), (DDIM | {"steps_offset": 1000}, "from 0 to 999"),
+    (EULER | {"steps_offset": -1, "timestep_spacing": "leading", "num_train_timesteps": 50}, "from 0 to 49"),
+    (json.dumps(DDIM)[:-1] + ', "_class_name": "DDPMScheduler"}', '"_class_name" stands there more than once'),
+    (json.dumps(DDIM)[:-1] + ', "_note": {"a": 1, "a": 1}}', '"a" stands there more than once'),
     (FLOW | {"shift": -1}, "flow(shift=-1.0)"), (FLOW | {"num_train_timesteps": 0}, "num_train_timesteps=0"),
 ])  # fmt: skip
 def test_garbage_is_refused_in_one_line(tmp_path, content, says):
@@ -249,7 +254,7 @@ def test_garbage_is_refused_in_one_line(tmp_path, content, says):
 @pytest.mark.parametrize("fields, n, says", [
     (DDIM, 1001, "does not visit 1001"), (DDIM | {"steps_offset": 1}, 1000, "does not visit 1000"),
     (DDIM | {"timestep_spacing": "trailing"}, 61, "does not visit 61"),  # its arithmetic gives 62, the last of them -1
-    (DDIM | {"steps_offset": -1}, 10, "does not visit 10"), (SOLVER, 1000, "does not visit"), (DDIM, 0, "from 1 up"),
+    (DDIM | {"steps_offset": 999}, 2, "does not visit 2"), (SOLVER, 1000, "does not visit"), (DDIM, 0, "from 1 up"),
     (EULER, 10**6, "up to 100000"), (EULER | {"use_karras_sigmas": True, "sigma_max": 0.001}, 10, "rise one by one"),
 ])  # fmt: skip
 def test_numbers_of_steps_that_the_library_does_not_visit(fields, n, says):
