@@ -59,7 +59,8 @@ def parser():
 
     train = command("train", "train a network, or go on training one", """\
         Train the network that a config file describes, in a workdir. The same command again goes on from the last checkpoint,
-        as after a kill. The workdir holds config.json, checkpoints, metrics.jsonl, TensorBoard events and sample grids.""",
+        as after a kill. The workdir holds config.json, checkpoints, metrics.jsonl, TensorBoard events and sample grids.
+        Exit status: 0 done; 75 stopped by a signal, saved: the same command goes on; 1 stopped by a fault; 2 wrong input.""",
         more=lambda: f"Any setting can be overridden, --config.group.name=value; configs/digits.py explains them.\n{EXAMPLES}",
         cluster=True)  # fmt: skip
     train.add_argument("--workdir", required=True, type=folder, help="folder of the run")
@@ -309,13 +310,14 @@ def run_train(given, overrides, chosen):
 
 
 def run_sample(given, overrides, chosen):
-    from noisesched import sample
+    from noisesched import cluster, sample
 
-    sample.run(given.workdir, sample.Request(
-        schedules=tuple(given.schedule), steps=tuple(given.steps), methods=tuple(given.method), spacing=given.spacing,
-        num_images=given.num_images, seed=given.seed, parameters=given.parameters, checkpoint=given.checkpoint,
-        translation=given.translation, labels=tuple(given.labels), guidances=tuple(given.guidance), out=given.out,
-    ))  # fmt: skip
+    with cluster.own(given.out) as out:
+        sample.run(given.workdir, sample.Request(
+            schedules=tuple(given.schedule), steps=tuple(given.steps), methods=tuple(given.method), spacing=given.spacing,
+            num_images=given.num_images, seed=given.seed, parameters=given.parameters, checkpoint=given.checkpoint,
+            translation=given.translation, labels=tuple(given.labels), guidances=tuple(given.guidance), out=out,
+        ))  # fmt: skip
 
 
 def run_evaluate(given, overrides, chosen):

@@ -38,7 +38,7 @@ def run(study, out, command="", say=tqdm.write, share=None):
     # ---- What could go wrong at once, does so here.
     out = Workdir(out)
     runs = find_runs(study, out.path)
-    given = check_images(study, runs)
+    given = cluster.in_turn(lambda: check_images(study, runs))
     if out.config.exists() and "keys" not in out.read_config():
         _fail(f"{out.path} is the workdir of a run: give a comparison a folder of its own, --out=DIR")
     all_runs, runs = runs, share_of(runs, share)
@@ -49,6 +49,7 @@ def run(study, out, command="", say=tqdm.write, share=None):
         records = Workdir(stack.enter_context(cluster.own(out.path)))  # `out` in the process that writes
         folder = Workdir(records.path / SHARES / "{}of{}".format(*share)) if share else records
         stack.enter_context(folder.held())
+
         # ---- The networks: trained to their end if need be.
         for number, each in enumerate(runs, 1):
             if each.trainable and not cluster.by_first(lambda each=each: complete(each)):
