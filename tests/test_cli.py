@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from noisesched import __main__ as cli
-from noisesched import __version__, backend, samplers, schedules, train
+from noisesched import __version__, backend, flags, samplers, schedules, train
 from noisesched.checkpoints import Checkpoints
 from noisesched.workdir import Workdir
 
@@ -49,11 +49,11 @@ def test_help_teaches(main, command, taught):
 
 
 def test_every_example_of_the_help_can_be_read():
-    lines = [line.split("#")[0] for line in cli.EXAMPLES.splitlines() if "noisesched " in line]
+    lines = [line.split("#")[0] for line in flags.EXAMPLES.splitlines() if "noisesched " in line]
     assert len(lines) >= 6
     for line in lines:
         _, *words = shlex.split(line)
-        given, overrides = cli.parser().parse_known_args(words)
+        given, overrides = flags.parser().parse_known_args(words)
         assert all(word.startswith("--config.") for word in overrides)
         for text in getattr(given, "schedule", None) or getattr(given, "schedules", None) or ():
             schedules.make(text)
