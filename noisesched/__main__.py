@@ -56,6 +56,8 @@ def parser():
         more=lambda: f"Any setting can be overridden, --config.group.name=value; configs/digits.py explains them.\n{EXAMPLES}")
     train.add_argument("--workdir", required=True, type=folder, help="folder of the run")
     train.add_argument("--config", help="config file; may be left out to go on with the run in the workdir")
+    train.add_argument("--profile", type=positive, default=0, metavar="N",
+                       help="trace N steps, after 10 others, into WORKDIR/profile, for TensorBoard (none)")  # fmt: skip
 
     sample = command("sample", "sample a trained network under any schedules", """\
         Sample the run in a workdir under every combination of the given schedules, steps and methods. It needs nothing but
@@ -236,11 +238,14 @@ def main(arguments=None):
         if isinstance(error, OSError) and error.filename and error.strerror:  # Python's own: without its "[Errno 17]"
             wanted = "a file, where a folder is wanted" if isinstance(error, FileExistsError) else error.strerror
             message = f"{error.filename}: {wanted}"
-        fail(message, code=1 if isinstance(error, RuntimeError) else 2)
+        fail(message, code=1 if isinstance(error, RuntimeError) else 2, at_once=getattr(error, "stuck", False))
 
 
-def fail(message, code=2):
+def fail(message, code=2, at_once=False):
     print(f"noisesched: error: {message}", file=sys.stderr)
+    if at_once:  # without waiting for threads that may never end
+        sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)
 
 
@@ -256,7 +261,7 @@ def run_train(given, overrides, chosen):
         raise config.ConfigError(f"{workdir.path} holds no run to go on with: give --config=FILE to begin one there")
     else:
         loaded = config.from_dict(workdir.read_config())
-    train.train(loaded, given.workdir)
+    train.train(loaded, given.workdir, profile=given.profile)
 
 
 def run_sample(given, overrides, chosen):

@@ -127,7 +127,7 @@ def training(config, definition, state, stream, seconds):
                    donate_argnums=0)  # fmt: skip
     batch = jax.device_put(next(stream), shares)
     run = parallel.data_parallel(step, config.training.parallel)
-    record = train.Recorder(config, NoMetrics(), 0, say=lambda line: None, show=False)
+    record = train.Recorder(config, train.learning_rate(config), NoMetrics(), 0, say=lambda line: None, show=False)
     states = {"bare": jax.tree.map(jnp.copy, state), "product": jax.tree.map(jnp.copy, state)}
     waited = 0.0
 
