@@ -56,7 +56,7 @@ class Ahead:
             self._iterator.kill()
         while self._thread.is_alive() and not self._ready.empty():
             self._ready.get()  # makes room for what the thread may be about to put there
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=min(self._patience, 10))
         return not self._thread.is_alive()
 
 
