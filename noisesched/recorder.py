@@ -99,11 +99,11 @@ class Recorder(contextlib.AbstractContextManager):
             "step_seconds": each, "input_wait": waited, **memory,
             **({"skipped": self.skipped} if self.training.skip_nonfinite else {}),
         })  # fmt: skip
-        self.bar.set_postfix(loss=f"{loss:.4f}", ms=f"{1e3 * each:.3g}", input=f"{waited:.1%}", memory=vitals.told(memory),
+        self.bar.set_postfix(loss=f"{loss:.4f}", ms=f"{1e3 * each:,.1f}", input=f"{waited:.1%}", memory=vitals.told(memory),
                              **({"skipped": self.skipped} if self.skipped else {}), refresh=False)  # fmt: skip
         if self.bar.disable:
             left = (self.training.num_steps - step) * seconds / steps
-            self.say(f"step {step}/{self.training.num_steps}  loss {loss:.4f}  {1e3 * each:.3g} ms/step, {steps / seconds:.1f}/s"
+            self.say(f"step {step}/{self.training.num_steps}  loss {loss:.4f}  {1e3 * each:,.1f} ms/step, {steps / seconds:.1f}/s"
                      f"  input wait {waited:.1%}  {vitals.told(memory)}  {left // 60:.0f}m{left % 60:02.0f}s left")  # fmt: skip
         self.window, self.intervals, self.waited, self.since, self.logged = [], [], 0.0, now, step
 

@@ -214,7 +214,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(spoiled, small, tmp
     assert [line.partition("skipped, ")[2] for line in skipped] == ["1 of at most 2", "2 of at most 2"]
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [record["skipped"] for record in records] == [0, 0, 1, 1, 2, 2, 2]
-    np.testing.assert_array_equal(np.isnan([record["loss"] for record in records]), [False, False, True, False, True, False, False])
+    assert [record["step"] for record in records if np.isnan(record["loss"])] == [3, 5]
     # The learning rate is of the optimizer's own count, which a skipped update does not advance.
     assert [record["learning_rate"] for record in records][3] == pytest.approx(float(train.learning_rate(config)(2)))
     step, leaves = saved(tmp_path / "run", config)
