@@ -26,7 +26,7 @@ class Recorder(contextlib.AbstractContextManager):
         self.training, self.metrics, self.say = config.training, metrics, say
         self.rate = rate
         self.pending, self.window, self.intervals, self.waited = collections.deque(), [], [], 0.0
-        self.step, self.logged, self.skipped = start, start, 0
+        self.step, self.count, self.skipped = start, 0, 0  # the last step seen; steps since the last log line; skipped updates
         self.since = self.looked = time.perf_counter()
         self.bar = tqdm(total=self.training.num_steps, initial=start, unit="step", disable=None if show else True,
                         smoothing=0.05)  # fmt: skip
@@ -66,6 +66,7 @@ class Recorder(contextlib.AbstractContextManager):
         self.looked = now
         for offset, (loss, norm) in enumerate(zip(results["loss"], results["grad_norm"], strict=True)):
             self.step = step = first + offset + 1
+            self.count += 1
             if np.isfinite(loss) and np.isfinite(norm):
                 self.window.append((loss, norm))
             else:
@@ -90,7 +91,7 @@ class Recorder(contextlib.AbstractContextManager):
 
     def _log(self, step):
         now = time.perf_counter()
-        seconds, steps = now - self.since, step - self.logged
+        seconds, steps = now - self.since, self.count
         loss, norm = np.mean(self.window, axis=0) if self.window else (np.nan, np.nan)
         each, waited, memory = np.median(self.intervals), self.waited / seconds, vitals.memory()
         self.metrics.write(step, {
@@ -105,7 +106,7 @@ class Recorder(contextlib.AbstractContextManager):
             left = (self.training.num_steps - step) * seconds / steps
             self.say(f"step {step}/{self.training.num_steps}  loss {loss:.4f}  {1e3 * each:,.1f} ms/step, {steps / seconds:.1f}/s"
                      f"  input wait {waited:.1%}  {vitals.told(memory)}  {left // 60:.0f}m{left % 60:02.0f}s left")  # fmt: skip
-        self.window, self.intervals, self.waited, self.since, self.logged = [], [], 0.0, now, step
+        self.window, self.intervals, self.count, self.waited, self.since = [], [], 0, 0.0, now
 
     def _alive(self):
         """The line of a heartbeat, from what has been looked at."""
