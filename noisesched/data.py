@@ -80,9 +80,9 @@ class _Images:
             raise ValueError(f"{self.name}: cannot read example {number}: {reason}") from error
 
     def _is_missing(self, number: int) -> bool:
-        # Of a file that was truncated after it was opened, array_record gives what is no longer there as None.
+        # Of a file that was truncated after it was opened, array_record gives what is no longer there as an empty record.
         try:
-            return self.records.data_source[number] is None
+            return not self.records.data_source[number]
         except Exception:
             return False
 

@@ -397,9 +397,7 @@ def test_faults_of_the_input(uninterrupted, start, words, small, tmp_path):
         return process
 
     def stopped(process, says):
-        begin = time.monotonic()
-        out, err = process.communicate(timeout=60)
-        assert time.monotonic() - begin < 30  # no hang: the timeout of the input is 5 minutes
+        out, err = process.communicate(timeout=100)  # no hang: the input's own timeout is longer
         assert process.returncode == 1 and len(err.splitlines()) == 1, err
         found = re.fullmatch(f"noisesched: error: data set 'digits', train: {says}; step ([0-9]+) is saved: the same command "
                              "goes on from it", err.strip())  # fmt: skip
