@@ -185,7 +185,8 @@ def train(config, directory, say=tqdm.write, profile=0):
             split, batch_size=training.batch_size, seed=config.seed, flip=config.data.flip, start_step=start,
             num_workers=config.data.num_workers))  # fmt: skip
         draw_preview = make_preview(config, definition)
-        tracer = stack.enter_context(vitals.Profile(workdir.path / "profile", profile, start, training.num_steps, say))
+        traced = profile if jax.process_index() == 0 else 0
+        tracer = stack.enter_context(vitals.Profile(workdir.path / "profile", traced, start, training.num_steps, say))
         metrics = stack.enter_context(Metrics(workdir, start or None))
         record = stack.enter_context(Recorder(config, learning_rate(config), metrics, start, say))
         stop = stack.enter_context(Signals())

@@ -6,12 +6,14 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from noisesched import builders, data, recorder, train, vitals
 from noisesched import config as configuration
@@ -424,6 +426,28 @@ def test_faults_of_the_input(uninterrupted, start, words, small, tmp_path):
     (step, got), (_, want) = saved(workdir, small(LONG)), saved(uninterrupted, small(LONG))
     assert step == 160
     assert_bit_identical(got, want)
+
+
+STUCK = """
+import threading
+from noisesched import __main__, train
+
+def stopped(*given, **named):
+    error = train.TrainingStopped("nothing was read for 300 s")
+    error.stuck = True
+    raise error
+
+train.train = stopped
+threading.Thread(target=threading.Event().wait).start()  # a read that never ends, as of Grain's threads
+__main__.main(["train", "--config={config}", "--workdir=unused"])
+"""
+
+
+def test_reading_that_never_ends_does_not_keep_the_process(words, tmp_path):
+    program = STUCK.format(config=words()[0].partition("=")[2])
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+                          capture_output=True, timeout=100)  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "noisesched: error: nothing was read for 300 s\n")
 
 
 def test_a_data_file_that_is_gone_before_it_is_read(small, tmp_path, monkeypatch):
