@@ -71,6 +71,7 @@ def get_config():
     config.training.steps_per_dispatch = 1  # steps in one call of the device
     config.training.parallel = "pmap"  # pmap | jit (sharded) | fsdp (state cut over the devices, too): the same numbers
     config.training.ema_decay = 0.995  # of the parameters that samples are made with
+    config.training.skip_nonfinite = 0  # updates, in the whole run, left out as their loss or gradient is not finite; 0: stop
     config.training.log_every = 100
     config.training.checkpoint_every = 1000
     config.training.keep_checkpoints = 2

@@ -34,12 +34,16 @@ def main(arguments=None):
         if isinstance(error, OSError) and error.filename and error.strerror:  # Python's own: without its "[Errno 17]"
             wanted = "a file, where a folder is wanted" if isinstance(error, FileExistsError) else error.strerror
             message = f"{error.filename}: {wanted}"
-        fail(message, code=75 if is_preempted(error) else 1 if isinstance(error, RuntimeError) else 2)
+        code = 75 if is_preempted(error) else 1 if isinstance(error, RuntimeError) else 2
+        fail(message, code, at_once=getattr(error, "stuck", False))
 
 
-def fail(message, code=2):
+def fail(message, code=2, at_once=False):
     print(f"noisesched: error: {message}", file=sys.stderr)
     leave(code, "" if code == 75 else message)
+    if at_once:  # without waiting for threads that may never end
+        sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)
 
 
@@ -88,7 +92,7 @@ def run_train(given, overrides, chosen):
         raise config.ConfigError(f"{workdir.path} holds no run to go on with: give --config=FILE to begin one there")
     else:
         loaded = config.from_dict(workdir.read_config())
-    train.train(loaded, given.workdir)
+    train.train(loaded, given.workdir, profile=given.profile)
 
 
 def run_sample(given, overrides, chosen):

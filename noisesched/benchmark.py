@@ -5,11 +5,13 @@ Each bar is of a product's part against the bare computation that it cannot do w
     training    the loop of `train` against the bare jitted step of the same network, loss, optimizer and EMA
     sampling    the sampler against as many bare network calls
     input       the time the training loop stands still for its next batch
+    checkpoints the training loop with a save in its midst against the same steps without, over the interval between saves
     compiling   nothing anew for a new schedule; nothing at all for a second start of the same config
 """
 
 import contextlib
 import json
+import pathlib
 import resource
 import statistics
 import sys
@@ -23,10 +25,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from noisesched import config as configuration
-from noisesched import data, denoiser, parallel, sample, schedules, train
+from noisesched import data, denoiser, parallel, recorder, sample, schedules, train
+from noisesched.checkpoints import Checkpoints
+from noisesched.workdir import Workdir
 
-BARS = {"training_overhead": 0.03, "sampling_overhead": 0.02, "input_wait": 0.01, "compiled_for_new_schedules": 0,
-        "compiled_at_second_start": 0}  # fmt: skip
+BARS = {"training_overhead": 0.03, "sampling_overhead": 0.02, "input_wait": 0.01, "checkpoint_overhead": 0.01,
+        "compiled_for_new_schedules": 0, "compiled_at_second_start": 0}  # fmt: skip
 
 
 def benchmark(config, chosen, seconds=60, calls=50, json_path=None, say=print):
@@ -43,8 +47,9 @@ def benchmark(config, chosen, seconds=60, calls=50, json_path=None, say=print):
         with data.batches(split, batch_size=config.training.batch_size, seed=config.seed, flip=config.data.flip,
                           num_workers=config.data.num_workers) as stream:  # fmt: skip
             figures |= compiling(config, definition, state, stream, compilations)
-            figures |= training(config, definition, state, stream, seconds * 0.6)
-        figures |= sampling(config, definition, state.params, calls, seconds * 0.4, compilations)
+            figures |= training(config, definition, state, stream, seconds * 0.45)
+            figures |= checkpointing(config, definition, state, stream, seconds * 0.25, figures["step_seconds"]["median"])
+        figures |= sampling(config, definition, state.params, calls, seconds * 0.3, compilations)
         peak = matmul_peak(config.model.dtype)
     figures |= {
         "flops_per_second": figures["flops_per_step"] / figures["step_seconds"]["median"],
@@ -126,9 +131,8 @@ def training(config, definition, state, stream, seconds):
     bare = jax.jit(lambda state, batch: step(state, batch, None), in_shardings=(whole, shares), out_shardings=whole,
                    donate_argnums=0)  # fmt: skip
     batch = jax.device_put(next(stream), shares)
-    run = parallel.data_parallel(step, config.training.parallel)
-    record = train.Recorder(config, NoMetrics(), 0, say=lambda line: None, show=False)
-    states = {"bare": jax.tree.map(jnp.copy, state), "product": jax.tree.map(jnp.copy, state)}
+    loop = Loop(config, step, state, stream)
+    states = {"bare": jax.tree.map(jnp.copy, state)}
     waited = 0.0
 
     def run_bare(dispatches):
@@ -136,15 +140,12 @@ def training(config, definition, state, stream, seconds):
             states["bare"], metrics = bare(states["bare"], batch)
         jax.block_until_ready(metrics)
 
-    def run_product(dispatches):  # the lines of train.train's loop
+    def run_product(dispatches):
         nonlocal waited
-        before = record.waited
-        for _ in range(dispatches):
-            chunked = record.waiting(lambda: chunk(config, stream))
-            states["product"], results = run(states["product"], chunked)
-            record.dispatched(0, results)
-        record.drain()
-        waited += record.waited - before
+        before = loop.record.waited
+        loop.run(dispatches)
+        loop.record.drain()
+        waited += loop.record.waited - before
 
     times = in_turn({"bare": run_bare, "product": run_product}, seconds, "training")
     per_step = {name: [t / n / steps for t, n in pairs] for name, pairs in times.items()}
@@ -155,6 +156,50 @@ def training(config, definition, state, stream, seconds):
         "training_ratio": spread(ratios), "training_overhead": statistics.median(ratios) - 1,
         "input_wait": waited / sum(t for t, _ in times["product"]),
     }  # fmt: skip
+
+
+def checkpointing(config, definition, state, stream, seconds, step_seconds):
+    """The product's loop with a save in its midst, and without one, in turn: long enough for the save to end meanwhile."""
+    loop, saved = Loop(config, train.make_step(config, definition), state, stream), 0
+    with (tempfile.TemporaryDirectory() as folder,
+          Checkpoints(Workdir(folder), config.training.keep_checkpoints) as checkpoints):  # fmt: skip
+
+        def save():
+            nonlocal saved
+            saved += 1
+            loop.record.drain()
+            begin = time.perf_counter()
+            checkpoints.save(saved, loop.state._asdict())
+            return time.perf_counter() - begin
+
+        def timed(after, blocked=None):
+            begin = time.perf_counter()
+            loop.run(recorder.RUN_AHEAD + 1)
+            if blocked is not None:
+                blocked.append(save())
+            loop.run(after)
+            loop.record.drain()
+            return time.perf_counter() - begin
+
+        timed(1, [])  # compiles; and the first save sets things up
+        checkpoints.wait()
+        begin = time.perf_counter()
+        save()
+        checkpoints.wait()
+        written = time.perf_counter() - begin
+        size = sum(path.stat().st_size for path in pathlib.Path(folder, "checkpoints", str(saved)).rglob("*"))
+        after = max(10, round(2 * written / step_seconds / config.training.steps_per_dispatch))
+        blocked, extra, begin = [], [], time.perf_counter()
+        while len(extra) < 7 or time.perf_counter() - begin < seconds:
+            first = len(extra) % 2 and timed(after)  # neither is always the second
+            with_save = timed(after, blocked)
+            checkpoints.wait()
+            extra.append(with_save - (first or timed(after)))
+    interval = config.training.checkpoint_every * step_seconds
+    extra, blocked = spread(extra), spread(blocked)
+    return {"save_extra_seconds": extra, "save_blocking_seconds": blocked, "save_written_seconds": written, "save_bytes": size,
+            "steps_while_saving": after * config.training.steps_per_dispatch, "save_interval_seconds": interval,
+            "checkpoint_overhead": extra["median"] / interval}  # fmt: skip
 
 
 def sampling(config, definition, params, calls, seconds, compilations):
@@ -230,6 +275,13 @@ def report(figures, config):
     speed, peak = figures["flops_per_second"], figures["matmul_flops_per_second"]
     yield (f"  arithmetic {speed / 1e9:,.1f} GFLOP/s, {speed / peak:.0%} of a {config.model.dtype} matrix product's "
            f"{peak / 1e9:,.1f}")  # fmt: skip
+    extra, blocking, written = (figures[f"save_{name}_seconds"] for name in ("extra", "blocking", "written"))
+    slower = max(extra["median"] - blocking["median"], 0) / max(written - blocking["median"], 1e-9)
+    yield (f"checkpoints  {figures['save_bytes'] / 2**20:,.1f} MiB, on disk after {1e3 * written:.0f} ms; a save costs "
+           f"{ms('save_extra_seconds')}")  # fmt: skip
+    yield f"  standstill {ms('save_blocking_seconds')}; then, while it is written behind, steps are {slower:.0%} slower"
+    yield bar("checkpoint_overhead", f"  overhead   {figures['checkpoint_overhead']:.2%} of the "
+              f"{figures['save_interval_seconds']:,.0f} s of {config.training.checkpoint_every} steps")  # fmt: skip
     yield f"sampling     a network call on {figures['images_per_call']} images {ms('call_seconds')}"
     yield f"  bare call  {ms('bare_call_seconds')}"
     yield bar("sampling_overhead", f"  overhead   {figures['sampling_overhead']:+.2%} over {figures['network_calls']} bare calls "
@@ -245,6 +297,21 @@ def report(figures, config):
 
 
 # -- the parts
+
+class Loop:
+    """The lines of train.train's loop."""
+
+    def __init__(self, config, step, state, stream):
+        self.config, self.stream, self.state = config, stream, jax.tree.map(jnp.copy, state)
+        self.dispatch = parallel.data_parallel(step, config.training.parallel)
+        self.record = recorder.Recorder(config, train.learning_rate(config), NoMetrics(), 0, say=lambda line: None, show=False)
+
+    def run(self, dispatches):
+        for _ in range(dispatches):
+            batch = self.record.waiting(lambda: chunk(self.config, self.stream))
+            self.state, results = self.dispatch(self.state, batch)
+            self.record.dispatched(0, results)
+
 
 class NoMetrics:
     def write(self, step, scalars):

@@ -78,6 +78,7 @@ class Training:
     steps_per_dispatch: int
     parallel: str
     ema_decay: float
+    skip_nonfinite: int
     log_every: int
     checkpoint_every: int
     keep_checkpoints: int
@@ -116,7 +117,8 @@ CHOICES = {
 AT_LEAST = {
     0: ("seed", "noise_offset", "data.num_workers", "model.dropout", "model.num_classes", "model.label_dropout",
         "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.b1",
-        "optimizer.b2", "training.ema_decay", "preview.every"),
+        "optimizer.b2", "training.ema_decay", "training.skip_nonfinite",
+        "preview.every"),
     1: ("data.image_size", "data.channels", "model.width", "model.blocks", "model.heads", "training.num_steps",
         "training.batch_size", "training.accumulate", "training.steps_per_dispatch", "training.log_every",
         "training.checkpoint_every", "training.keep_checkpoints", "preview.num_images", "preview.steps"),

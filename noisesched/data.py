@@ -16,7 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from noisesched import workers
+
 _CACHE_BYTES = 512 * 2**20  # a split whose decoded images fit is kept in memory as it is read
+PATIENCE = 300  # seconds without a batch after which the input is given up: reading may be slow, but must not stop for ever
 
 
 class _Images:
@@ -70,9 +73,18 @@ class _Images:
     def _decode_one(self, number: int) -> dict:
         try:
             return self.records[number]
+        except MemoryError:
+            raise
         except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = "its file is cut short" if self._is_missing(number) else workers.line(error)
             raise ValueError(f"{self.name}: cannot read example {number}: {reason}") from error
+
+    def _is_missing(self, number: int) -> bool:
+        # Of a file that was truncated after it was opened, array_record gives what is no longer there as an empty record.
+        try:
+            return not self.records.data_source[number]
+        except Exception:
+            return False
 
     def _fit(self, image: np.ndarray, number: int) -> np.ndarray:
         if image.shape == self.shape:
@@ -228,21 +240,37 @@ class _Assemble:
         return {"image": images, "label": labels, "index": np.arange(rows.start, rows.stop, dtype=np.int32)}
 
 
-class Batches:
-    """An endless iterator of batches made ahead in the background. Close it, or use it in a `with`."""
+class InputFault(RuntimeError):
+    """No more batches, and why, in one line. `stuck`: what reads them cannot be ended, only the process as a whole."""
 
-    def __init__(self, iterator):
-        self._iterator = iterator
+    stuck = False
+
+
+class Batches:
+    """An endless iterator of batches made ahead in the background. Close it, or use it in a `with`.
+
+    Raises InputFault, at the latest after PATIENCE seconds: an example that cannot be read, a worker process that died, no
+    memory, files that do not answer.
+    """
+
+    def __init__(self, iterator, name: str):
+        self._ahead, self._name = workers.Ahead(iterator, PATIENCE), name
 
     def __iter__(self):
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        return next(self._iterator)
+        try:
+            return next(self._ahead)
+        except workers.Fault as fault:
+            text = str(fault) if str(fault).startswith(self._name) else f"{self._name}: {fault}"
+            failed = InputFault(text)
+            failed.stuck = not self._ahead.close()
+            raise failed from fault
 
     def close(self) -> None:
         """Stops the background threads and worker processes."""
-        self._iterator.close()
+        self._ahead.close()
 
     def __enter__(self):
         return self
@@ -286,25 +314,21 @@ def batches(
         raise ValueError(f"{start_step=}, {num_workers=} must be at least 0")
     if min(num_threads, prefetch) < 1:
         raise ValueError(f"{num_threads=}, {prefetch=} must be at least 1")
-    import grain  # a third of a second
-
     b = batch_size // process_count
     rows = slice(process_index * b, (process_index + 1) * b)
     assemble = _Assemble(split.source, batch_size, seed, rows, flip)
-    steps = grain.MapDataset.range(sys.maxsize).random_map(assemble, seed=seed)[start_step:]
-    dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch))
-    if num_workers:
-        _mark_flags_parsed()
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
-    return Batches(iter(dataset))
+    share = lambda worker, count: functools.partial(_read_ahead, assemble, start_step, worker, count, num_threads, prefetch)
+    if not num_workers:
+        return Batches(share(0, 1)(), split.name)
+    return Batches(workers.Processes([share(worker, num_workers) for worker in range(num_workers)]), split.name)
 
 
-def _mark_flags_parsed() -> None:
-    # Grain reads absl flags as it starts workers, which absl refuses in a program that never parses any.
-    from absl import flags
+def _read_ahead(assemble: _Assemble, start_step: int, worker: int, count: int, num_threads: int, prefetch: int):
+    """An iterator over the batches of every count-th step, made ahead by threads."""
+    import grain  # a third of a second
 
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
+    steps = grain.MapDataset.range(sys.maxsize).random_map(assemble, seed=assemble.seed)[start_step:][worker::count]
+    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)))
 
 
 def examples(split: Split, n: int | None = None) -> dict[str, np.ndarray]:

@@ -5,12 +5,10 @@ Everything random in step s is a function of (seed, s, position in the global ba
 losses do not depend on the number of devices.
 """
 
-import collections
 import contextlib
 import os
 import signal
 import sys
-import time
 import typing
 
 import jax
@@ -19,13 +17,12 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from noisesched import cluster, data, denoiser, objective, parallel, sample, schedules
+from noisesched import cluster, data, denoiser, objective, parallel, sample, schedules, vitals
 from noisesched import config as configuration
 from noisesched.checkpoints import Checkpoints
 from noisesched.pictures import grid, write_png
+from noisesched.recorder import Recorder, TrainingStopped
 from noisesched.workdir import Metrics, Workdir, differences
-
-RUN_AHEAD = 4  # dispatches in flight: enough to keep a device busy, few enough that a fault is seen at once
 
 
 class State(typing.NamedTuple):
@@ -35,10 +32,6 @@ class State(typing.NamedTuple):
     params: typing.Any
     ema: typing.Any
     opt_state: typing.Any
-
-
-class TrainingStopped(RuntimeError):
-    """Training cannot go on; the message is one line."""
 
 
 class Preempted(TrainingStopped):
@@ -100,9 +93,14 @@ def make_loss(config, definition):
 
 
 def make_step(config, definition):
-    """The training step, a pure function (state, batch, axis) -> (state, metrics): see `parallel.data_parallel`."""
+    """The training step, a pure function (state, batch, axis) -> (state, metrics): see `parallel.data_parallel`.
+
+    With training.skip_nonfinite, a step whose loss or gradient norm is not finite counts as a step and changes nothing else. The
+    optimizer has then counted fewer updates than there were steps, so that the state itself says how many were skipped so far.
+    """
     gradient = jax.value_and_grad(make_loss(config, definition), has_aux=True)
     optimizer, decay, parts = make_optimizer(config), config.training.ema_decay, config.training.accumulate
+    skipping = config.training.skip_nonfinite > 0
 
     def accumulated(params, batch, key):
         if parts == 1:
@@ -127,14 +125,20 @@ def make_step(config, definition):
         # Early averages forget faster, or they would long remember the initial parameters.
         keep = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.ema, params)
-        bad = ~jnp.isfinite(losses)
+        bad, norm = ~jnp.isfinite(losses), optax.tree.norm(grads)
         metrics = {
             "loss": loss,
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": norm,
             "bad_log_snr_min": parallel.smallest(jnp.where(bad, log_snr, jnp.inf).min(), axis),
             "bad_log_snr_max": -parallel.smallest(-jnp.where(bad, log_snr, -jnp.inf).max(), axis),
         }
-        return State(state.step + 1, params, ema, opt_state), metrics
+        new = State(state.step + 1, params, ema, opt_state)
+        if skipping:
+            finite = jnp.isfinite(loss) & jnp.isfinite(norm)  # of the means over devices: the same on all
+            kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+            new = kept._replace(step=new.step)
+            metrics["skipped"] = new.step - updates_done(new.opt_state)
+        return new, metrics
 
     return step
 
@@ -149,13 +153,20 @@ def with_stop(step):
     return stepped
 
 
+def updates_done(opt_state):
+    """How many updates Adam has made: its own count, int32."""
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, optax.ScaleByAdamState))
+    return next(node.count for node in nodes if isinstance(node, optax.ScaleByAdamState))
+
+
 # -- the program
 
-def train(config, directory, say=tqdm.write):
+def train(config, directory, say=tqdm.write, profile=0):
     """Trains the run in `directory` to config.training.num_steps, from its last checkpoint if it has one.
 
     All processes of a job call it alike; the first one logs and writes, but for the checkpoints, which all write.
-    Raises ValueError or OSError (one line each) before any long work, and TrainingStopped for a non-finite loss or a signal.
+    `profile`: how many steps the first traces, into `directory`/profile. Raises ValueError or OSError (one line each) before any
+    long work, and TrainingStopped for a non-finite loss, a fault of the input, or a signal.
     """
     training, preview = config.training, config.preview
     chunk = training.steps_per_dispatch
@@ -194,17 +205,30 @@ def train(config, directory, say=tqdm.write):
             num_workers=config.data.num_workers, process_index=jax.process_index(),
             process_count=jax.process_count()))  # fmt: skip
         draw_preview = make_preview(config, definition)
+        tracer = stack.enter_context(vitals.Profile(workdir.path / "profile", profile if cluster.is_first() else 0, start,
+                                                    training.num_steps, say))  # fmt: skip
         metrics = stack.enter_context(Metrics(records, start or None))
-        record = Recorder(config, metrics, start, say)
+        record = stack.enter_context(Recorder(config, learning_rate(config), metrics, start, say))
         stop = stack.enter_context(Signals())
+
+        def save(done):
+            # Last of all: what belongs to a checkpoint's steps is then on disk, or done again after a kill.
+            record.drain()
+            metrics.flush()
+            checkpoints.save(done, state._asdict())
 
         # ---- The loop.
         for step in range(start, training.num_steps, chunk):
-            batch = record.waiting(lambda: stacked([next(stream) for _ in range(chunk)]))
+            try:
+                batch = record.waiting(lambda: stacked([next(stream) for _ in range(chunk)]))
+            except data.InputFault as fault:
+                raise without_input(fault, step, save if step > start else None) from fault
             batch["stop"] = np.full_like(batch["index"], stop.requested)
-            state, results = run(state, batch)
+            with tracer.step(step, chunk):
+                state, results = run(state, batch)
             record.dispatched(step, results)
             done = step + chunk
+            tracer.dispatched(done, results)
             # Asked once: a later signal stops the next step. Several processes stop where all know that one was asked.
             stopping = (stop.requested if jax.process_count() == 1 else record.stop) and done < training.num_steps
             last = stopping or done >= training.num_steps
@@ -215,10 +239,7 @@ def train(config, directory, say=tqdm.write):
                 records.samples.mkdir(parents=True, exist_ok=True)
                 write_png(records.samples / f"step_{done:07d}.png", picture)
             if last or done % training.checkpoint_every == 0:
-                # Last of all: what belongs to a checkpoint's steps is then on disk, or done again after a kill.
-                record.drain()
-                metrics.flush()
-                checkpoints.save(done, state._asdict())
+                save(done)
             if stopping:
                 checkpoints.wait()
                 raise Preempted(f"stopped by a signal at step {done}, which is saved; the same command goes on from it")
@@ -233,6 +254,21 @@ def begin(stack, workdir, config):
     """Holds the workdir for this job, and puts the config of a new run there."""
     stack.enter_context(workdir.held())
     adopt(workdir, config)
+
+
+def without_input(fault, step, save):
+    """The TrainingStopped for an InputFault at a step; what is done so far, which the fault has no part in, is saved first."""
+    # One process alone: of several, the others do not know, and a checkpoint is the work of all.
+    saved = "the last checkpoint is as it was"
+    if save and jax.process_count() == 1:
+        try:
+            save(step)
+            saved = f"step {step} is saved: the same command goes on from it"
+        except (TrainingStopped, ValueError) as error:
+            saved = str(error)
+    stopped = TrainingStopped(f"{fault}; {saved}")
+    stopped.stuck = fault.stuck
+    return stopped
 
 
 def open_data(config):
@@ -272,70 +308,6 @@ def make_preview(config, definition):
         return grid(images, columns=int(np.ceil(np.sqrt(preview.num_images))))
 
     return picture
-
-
-class Recorder:
-    """What is known of the steps, a few steps later: checks every loss, logs, shows progress. It never waits for the device."""
-
-    def __init__(self, config, metrics, start, say, show=True):
-        self.training, self.metrics, self.say = config.training, metrics, say
-        self.rate = learning_rate(config)
-        self.pending, self.window, self.waited = collections.deque(), [], 0.0
-        self.stop = False  # whether a process had been asked to stop, at the last dispatch looked at
-        self.start, self.since = start, time.perf_counter()
-        self.bar = tqdm(total=self.training.num_steps, initial=start, unit="step", disable=None if show else True,
-                        smoothing=0.05)  # fmt: skip
-
-    def waiting(self, produce):
-        """The input, and how long the loop stood still for it."""
-        begin = time.perf_counter()
-        produced = produce()
-        self.waited += time.perf_counter() - begin
-        return produced
-
-    def dispatched(self, step, results):
-        self.pending.append((step, results))
-        if len(self.pending) > RUN_AHEAD:
-            self._look(*self.pending.popleft())
-
-    def drain(self):
-        while self.pending:
-            self._look(*self.pending.popleft())
-
-    def close(self):
-        self.drain()
-        self.bar.close()
-
-    def _look(self, first, results):
-        results = jax.device_get(results)  # of a dispatch that has had time to finish
-        self.stop = self.stop or bool(np.any(results.get("stop", False)))
-        for offset, (loss, norm) in enumerate(zip(results["loss"], results["grad_norm"], strict=True)):
-            step = first + offset + 1
-            if not (np.isfinite(loss) and np.isfinite(norm)):
-                low, high = results["bad_log_snr_min"][offset], results["bad_log_snr_max"][offset]
-                where = f"in examples of log-SNR {low:.4g} to {high:.4g}" if low <= high else "in the gradient alone"
-                self.bar.close()
-                raise TrainingStopped(f"not finite at step {step}: loss {loss}, gradient norm {norm}, {where}; checkpoints "
-                                      "from before are kept (a lower learning rate or clip_norm may help)")  # fmt: skip
-            self.window.append((loss, norm))
-            if step % self.training.log_every == 0 or step == self.training.num_steps:
-                self._log(step)
-        self.bar.update(len(results["loss"]))
-
-    def _log(self, step):
-        now = time.perf_counter()
-        seconds, (loss, norm) = now - self.since, np.mean(self.window, axis=0)
-        self.metrics.write(step, {
-            "loss": loss, "grad_norm": norm, "learning_rate": float(self.rate(step - 1)),
-            "images_per_second": len(self.window) * self.training.batch_size / seconds,
-            "input_wait": self.waited / seconds,
-        })  # fmt: skip
-        self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        if self.bar.disable:
-            left = (self.training.num_steps - step) * seconds / len(self.window)
-            self.say(f"step {step}/{self.training.num_steps}  loss {loss:.4f}  {len(self.window) / seconds:.1f} steps/s  "
-                     f"{left // 60:.0f}m{left % 60:02.0f}s left")  # fmt: skip
-        self.window, self.waited, self.since = [], 0.0, now
 
 
 class Signals(contextlib.AbstractContextManager):

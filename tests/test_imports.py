@@ -12,10 +12,11 @@ LAYERS = {  # lowest first; a module imports from its own layer and earlier ones
     "network": ["conditioning", "unet", "denoiser", "inception"],
     "algorithms": ["objective", "samplers", "guidance", "likelihood", "noisiest", "appearance", "metrics", "leak", "judgement",
                    "diagnosis"],
-    "outside world": ["backend", "cluster", "parallel", "pictures", "workdir", "checkpoints", "builders", "data", "config",
-                      "features", "document", "foreign", "interchange", "scheduler_file"],
-    "programs": ["train", "sample", "evaluate", "study", "compare", "findings", "pairing", "sentences", "limits", "figures",
-                 "heatmaps", "histograms", "brightness", "report", "plot", "diagnose", "benchmark", "flags", "__main__"],
+    "outside world": ["backend", "cluster", "parallel", "vitals", "pictures", "workdir", "checkpoints", "builders", "workers",
+                      "data", "config", "features", "document", "foreign", "interchange", "scheduler_file"],
+    "programs": ["recorder", "train", "sample", "evaluate", "study", "compare", "findings", "pairing", "sentences", "limits",
+                 "figures", "heatmaps", "histograms", "brightness", "report", "plot", "diagnose", "benchmark", "flags",
+                 "__main__"],
 }
 DEPTH = {module: depth for depth, modules in enumerate(LAYERS.values()) for module in modules}
 PACKAGE = {path.stem: path for path in ROOT.glob("noisesched/*.py") if path.stem != "__init__"}

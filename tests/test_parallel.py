@@ -18,7 +18,7 @@ CHANGES = {"data.image_size": SIZE, "model.dropout": 0.2, "model.num_classes": C
            "training.log_every": STEPS, "training.ema_decay": 0.9}  # fmt: skip
 
 
-MERGE = denoiser.merge
+MERGE, MAKE_OPTIMIZER, MAKE_LOSS = denoiser.merge, train.make_optimizer, train.make_loss
 
 
 class TinyNetwork:
@@ -133,6 +133,62 @@ def test_same_numbers_and_one_compilation(tiny_step, wanted, kind, devices, accu
     assert_same((metrics, state), wanted)
     # The first state comes from a single device and later ones from the step, donated: no reason to compile it again.
     assert traces == chunk and compilations == 0
+
+
+def poisoned(config, definition):
+    """The loss, each example's multiplied by a number of the batch: NaN spoils it and its gradient."""
+    def loss(params, batch, key):
+        _, (losses, log_snr) = MAKE_LOSS(config, definition)(params, batch, key)
+        return (losses * batch["poison"]).mean(), (losses * batch["poison"], log_snr)
+
+    return loss
+
+
+@pytest.mark.parametrize(("kind", "devices", "accumulate", "chunk", "bad"), [
+    ("pmap", 8, 2, 1, (0, 2)), ("jit", 8, 1, 2, (2, 3)), ("pmap", 1, 1, 2, (1,)),
+])  # fmt: skip
+def test_a_skipped_update_changes_nothing(small, monkeypatch, kind, devices, accumulate, chunk, bad):
+    """One example of one device spoils a step: all that is left of it is that it counts. Bit for bit what the same compiled step
+    makes of the other batches alone; where a dispatch mixes good and bad steps, the same to float tolerance."""
+    monkeypatch.setattr(train, "make_optimizer", MAKE_OPTIMIZER)
+    monkeypatch.setattr(train, "make_loss", poisoned)
+    monkeypatch.setattr(denoiser, "merge", lambda definition, params: TinyNetwork(params))
+    config = small(CHANGES | {"training.accumulate": accumulate, "training.skip_nonfinite": 2, "optimizer.decay": "linear"})
+    step, params = train.make_step(config, None), jax.device_get(TinyNetwork.initial())
+    poison = np.ones((STEPS, BATCH), np.float32)
+    poison[bad, 5] = np.nan
+    made = [batch | {"poison": row} for batch, row in zip(batches(), poison, strict=True)]
+
+    def fresh():
+        return train.State(np.int32(0), params, params, jax.device_get(MAKE_OPTIMIZER(config).init(params)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "local_devices", lambda: jax.devices()[:devices])
+        run = parallel.data_parallel(step, kind)
+    state, metrics = fresh(), []
+    for first in range(0, STEPS, chunk):
+        state, results = run(state, train.stacked(made[first : first + chunk]))
+        metrics.append(results)
+    metrics = {name: np.concatenate([m[name] for m in metrics]) for name in metrics[0]}
+    np.testing.assert_array_equal(np.isnan(metrics["loss"]), np.isin(np.arange(STEPS), bad))
+    np.testing.assert_array_equal(np.isnan(metrics["grad_norm"]), np.isin(np.arange(STEPS), bad))
+    np.testing.assert_array_equal(metrics["skipped"], np.cumsum(np.isin(np.arange(STEPS), bad)))
+
+    whole = len(bad) % chunk == 0  # dispatches that are all bad
+    wanted, length = fresh(), chunk if whole else 1
+    for first in range(0, STEPS, length):
+        if first in bad:
+            wanted = wanted._replace(step=wanted.step + length)
+        else:
+            wanted, _ = run(wanted, train.stacked(made[first : first + length]))
+    assert int(state.step) == STEPS and int(train.updates_done(state.opt_state)) == STEPS - len(bad)
+    if whole:
+        jax.tree.map(np.testing.assert_array_equal, state, wanted)
+    else:
+        assert_same(state, wanted)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, params)
+    assert min(jax.tree.leaves(moved)) > 1e-5  # the other updates were made
 
 
 def test_the_comparison_above_would_show_a_fault(tiny_step, wanted):

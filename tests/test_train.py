@@ -1,17 +1,22 @@
 """The training program: its step's arithmetic, and runs that are killed, stopped, resumed, or go wrong."""
 
+import gzip
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT
 
+from noisesched import builders, data, recorder, train, vitals
 from noisesched import config as configuration
-from noisesched import train
 from noisesched.checkpoints import Checkpoints
 from noisesched.workdir import Workdir, read_metrics
 
@@ -174,6 +179,122 @@ def test_not_finite_loss_stops_the_run(small, tmp_path, monkeypatch):
     assert [record["step"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
+@pytest.fixture
+def spoiled(monkeypatch):
+    """Losses above log-SNR 1 are NaN in steps 3, 5 and 8."""
+    make_loss = train.make_loss
+
+    def spoiling(config, definition):
+        def loss(params, batch, key):
+            _, (losses, log_snr) = make_loss(config, definition)(params, batch, key)
+            now = jnp.stack([(key == jax.random.fold_in(jax.random.key(config.seed), step - 1)).all() for step in (3, 5, 8)])
+            losses = losses * jnp.where(now.any() & (log_snr > 1), jnp.nan, 1.0)
+            return losses.mean(), (losses, log_snr)
+
+        return loss
+
+    monkeypatch.setattr(train, "make_loss", spoiling)
+
+
+def test_updates_that_are_not_finite_are_skipped_and_counted(spoiled, small, tmp_path):
+    """Two are allowed. The run is stopped after the first; resumed, it knows of it, and stops at the third of the whole run."""
+    config = small({"training.skip_nonfinite": 2, "training.num_steps": 10, "training.checkpoint_every": 7})
+    lines = []
+
+    def say(line):
+        lines.append(line)
+        if "1 of at most 2" in line:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(train.TrainingStopped, match="stopped by a signal at step [4-7], which is saved"):
+        train.train(config, tmp_path / "run", say)
+    with pytest.raises(train.TrainingStopped, match="not finite at step 8: .*; 2 such updates were skipped before") as stopped:
+        train.train(config, tmp_path / "run", say)
+    assert "\n" not in str(stopped.value)
+    skipped = [line for line in lines if "update skipped" in line]
+    assert [line.split(":")[0] for line in skipped] == ["not finite at step 3", "not finite at step 5"]
+    assert [line.partition("skipped, ")[2] for line in skipped] == ["1 of at most 2", "2 of at most 2"]
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [record["skipped"] for record in records] == [0, 0, 1, 1, 2, 2, 2]
+    assert [record["step"] for record in records if np.isnan(record["loss"])] == [3, 5]
+    # The learning rate is of the optimizer's own count, which a skipped update does not advance.
+    assert [record["learning_rate"] for record in records][3] == pytest.approx(float(train.learning_rate(config)(2)))
+    step, leaves = saved(tmp_path / "run", config)
+    assert step == 7 and all(np.isfinite(leaf).all() for leaf in leaves.values())
+
+
+# -- signs of life
+
+
+class Kept:
+    """Metrics in a list."""
+
+    def __init__(self):
+        self.records = []
+
+    def write(self, step, scalars):
+        self.records.append({"step": step} | scalars)
+
+
+def test_signs_of_life(small, monkeypatch):
+    """A log line tells step time, input wait and memory; where log lines are far, the time since the last one tells of life, even
+    while the loop stands still."""
+    config, kept, lines = small({"training.log_every": 2, "training.num_steps": 4}), Kept(), []
+    monkeypatch.setattr(vitals, "SILENCE", 0.1)
+    monkeypatch.setattr(recorder, "RUN_AHEAD", 0)
+    results = {name: np.ones(1) for name in ("loss", "grad_norm", "bad_log_snr_min", "bad_log_snr_max")}
+    with recorder.Recorder(config, train.learning_rate(config), kept, 0, lines.append) as record:
+        for step in range(4):
+            record.waiting(lambda: time.sleep(0.03))
+            time.sleep(0.01 if step < 2 else 0.6)
+            record.dispatched(step, results)
+    record.heartbeat._thread.join(1)
+    assert not record.heartbeat._thread.is_alive()
+    logged = [line for line in lines if "alive" not in line]
+    assert [line.split("  ")[0] for line in logged] == ["step 2/4", "step 4/4"]
+    assert "ms/step" in logged[0] and "input wait" in logged[0] and "MiB of the process (peak" in logged[0]
+    alive = lines[lines.index(logged[0]) + 1 : lines.index(logged[1])]
+    assert 3 <= len(alive) <= 13 and all(line.startswith(("step 2/4  alive, last seen at work ", "step 3/4")) for line in alive)
+    first = kept.records[0]
+    assert 0.04 <= first["step_seconds"] < 0.1 and 0.4 < first["input_wait"] < 0.9
+    assert 2**20 < first["process_bytes"] <= 1.01 * first["process_bytes_peak"]
+
+
+def test_memory_is_the_devices_where_they_tell(monkeypatch):
+    class Device:
+        def __init__(self, used):
+            self.used = used
+
+        def memory_stats(self):
+            return {"bytes_in_use": self.used, "peak_bytes_in_use": 2 * self.used, "bytes_limit": 100}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(3 * 2**20), Device(5 * 2**20)])
+    assert vitals.memory() == {"device_bytes": 5 * 2**20, "device_bytes_peak": 10 * 2**20}
+    assert vitals.told(vitals.memory()) == "5 MiB of the device (peak 10)"
+
+
+@pytest.mark.parametrize(("start", "end", "steps", "first", "last"), [
+    (0, 100, 4, 10, 14), (30, 100, 4, 40, 44), (0, 12, 4, 8, 12), (8, 12, 9, 8, 12),
+])  # fmt: skip
+def test_profiled_steps(monkeypatch, start, end, steps, first, last):
+    calls, now = [], []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda *given, **options: calls.append(now[-1]))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append(now[-1]))
+    lines = []
+    with vitals.Profile("folder", steps, start, end, lines.append) as profile:
+        for step in range(start, end):
+            now.append(step)
+            with profile.step(step, 1):
+                now.append(step + 1)
+            profile.dispatched(step + 1, np.zeros(1))
+    assert calls == [first, last] and len(lines) == 1 and f"steps {first + 1} to {last} in folder" in lines[0]
+
+
+def test_no_profile_into_a_bucket():
+    with pytest.raises(ValueError, match="local folder"):
+        vitals.Profile("gs://bucket/profile", 3, 0, 10, print)
+
+
 def test_another_config_is_refused(small, tmp_path):
     workdir = Workdir(tmp_path / "run")
     train.adopt(workdir, small())
@@ -206,8 +327,9 @@ def until(condition, process, timeout=100):
 @pytest.fixture(scope="module")
 def uninterrupted(run, words, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    code, out, err = run("train", f"--workdir={workdir}", *words(LONG))
+    code, out, err = run("train", f"--workdir={workdir}", "--profile=3", *words(LONG))
     assert code == 0, err
+    assert f"profile of steps 11 to 13 in {workdir}/profile: tensorboard --logdir={workdir}/profile" in out
     assert "160 steps" in out and "step 160/160" in out and "Traceback" not in err
     return workdir
 
@@ -254,11 +376,115 @@ def test_killed_again_and_again_a_run_ends_the_same(uninterrupted, start, run, w
     assert json.loads((workdir / "config.json").read_text()) == json.loads((uninterrupted / "config.json").read_text())
 
 
+def children(process):
+    """The input workers of a running process."""
+    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
+    return [int(line.split()[0]) for line in found.splitlines() if "spawn_main" in line]
+
+
+def test_faults_of_the_input(uninterrupted, start, words, small, tmp_path):
+    """Read by a worker process, nothing kept in memory: the data file is truncated in mid-run; the worker is killed; the file
+    vanishes. Each time a line, exit code 1, what was done is saved, and in the end nothing of it is seen."""
+    builders.digits(str(tmp_path))
+    (file,) = (tmp_path / "digits" / "1.0.0").glob("digits-train*")
+    content, workdir = file.read_bytes(), tmp_path / "run"
+    config = LONG | {"data.num_workers": "1", "data.data_dir": str(tmp_path)}
+
+    def lines():
+        return (workdir / "metrics.jsonl").read_bytes().count(b"\n") if (workdir / "metrics.jsonl").exists() else 0
+
+    def running():
+        process, before = start("train", f"--workdir={workdir}", *words(config)), lines()
+        until(lambda: lines() > before, process)
+        return process
+
+    def stopped(process, says):
+        out, err = process.communicate(timeout=100)  # no hang: the input's own timeout is longer
+        assert process.returncode == 1 and len(err.splitlines()) == 1, err
+        found = re.fullmatch(f"noisesched: error: data set 'digits', train: {says}; step ([0-9]+) is saved: the same command "
+                             "goes on from it", err.strip())  # fmt: skip
+        assert found, err
+        assert saved(workdir, small(config))[0] == int(found[1]) > 0
+        return int(found[1])
+
+    process = running()
+    os.truncate(file, len(content) // 2)
+    first = stopped(process, "cannot read example [0-9]+: (?:its file is cut short|.*orrupt.*)")
+
+    file.write_bytes(content)
+    process = running()
+    (worker,) = children(process)
+    os.kill(worker, signal.SIGKILL)
+    second = stopped(process, f"an input worker process died .process {worker}, by signal 9, SIGKILL, as the system does when "
+                     "memory runs out.")  # fmt: skip
+    assert second > first
+
+    process = running()
+    file.unlink()  # the worker has it open
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and f"resuming at step {second}\n" in out, err
+    (step, got), (_, want) = saved(workdir, small(LONG)), saved(uninterrupted, small(LONG))
+    assert step == 160
+    assert_bit_identical(got, want)
+
+
+STUCK = """
+import threading
+from noisesched import __main__, train
+
+def stopped(*given, **named):
+    error = train.TrainingStopped("nothing was read for 300 s")
+    error.stuck = True
+    raise error
+
+train.train = stopped
+threading.Thread(target=threading.Event().wait).start()  # a read that never ends, as of Grain's threads
+__main__.main(["train", "--config={config}", "--workdir=unused"])
+"""
+
+
+def test_reading_that_never_ends_does_not_keep_the_process(words, tmp_path):
+    program = STUCK.format(config=words()[0].partition("=")[2])
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+                          capture_output=True, timeout=100)  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "noisesched: error: nothing was read for 300 s\n")
+
+
+def test_a_data_file_that_is_gone_before_it_is_read(small, tmp_path, monkeypatch):
+    """Images in no memory, and a file not yet opened. Nothing is trained, so that nothing is saved."""
+    builders.digits(str(tmp_path / "data"))
+    open_split = data.open_split
+
+    def without_file(*given, **named):
+        split = open_split(*given, **named)
+        for file in (tmp_path / "data").rglob("digits-train*"):
+            file.unlink()
+        return split
+
+    monkeypatch.setattr(data, "open_split", without_file)
+    with pytest.raises(train.TrainingStopped) as stopped:
+        train.train(small({"data.data_dir": str(tmp_path / "data")}), tmp_path / "run", lambda line: None)
+    message = str(stopped.value)
+    assert message.startswith("data set 'digits', train: cannot read example ") and "No such file or directory" in message
+    assert "digits-train.array_record" in message and message.endswith("; the last checkpoint is as it was")
+    assert "\n" not in message and not stopped.value.stuck
+
+
+def test_the_profile_holds_its_steps(uninterrupted):
+    (folder,) = (uninterrupted / "profile" / "plugins" / "profile").iterdir()
+    (trace,) = folder.glob("*.trace.json.gz")
+    (_,) = folder.glob("*.xplane.pb")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    steps = [event["args"]["step_num"] for event in events if event.get("name") == "train"]
+    assert sorted(set(map(int, steps))) == [10, 11, 12]  # counted from 0
+
+
 def test_a_run_leaves_its_files(uninterrupted):
     names = lambda folder: sorted(path.name for path in folder.iterdir())
-    assert names(uninterrupted) == [".lock", "checkpoints", "config.json", "metrics.jsonl", "samples", "tensorboard"]
+    assert names(uninterrupted) == [".lock", "checkpoints", "config.json", "metrics.jsonl", "profile", "samples", "tensorboard"]
     assert names(uninterrupted / "samples") == [f"step_0000{step}.png" for step in ("080", "160")]
     assert names(uninterrupted / "checkpoints") == ["156", "160"]
     first, *_, last = read_metrics(uninterrupted / "metrics.jsonl")
     assert last["loss"] < 0.9 * first["loss"]
-    assert {"loss", "grad_norm", "learning_rate", "images_per_second", "input_wait", "step"} == set(last)
+    assert {"loss", "grad_norm", "learning_rate", "images_per_second", "input_wait", "step", "step_seconds", "process_bytes",
+            "process_bytes_peak"} == set(last)  # fmt: skip
