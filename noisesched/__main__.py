@@ -56,6 +56,8 @@ def parser():
         more=lambda: f"Any setting can be overridden, --config.group.name=value; configs/digits.py explains them.\n{EXAMPLES}")
     train.add_argument("--workdir", required=True, type=folder, help="folder of the run")
     train.add_argument("--config", help="config file; may be left out to go on with the run in the workdir")
+    train.add_argument("--accept_changes", action="store_true",
+                       help="go on with a run although the config differs from its own: not in its network or data")
 
     sample = command("sample", "sample a trained network under any schedules", """\
         Sample the run in a workdir under every combination of the given schedules, steps and methods. It needs nothing but
@@ -227,6 +229,8 @@ def main(arguments=None):
         COMMANDS[given.command](given, overrides, chosen)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")
+    except MemoryError:
+        fail("out of memory", code=1)
     except KeyboardInterrupt:
         fail("interrupted", code=130)
     except (ValueError, OSError, RuntimeError) as error:
@@ -256,7 +260,7 @@ def run_train(given, overrides, chosen):
         raise config.ConfigError(f"{workdir.path} holds no run to go on with: give --config=FILE to begin one there")
     else:
         loaded = config.from_dict(workdir.read_config())
-    train.train(loaded, given.workdir)
+    train.train(loaded, given.workdir, accept_changes=given.accept_changes)
 
 
 def run_sample(given, overrides, chosen):

@@ -12,7 +12,7 @@ LAYERS = {  # lowest first; a module imports from its own layer and earlier ones
     "network": ["conditioning", "unet", "denoiser", "inception"],
     "algorithms": ["objective", "samplers", "guidance", "likelihood", "noisiest", "appearance", "metrics", "leak", "judgement",
                    "diagnosis"],
-    "outside world": ["backend", "parallel", "pictures", "workdir", "checkpoints", "builders", "data", "config",
+    "outside world": ["backend", "parallel", "pictures", "workdir", "claims", "checkpoints", "builders", "data", "config",
                       "features", "document", "foreign", "interchange"],
     "programs": ["train", "sample", "evaluate", "study", "compare", "findings", "pairing", "sentences", "limits", "figures",
                  "heatmaps", "histograms", "brightness", "report", "plot", "diagnose", "benchmark", "__main__"],
