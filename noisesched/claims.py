@@ -56,7 +56,7 @@ def check_arrays(folder: epath.Path, wanted: dict[str, np.ndarray]) -> None:
             raise ValueError(f"{folder.name} is to hold {total:,} bytes of arrays; its files have {sum(sizes):,}")
     base = f"{folder}/" if "://" in str(folder) else {"driver": "file", "path": f"{folder}/"}
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
-    for name, read in [(name, store.read(f"{name}/.zarray")) for name in wanted]:
+    for name, read in [(name, store.read(f"{name}/.zarray" if name else ".zarray")) for name in wanted]:
         array, found = wanted[name], json.loads(read.result().value or b"null")
         if found is None:
             raise ValueError(f"{folder.name} holds no array {name}")
