@@ -74,7 +74,10 @@ def get_config():
     config.training.skip_nonfinite = 0  # updates, in the whole run, left out as their loss or gradient is not finite; 0: stop
     config.training.log_every = 100
     config.training.checkpoint_every = 1000
-    config.training.keep_checkpoints = 2
+    config.training.keep_checkpoints = 2  # the newest so many; and beside them
+    config.training.keep_every = 0  # those at multiples of so many steps, for ever; 0: none
+    config.training.keep_best = 0  # so many, of the least held-out loss of the averaged parameters; 0: it is not measured
+    config.training.best_split = "test"  # the held-out images, the first 1,024 of it: notation of data.split
 
     # A grid of samples, made during training from the same noise.
     config.preview = ConfigDict()

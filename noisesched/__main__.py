@@ -25,6 +25,8 @@ def main(arguments=None):
         leave(0)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")
+    except MemoryError:
+        fail("out of memory", code=1)
     except KeyboardInterrupt:
         fail("interrupted", code=130)
     except (ValueError, OSError, RuntimeError) as error:
@@ -92,7 +94,7 @@ def run_train(given, overrides, chosen):
         raise config.ConfigError(f"{workdir.path} holds no run to go on with: give --config=FILE to begin one there")
     else:
         loaded = config.from_dict(workdir.read_config())
-    train.train(loaded, given.workdir, profile=given.profile)
+    train.train(loaded, given.workdir, profile=given.profile, accept_changes=given.accept_changes)
 
 
 def run_sample(given, overrides, chosen):

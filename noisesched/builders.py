@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import io
+import json
 import os
 import pathlib
 import shutil
@@ -283,7 +284,9 @@ def find_prepared(name: str, data_dir: str):
             f"tfds.builder({name!r}, data_dir={str(base)!r}, file_format='array_record')"
             ".download_and_prepare(); or use 'digits' or 'image_folder'"
         )
-    builder = tfds.builder_from_directory(max(found, key=_version))
+    folder = max(found, key=_version)
+    _check_features(folder)
+    builder = tfds.builder_from_directory(folder)
     file_format = builder.info.file_format.value
     if file_format != "array_record":
         raise ValueError(
@@ -291,6 +294,29 @@ def find_prepared(name: str, data_dir: str):
             "without TensorFlow: prepare it again with file_format='array_record'"
         )
     return builder
+
+
+def _check_features(folder: epath.Path) -> None:
+    """ValueError if a prepared data set names classes of features that are not tensorflow-datasets' own, for it would import
+    the modules of any others: the data set that a config names may be somebody else's."""
+    path = folder / "features.json"
+    if not path.exists():
+        return  # an old data set, whose features stand in the package
+
+    def named(value):
+        if isinstance(value, dict):
+            yield from (each for key, each in value.items() if key in ("pythonClassName", "python_class_name", "type"))
+            yield from (name for each in value.values() for name in named(each))
+        elif isinstance(value, list):
+            yield from (name for each in value for name in named(each))
+
+    try:
+        names = [name for name in named(json.loads(path.read_bytes())) if isinstance(name, str)]
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid: {' '.join(str(error).split())}") from None
+    for name in names:
+        if "." in name and not name.startswith("tensorflow_datasets."):
+            raise ValueError(f"{path} names the class {name[:100]!r}: only those of tensorflow_datasets are loaded")
 
 
 def _version(folder: epath.Path) -> tuple[int, ...]:

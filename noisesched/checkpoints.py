@@ -9,6 +9,7 @@ word.
 
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -20,10 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from noisesched import cluster, parallel
-from noisesched.workdir import Workdir, differences
+from noisesched import claims, cluster, parallel
+from noisesched.workdir import Workdir, WriteError, differences
 
-# The item that holds {"content": {"step", "network", "items": {item: {leaf: shape, dtype, crc32}}}, "crc32": its own}
+# The item that holds {"content": {"step", "network", "loss", "items": {item: {leaf: shape, dtype, crc32}}}, "crc32": its own}
 RECORD = "leaves"
 # The settings that say which function the parameters are parameters of: an array would fit another as well.
 NETWORK = ("schedule", "conditioning", "model")
@@ -34,29 +35,54 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be written, found, trusted or fitted to its target; the message is one line."""
 
 
+class NotWritten(CheckpointError, WriteError):
+    """A checkpoint could not be written: the state is not finite, or the disk full."""
+
+
 class Checkpoints:
     """The checkpoints in a workdir; a context manager around one orbax CheckpointManager.
 
     `max_to_keep`: how many of the newest are kept; saving needs room for one more. None opens them for
-    reading only: nothing is made, moved or deleted, so that a run can be sampled while it trains.
+    reading only: nothing is made, moved or deleted, so that a run can be sampled while it trains. Beside the
+    newest are kept those at multiples of `keep_every` steps (0: none), and the `keep_best` of the least loss.
+    `say`: told, in a line, of a damaged checkpoint; by default a warning in the log.
     """
 
-    def __init__(self, workdir: Workdir, max_to_keep: int | None):
+    def __init__(self, workdir: Workdir, max_to_keep: int | None, *, keep_every=0, keep_best=0, say=None):
+        workdir.check_links()
         self.path = workdir.checkpoints
         self._network = _network(workdir)
-        self._max_to_keep = max_to_keep
+        self._max_to_keep, self._keep_every = max_to_keep, keep_every
+        self._best = _Best(keep_best, self._loss)
+        self._losses: dict[int, float] = {}  # of the steps it was asked of
+        self._say = say or _log.warning
         self._writing: int | None = None  # the step whose files are being written in the background
         self._ocp = _orbax()
-        self._manager = self._open()
+        try:
+            self._manager = self._open()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{self.path} cannot be opened: {_reason(error)}") from None
 
     def _open(self):
         if self._max_to_keep is None:
             options = self._ocp.CheckpointManagerOptions(read_only=True)
         else:  # without the clean-up, what a killed process had half written would stay for ever
+            of = self._ocp.checkpoint_managers
+            kept = [of.LatestN(self._max_to_keep), self._best]
+            kept += [of.EveryNSteps(self._keep_every)] if self._keep_every else []
             options = self._ocp.CheckpointManagerOptions(
-                max_to_keep=self._max_to_keep, cleanup_tmp_directories=True
+                preservation_policy=of.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
             )
         return self._ocp.CheckpointManager(self.path, options=options)
+
+    def _loss(self, step: int) -> float:
+        """The loss that a checkpoint was saved with; inf if there is none, or it is damaged."""
+        if step not in self._losses:
+            try:
+                self._losses[step] = float(self._record(step)["loss"])
+            except Exception:  # see `restore`; what to make of damage is not to be settled here
+                self._losses[step] = math.inf
+        return self._losses[step]
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first."""
@@ -65,14 +91,15 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         return max(self.steps(), default=None)
 
-    def save(self, step: int, items: dict[str, Any]) -> None:
+    def save(self, step: int, items: dict[str, Any], loss: float | None = None) -> None:
         """Starts writing {item: pytree}. On return the values are copied: donate or change them freely.
+        `loss`: what `keep_best` goes by.
 
         A step that is already complete is left as it is: the state is a function of config and step. If the
         save before this one failed in the background, that is raised here (or by `wait`), and nothing is
         saved.
-        Raises CheckpointError: a non-finite value, a PRNG key, a leaf that is not numeric, a step older than
-        one on disk, a failed write.
+        Raises NotWritten: a non-finite value, a PRNG key, a leaf that is not numeric, a failed write; CheckpointError: a step
+        older than one on disk.
         """
         self.wait()
         if step in self.steps():
@@ -82,10 +109,11 @@ class Checkpoints:
         try:
             arrays = {item: _to_host(item, tree) for item, tree in items.items()}
         except CheckpointError as error:
-            raise CheckpointError(f"no checkpoint of step {step} written: {error}") from None
+            raise NotWritten(f"no checkpoint of step {step} written: {error}") from None
         content = {
             "step": step,
             "network": self._network,
+            "loss": None if loss is None else float(loss),
             "items": {
                 item: {
                     name: {"shape": list(array.shape), "dtype": str(array.dtype), "crc32": _crc32(array)}
@@ -102,6 +130,7 @@ class Checkpoints:
             # those. It deep-copies numpy arrays before it returns, so they are not copied here as well.
             if stored := {name: array for name, array in leaves.items() if array.size}:
                 args[item] = self._ocp.args.StandardSave(stored)
+        self._losses[step] = math.inf if loss is None else float(loss)
         try:
             self._manager.save(step, args=self._ocp.args.Composite(**args), force=True)
         except Exception as error:
@@ -118,18 +147,23 @@ class Checkpoints:
         except Exception as error:
             raise self._failed(step, error) from None
 
-    def _failed(self, step: int, error: Exception) -> CheckpointError:
+    def _failed(self, step: int, error: Exception) -> NotWritten:
         """Clears up after a failed save, so that training may go on; returns what there is to raise."""
+        steps = [each for each in self.steps() if each != step]
         if jax.process_count() == 1:  # with more, opening waits for the others, where nothing may have failed
             try:
                 self._manager.close()
             except Exception:
                 pass  # the same failure once more
-            self._remove_half_written()
-            self._manager = self._open()
-        return CheckpointError(
+            try:
+                self._remove_half_written()
+                self._manager = self._open()
+                steps = self.steps()
+            except Exception:
+                pass  # a bucket that refuses this, too: what is left there, the next start removes
+        return NotWritten(
             f"the checkpoint of step {step} could not be written to {self.path}: {_reason(error)}; "
-            f"complete checkpoints there: {_listed(self.steps())}"
+            f"complete checkpoints there: {_listed(steps)}"
         )
 
     def _remove_half_written(self) -> None:
@@ -153,10 +187,11 @@ class Checkpoints:
         """Reads {item: target pytree} of a step, or the latest -> (step, {item: pytree of numpy arrays}).
 
         Target leaves (arrays or ShapeDtypeStructs) give shape and dtype. If the latest checkpoint is damaged,
-        a warning names it, and the one before it is used; when open for writing, the damaged one is also
+        a line names it, and the one before it is used; when open for writing, the damaged one is also
         moved to <step>.corrupt, where it neither counts as the latest nor blocks a new save of its step.
-        Raises CheckpointError: no such step; other names, shapes or dtypes than the target's; a config.json that now
-        describes another network than the one that was trained; none usable.
+        What the files claim is compared with the target before memory is taken for it.
+        Raises CheckpointError: no such step; other names, shapes or dtypes than the target's, or larger than memory; a
+        config.json that now describes another network than the one that was trained; none usable.
         """
         self.wait()
         steps = self.steps()
@@ -181,7 +216,8 @@ class Checkpoints:
                 raise CheckpointError(f"this process cannot read checkpoint {self.path / str(candidate)}: {fault}")
             for bad, reason in damaged.items():
                 where = self.path / str(bad)
-                _log.warning("checkpoint %s is damaged (%s); using step %d instead", where, reason, candidate)
+                aside = "" if self._max_to_keep is None else f"; it is kept as {bad}.corrupt"
+                self._say(f"warning: checkpoint {where} is damaged ({reason}); using step {candidate} instead{aside}")
                 self._set_aside(bad)
             return candidate, restored
         faults = "; ".join(f"step {bad}: {reason}" for bad, reason in damaged.items())
@@ -190,15 +226,17 @@ class Checkpoints:
     def _read(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
         """One step, checked. CheckpointError: sound, but it does not fit. Any other exception: damaged."""
         args = self._ocp.args
-        record = self._manager.restore(step, args=args.Composite(**{RECORD: args.JsonRestore()}))[RECORD]
-        content = record["content"]
-        if record["crc32"] != _crc32_of_json(content) or content["step"] != step:
-            raise ValueError("its record of leaves has changed")
+        content = self._record(step)
         known = content.get("network", {})  # none in a checkpoint of an earlier version
         if edits := differences(known, self._network) if known else []:
             raise CheckpointError(f"config.json was edited since it was written ({'; '.join(edits)}), and now describes another "
                                   "network: put that back, or train anew in another workdir")  # fmt: skip
         targets, templates, wanted = {}, {}, {}
+        try:
+            size = claims.num_bytes(_shape_dtype(leaf) for leaf in jax.tree.leaves(items))
+            claims.check_memory(size, f"{', '.join(items)} of this network")
+        except ValueError as error:
+            raise CheckpointError(str(error)) from None
         for item, tree in items.items():
             leaves, _ = targets[item] = _flatten(item, tree)
             _check_fit(item, content["items"], leaves)
@@ -209,6 +247,7 @@ class Checkpoints:
             }
             if stored := {name: template for name, template in templates[item].items() if template.size}:
                 wanted[item] = args.StandardRestore(stored)
+                claims.check_arrays(self.path / str(step) / item, stored)
         read = self._manager.restore(step, args=args.Composite(**wanted)) if wanted else {}
         restored = {}
         for item, (_, structure) in targets.items():
@@ -219,13 +258,23 @@ class Checkpoints:
             restored[item] = jax.tree_util.tree_unflatten(structure, arrays)
         return restored
 
+    def _record(self, step: int) -> dict[str, Any]:
+        """The content of a step's record; any exception: damaged."""
+        claims.check_files(self.path / str(step))
+        args = self._ocp.args
+        record = self._manager.restore(step, args=args.Composite(**{RECORD: args.JsonRestore()}))[RECORD]
+        content = record["content"]
+        if record["crc32"] != _crc32_of_json(content) or content["step"] != step:
+            raise ValueError("its record of leaves has changed")
+        return content
+
     def _set_aside(self, step: int) -> None:
         if self._max_to_keep is None:
             return
 
         def move():
             aside = self.path / f"{step}.corrupt"
-            if aside.exists():
+            if aside.exists():  # damaged before, at the same step
                 aside.rmtree()
             (self.path / str(step)).rename(aside)
 
@@ -249,6 +298,22 @@ class Checkpoints:
             if error is None:
                 raise
             _log.error("%s", failure)  # the exception on its way out is the one to show
+
+
+class _Best:
+    """An orbax preservation policy: the n checkpoints of the least loss, the later of equal ones. Those without one do not count.
+
+    Not orbax's BestN, which has the numbers from a file without a checksum, whose damage keeps all checkpoints from being opened.
+    """
+
+    def __init__(self, n: int, loss):
+        self.n, self.loss = n, loss
+
+    def should_preserve(self, checkpoints, *, context):
+        steps = [info.step for info in checkpoints] if self.n else []
+        ranked = sorted((loss, -step) for step in steps if math.isfinite(loss := self.loss(step)))
+        best = {-step for _, step in ranked[: self.n]}
+        return [info.step in best for info in checkpoints]
 
 
 def _network(workdir: Workdir) -> dict[str, Any]:

@@ -8,6 +8,7 @@ checks, so nothing of a workdir is ever executed. What every field means, and it
 import dataclasses
 import difflib
 import functools
+import json
 import math
 import sys
 import traceback
@@ -82,6 +83,9 @@ class Training:
     log_every: int
     checkpoint_every: int
     keep_checkpoints: int
+    keep_every: int
+    keep_best: int
+    best_split: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +121,7 @@ CHOICES = {
 AT_LEAST = {
     0: ("seed", "noise_offset", "data.num_workers", "model.dropout", "model.num_classes", "model.label_dropout",
         "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.b1",
-        "optimizer.b2", "training.ema_decay", "training.skip_nonfinite",
+        "optimizer.b2", "training.ema_decay", "training.skip_nonfinite", "training.keep_every", "training.keep_best",
         "preview.every"),
     1: ("data.image_size", "data.channels", "model.width", "model.blocks", "model.heads", "training.num_steps",
         "training.batch_size", "training.accumulate", "training.steps_per_dispatch", "training.log_every",
@@ -125,7 +129,11 @@ AT_LEAST = {
 }  # fmt: skip
 BELOW = {
     "model.dropout": 1, "model.label_dropout": 1, "optimizer.b1": 1, "optimizer.b2": 1, "training.ema_decay": 1,
-    "model.width": 2**16, "model.blocks": 1000, "training.num_steps": 2**31,  # steps are counted in an int32
+    "model.width": 2**16, "model.blocks": 1000, "model.heads": 2**16, "model.num_classes": 2**24,
+    "training.num_steps": 2**31,  # steps are counted in an int32
+    # Far beyond what anybody means: a config may come from anybody.
+    "data.image_size": 2**14, "data.num_workers": 2**10, "training.batch_size": 2**24, "training.steps_per_dispatch": 2**16,
+    "preview.num_images": 2**16,
 }  # fmt: skip
 
 
@@ -208,6 +216,8 @@ def check(config):
     chunk = training.steps_per_dispatch
     for name in ("training.num_steps", "training.log_every", "training.checkpoint_every", "preview.every"):
         _require(fields[name] % chunk == 0, f"{name}={fields[name]} is not a multiple of training.steps_per_dispatch={chunk}")
+    _require(training.keep_every % training.checkpoint_every == 0, f"training.keep_every={training.keep_every} is not a multiple "
+             f"of training.checkpoint_every={training.checkpoint_every}")  # fmt: skip
 
 
 def check_levels(config, name, log_snrs):
@@ -312,7 +322,7 @@ def typed(kind, value, where=""):
         unknown, missing = [k for k in value if k not in known], [k for k in known if k not in value]
         group = f"{where}." if where else ""
         _require(not unknown, f"unknown setting {group}{next(iter(unknown), '')}; known: {', '.join(known)}")
-        _require(not missing, f"missing setting {group}{next(iter(missing), '')}")
+        _require(not missing, f"missing setting {group}{next(iter(missing), '')}{_added(known, missing, where)}")
         return kind(**{name: typed(known[name], value[name], group + name) for name in known})
     if isinstance(kind, types.GenericAlias):  # tuple[int, ...]
         _require(isinstance(value, list | tuple), f"{where}={_shown(value)} must be a list")
@@ -326,6 +336,19 @@ def typed(kind, value, where=""):
     _require(kind is not float or math.isfinite(value), f"{where}={value!r} must be finite")
     _require(kind is not int or abs(value) < 2**32, f"{where}={_shown(value)} must be below 2**32")
     return value
+
+
+# What settings that came later stand for in a config.json from before them.
+ADDED = {"training": {"keep_every": 0, "keep_best": 0, "best_split": "test"}}
+
+
+def _added(known, missing, where):
+    """What to write into a config.json that lacks settings, if each of them came later; otherwise nothing."""
+    added = ADDED.get(where, {})
+    if not set(missing) <= set(added):
+        return ""
+    words = ", ".join(f"{json.dumps(name)}: {json.dumps(added[name])}" for name in missing)
+    return f"; to go on with a run from before there was one, add {words} to {json.dumps(where)} in its config.json"
 
 
 def _check_override(kind, name):

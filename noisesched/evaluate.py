@@ -93,7 +93,7 @@ def evaluated(workdir, request, out, say):
 
     # ---- The network and the images, real ones to compare samples with too.
     definition, template = configuration.abstract_denoiser(config, request.translation)
-    with Checkpoints(workdir, max_to_keep=None) as checkpoints:
+    with Checkpoints(workdir, max_to_keep=None, say=say) as checkpoints:
         step, items = checkpoints.restore({request.parameters: template}, request.checkpoint)
     params = parallel.at_rest(items[request.parameters], config.training.parallel)
     examples = data.examples(split, request.num_images or None)
@@ -395,5 +395,7 @@ def draw(path, result, config):
     figure.suptitle(f"{bits['value']:.3f} ± {bits['std_error']:.3f} bits per dimension on {result['num_images']} images of "
                     f"{result['split']!r}\nmean squared error per dimension, within two standard errors; shaded: levels drawn in "
                     f"training, {shortened(config.schedule)}", fontsize=10)  # fmt: skip
-    figure.savefig(temporary := path.with_suffix(".tmp"), dpi=110, format="png")
+    temporary = path.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)  # in a workdir of somebody else's it might be a link, which would be followed
+    figure.savefig(temporary, dpi=110, format="png")
     os.replace(temporary, path)

@@ -63,6 +63,8 @@ def parser():
         cluster=True)  # fmt: skip
     train.add_argument("--workdir", required=True, type=folder, help="folder of the run")
     train.add_argument("--config", help="config file; may be left out to go on with the run in the workdir")
+    train.add_argument("--accept_changes", action="store_true",
+                       help="go on with a run although the config differs from its own: not in its network or data")
     train.add_argument("--profile", type=positive, default=0, metavar="N",
                        help="trace N steps, after 10 others, into WORKDIR/profile, for TensorBoard (none)")  # fmt: skip
 

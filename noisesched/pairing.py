@@ -12,7 +12,8 @@ from noisesched.findings import Condition
 TOLD = ("log_snr", "sigma", "timestep", "none")  # the order in which they are compared: a former with each later one
 CONDITIONING = "conditioning"
 IDLE = ("seed", "preview", "data.num_workers", "training.parallel", "training.steps_per_dispatch", "training.accumulate",
-        "training.log_every", "training.checkpoint_every", "training.keep_checkpoints")  # fmt: skip
+        "training.log_every", "training.checkpoint_every", "training.keep_checkpoints",
+        "training.keep_every", "training.keep_best", "training.best_split")  # fmt: skip
 
 
 class Pair(NamedTuple):

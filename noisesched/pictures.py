@@ -44,5 +44,12 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
     if image.dtype != np.uint8 or not (image.ndim == 2 or image.ndim == 3 and image.shape[2] in (3, 4)):
         raise ValueError(f"a picture is uint8 [H, W, C] with C 1, 3 or 4, got {image.dtype} {image.shape}")
     temporary = f"{os.fspath(path)}.tmp"
-    Image.fromarray(image).save(temporary, format="PNG")
-    os.replace(temporary, path)
+    if os.path.islink(temporary):
+        os.unlink(temporary)  # which would be followed
+    try:
+        Image.fromarray(image).save(temporary, format="PNG")
+        os.replace(temporary, path)
+    except OSError:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise

@@ -138,7 +138,7 @@ def run(directory, request, say=tqdm.write):
         configuration.check_levels(config, text, log_snrs)
     raw = request.translation == "raw"
     definition, template = configuration.abstract_denoiser(config, None if raw else request.translation)
-    with Checkpoints(workdir, max_to_keep=None) as checkpoints:
+    with Checkpoints(workdir, max_to_keep=None, say=say) as checkpoints:
         step, items = checkpoints.restore({request.parameters: template}, request.checkpoint)
     params = parallel.at_rest(items[request.parameters], config.training.parallel)
     for line in outside(config, step, levels):

@@ -17,12 +17,23 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from noisesched import cluster, data, denoiser, objective, parallel, sample, schedules, vitals
+from noisesched import claims, cluster, data, denoiser, objective, parallel, sample, schedules, vitals
 from noisesched import config as configuration
-from noisesched.checkpoints import Checkpoints
+from noisesched.checkpoints import NETWORK, Checkpoints
 from noisesched.pictures import grid, write_png
 from noisesched.recorder import Recorder, TrainingStopped
-from noisesched.workdir import Metrics, Workdir, differences
+from noisesched.workdir import Metrics, Workdir, differences, writing
+
+JUDGED = 1024  # held-out images by which checkpoints are told the best
+# What a run cannot change on its way, and why.
+FIXED = {
+    **dict.fromkeys(NETWORK, "the parameters are those of another network"),
+    **dict.fromkeys(("data.name", "data.split", "data.image_size", "data.channels"), "it was trained on other images"),
+    "weighting": "it was trained for another loss",
+    "noise_offset": "samples start from the noise that was trained with",
+    "training.best_split": "the best of its checkpoints were found with other images",
+    "seed": "it tells a run from others, and its noise was drawn by it",
+}
 
 
 class State(typing.NamedTuple):
@@ -161,12 +172,14 @@ def updates_done(opt_state):
 
 # -- the program
 
-def train(config, directory, say=tqdm.write, profile=0):
+def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
     """Trains the run in `directory` to config.training.num_steps, from its last checkpoint if it has one.
 
     All processes of a job call it alike; the first one logs and writes, but for the checkpoints, which all write.
-    `profile`: how many steps the first traces, into `directory`/profile. Raises ValueError or OSError (one line each) before any
-    long work, and TrainingStopped for a non-finite loss, a fault of the input, or a signal.
+    `profile`: how many steps the first traces, into `directory`/profile. `accept_changes`: go on with a run of another
+    configuration, if it may differ in that (see `FIXED`).
+    Raises ValueError or OSError (one line each) before any long work; TrainingStopped for a non-finite loss, a fault of the
+    input, or a signal; workdir.WriteError for a full disk.
     """
     training, preview = config.training, config.preview
     chunk = training.steps_per_dispatch
@@ -176,22 +189,27 @@ def train(config, directory, say=tqdm.write, profile=0):
     cluster.agree("configuration", configuration.to_dict(config))
     split = cluster.in_turn(lambda: open_data(config))
     cluster.agree("data set", split.identity)
+    judged = data.open_config(config.data, training.best_split) if training.keep_best else None
     workdir = Workdir(directory)
     for warning in configuration.warnings(config):
         say(f"warning: {warning}")
 
     with contextlib.ExitStack() as stack:
-        cluster.by_first(lambda: begin(stack, workdir, config))
+        changes = cluster.by_first(lambda: begin(stack, workdir, config, accept_changes))
         records = Workdir(stack.enter_context(cluster.own(workdir.path)))
 
         # ---- State: fresh, or the last complete checkpoint.
         definition, state = init(config)
-        checkpoints = stack.enter_context(Checkpoints(workdir, training.keep_checkpoints))
+        checkpoints = stack.enter_context(Checkpoints(
+            workdir, training.keep_checkpoints, keep_every=training.keep_every, keep_best=training.keep_best, say=say
+        ))  # fmt: skip
         start = 0
         if checkpoints.latest_step() is not None:
             start, items = checkpoints.restore(state._asdict())
             state = State(**items)
         cluster.agree("checkpoint to go on from", start)
+        if changes:
+            cluster.by_first(lambda: change(workdir, config, start, changes, say))
         if start >= training.num_steps:
             say(f"{workdir.path}: this run is complete, all {training.num_steps} steps are done; there is nothing left to train")
             return state
@@ -204,7 +222,7 @@ def train(config, directory, say=tqdm.write, profile=0):
             split, batch_size=training.batch_size, seed=config.seed, flip=config.data.flip, start_step=start,
             num_workers=config.data.num_workers, process_index=jax.process_index(),
             process_count=jax.process_count()))  # fmt: skip
-        draw_preview = make_preview(config, definition)
+        draw_preview, judge = make_preview(config, definition), make_judge(config, definition, judged)
         tracer = stack.enter_context(vitals.Profile(workdir.path / "profile", profile if cluster.is_first() else 0, start,
                                                     training.num_steps, say))  # fmt: skip
         metrics = stack.enter_context(Metrics(records, start or None))
@@ -215,7 +233,7 @@ def train(config, directory, say=tqdm.write, profile=0):
             # Last of all: what belongs to a checkpoint's steps is then on disk, or done again after a kill.
             record.drain()
             metrics.flush()
-            checkpoints.save(done, state._asdict())
+            checkpoints.save(done, state._asdict(), judge(state.ema))
 
         # ---- The loop.
         for step in range(start, training.num_steps, chunk):
@@ -236,8 +254,9 @@ def train(config, directory, say=tqdm.write, profile=0):
                 record.drain()  # nothing is drawn or saved before its losses are known to be finite
                 picture = draw_preview(state.ema)
                 metrics.image(done, "samples", picture)
-                records.samples.mkdir(parents=True, exist_ok=True)
-                write_png(records.samples / f"step_{done:07d}.png", picture)
+                with writing(records.samples):
+                    records.samples.mkdir(parents=True, exist_ok=True)
+                    write_png(records.samples / f"step_{done:07d}.png", picture)
             if last or done % training.checkpoint_every == 0:
                 save(done)
             if stopping:
@@ -250,10 +269,10 @@ def train(config, directory, say=tqdm.write, profile=0):
     return state
 
 
-def begin(stack, workdir, config):
-    """Holds the workdir for this job, and puts the config of a new run there."""
+def begin(stack, workdir, config, accept_changes):
+    """Holds the workdir for this job, and puts the config of a new run there; returns what `adopt` does."""
     stack.enter_context(workdir.held())
-    adopt(workdir, config)
+    return adopt(workdir, config, accept_changes)
 
 
 def without_input(fault, step, save):
@@ -280,15 +299,58 @@ def open_data(config):
     return split
 
 
-def adopt(workdir, config):
-    """Writes the config of a new run; refuses a workdir that holds a run of another one."""
+def adopt(workdir, config, accept_changes=False):
+    """Writes the config of a new run. Of a workdir that holds a run of another one, returns what differs, as lines, if that
+    is accepted, and may be; and refuses it otherwise."""
+    size = claims.num_bytes((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(configuration.abstract_denoiser(config)[1]))
+    claims.check_memory(size / jax.process_count(), "the parameters of this network")
     mine = configuration.to_dict(config)
     if not workdir.config.exists():
-        return workdir.write_config(mine)
+        workdir.write_config(mine)
+        return []
     changed = differences(configuration.to_dict(configuration.from_dict(workdir.read_config())), mine)
-    if changed:
-        raise configuration.ConfigError(f"{workdir.path} holds a run of another configuration ({'; '.join(changed)}): take "
-                                        "another --workdir, or leave out --config to go on with that run")  # fmt: skip
+    fixed = {line: why for line in changed for name, why in FIXED.items() if f"{line.split(':')[0]}.".startswith(f"{name}.")}
+    if not changed or accept_changes and not fixed:
+        return changed
+    shown = "; ".join(f"{line} ({fixed[line]})" if line in fixed else line for line in changed)
+    accept = ", or give --accept_changes to go on with these settings" if not fixed else ""
+    raise configuration.ConfigError(f"{workdir.path} holds a run of another configuration ({shown}): take another --workdir, or "
+                                    f"leave out --config to go on with that run{accept}")  # fmt: skip
+
+
+def change(workdir, config, start, changes, say):
+    """Goes on from step `start` with another config, whose `changes` were found acceptable; the old one is kept."""
+    before = configuration.from_dict(workdir.read_config())
+    if config.training.num_steps < start:
+        raise configuration.ConfigError(f"training.num_steps={config.training.num_steps}, but {start} steps are done")
+    if start % config.training.steps_per_dispatch:
+        raise configuration.ConfigError(f"training.steps_per_dispatch={config.training.steps_per_dispatch} does not divide the "
+                                        f"{start} steps that are done")  # fmt: skip
+    workdir.replace_config(configuration.to_dict(config), start)
+    say(f"{workdir.path}: other settings from step {start} on, config.before_step_{start}.json has those before:")
+    for line in changes:
+        say(f"  {line}")
+    rates = [float(learning_rate(each)(max(start - 1, 0))) for each in (before, config)]
+    if start and rates[0] != rates[1]:
+        say(f"  so the learning rate at step {start} is {rates[1]:.4g}, not {rates[0]:.4g}")
+
+
+def make_judge(config, definition, split):
+    """EMA parameters -> their mean loss on held-out images, the same noise every time; None if there is no `split`."""
+    if split is None:
+        return lambda params: None
+    loss = jax.jit(make_loss(config, definition))
+    examples = data.examples(split, min(JUDGED, len(split)))
+    size = min(config.training.batch_size, len(examples["image"]))
+    index = np.arange(size, dtype=np.int32)
+    batches = [{name: array[first : first + size] for name, array in examples.items()} | {"index": index}
+               for first in range(0, len(examples["image"]) - size + 1, size)]  # fmt: skip
+
+    def judge(params):
+        keys = (jax.random.fold_in(jax.random.key(config.seed), number) for number in range(len(batches)))
+        return float(np.mean([loss(params, batch, key)[0] for batch, key in zip(batches, keys, strict=True)]))
+
+    return judge
 
 
 def stacked(batches):

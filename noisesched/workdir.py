@@ -4,6 +4,9 @@ Every later command needs only this directory. Nothing in it is ever executed: i
 event records and pictures, and no pickle. A process killed at any moment (kill -9 too) leaves a workdir that
 the next start can use. The checkpoints are read and written by `noisesched.checkpoints`, the rest here.
 
+A workdir may come from anybody. So no link in it is followed: it could lead what is written, or deleted, into another folder.
+Nor is anything read that is not a file of a plausible size: a pipe would never end, and a device never stop.
+
 A workdir is a local path, or a bucket such as gs://bucket/run where the packages for that are installed.
 
 JSON is strict here. Floats that JSON cannot say are written as the strings "inf", "-inf" and "nan", and read
@@ -16,6 +19,8 @@ import json
 import math
 import numbers
 import os
+import re
+import stat
 import time
 from typing import Any
 
@@ -23,6 +28,11 @@ import numpy as np
 from etils import epath
 
 _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+_MOST = {".json": 2**24, ".jsonl": 2**30}  # bytes of a file that is read whole
+
+
+class WriteError(RuntimeError):
+    """Something of a run could not be written: a full disk, a bucket that refuses. The message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +70,16 @@ class Workdir:
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, or None: seen from folders' names alone, in a moment."""
         folders = self.checkpoints.iterdir() if self.checkpoints.exists() else ()
-        return max((int(path.name) for path in folders if path.name.isdecimal()), default=None)
+        return max((int(path.name) for path in folders if re.fullmatch("0|[1-9][0-9]{0,9}", path.name)), default=None)
+
+    def check_links(self) -> None:
+        """ValueError if something in the workdir is a link; the workdir itself may be one."""
+        if not _is_local(self.path):
+            return
+        for path in (self.config, self.checkpoints, self.metrics, self.tensorboard, self.samples, self.path / "evaluation"):
+            if os.path.islink(path):
+                raise ValueError(f"{path} is a link, to {os.readlink(path)}: no link in a workdir is followed, as it could lead "
+                                 "into another run's files; make the whole workdir the link")  # fmt: skip
 
     @contextlib.contextmanager
     def held(self):
@@ -74,7 +93,9 @@ class Workdir:
         import fcntl
 
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "a") as file:
+        self.check_links()
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # of a link or a pipe an error, rather than to hang
+        with open(os.open(self.path / ".lock", flags, 0o666), "rb", closefd=True) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -87,8 +108,19 @@ class Workdir:
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.config, config)
 
+    def replace_config(self, config: dict, step: int) -> None:
+        """Writes another config.json, for the steps from `step` on; the one before it is kept as config.before_step_N.json.
+
+        Of several changes at the same step, between which nothing was trained, the config from before all of them is kept.
+        """
+        before = self.path / f"config.before_step_{step}.json"
+        if not before.exists():
+            write_atomically(before, self.config.read_text())
+        self.write_config(config)
+
     def read_config(self) -> dict:
         """The config as written, tuples as lists. FileNotFoundError if missing, ValueError if damaged."""
+        self.check_links()
         try:
             return read_json(self.config)
         except (FileNotFoundError, NotADirectoryError):
@@ -149,8 +181,9 @@ class Metrics:
         if self._file is None:
             self._lines.append(line)  # buckets cannot append: `flush` writes the whole file
         else:
-            self._file.write(line)
-            self._file.flush()
+            with writing(self._path):
+                self._file.write(line)
+                self._file.flush()
         for name, value in scalars.items():
             self._tensorboard.add_scalar(name, value, step)
 
@@ -159,18 +192,24 @@ class Metrics:
         self._tensorboard.add_image(name, grid, step, dataformats="HWC")
 
     def flush(self) -> None:
-        """Puts everything on disk; to be called at every checkpoint."""
-        if self._file is None:
-            write_atomically(self._path, "".join(self._lines))
-        else:
-            os.fsync(self._file.fileno())
-        self._tensorboard.flush()
+        """Puts everything on disk; to be called at every checkpoint. WriteError if it cannot."""
+        with writing(self._path):
+            if self._file is None:
+                write_atomically(self._path, "".join(self._lines))
+            else:
+                os.fsync(self._file.fileno())
+        with writing(self._tensorboard.logdir):
+            self._tensorboard.flush()
 
     def close(self) -> None:
-        self.flush()
-        if self._file is not None:
-            self._file.close()
-        self._tensorboard.close()
+        try:
+            self.flush()
+        finally:
+            with writing(self._path):
+                if self._file is not None:
+                    self._file.close()
+            with writing(self._tensorboard.logdir):
+                self._tensorboard.close()
 
     def __enter__(self):
         return self
@@ -196,7 +235,7 @@ def read_lines(path: str | os.PathLike) -> list[dict]:
 
     Raises FileNotFoundError, and ValueError that names the line for anything else that is no JSON object.
     """
-    *lines, _ = epath.Path(path).read_bytes().split(b"\n")
+    *lines, _ = read_file(path, _MOST[".jsonl"]).split(b"\n")
     records = []
     for number, line in enumerate(lines, 1):
         try:
@@ -209,9 +248,35 @@ def read_lines(path: str | os.PathLike) -> list[dict]:
 def read_json(path: str | os.PathLike) -> dict:
     """What `write_json` wrote. Raises FileNotFoundError, and ValueError if it is damaged."""
     try:
-        return _from_json(_parse(epath.Path(path).read_bytes()))
-    except ValueError as error:
+        return _from_json(_parse(read_file(path, _MOST[".json"])))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid: {error}") from None
+
+
+def read_file(path: str | os.PathLike, most: int) -> bytes:
+    """The content of a file of at most so many bytes. ValueError for a larger one, and for a pipe, a device or a folder."""
+    path = epath.Path(path)
+    if not _is_local(path):
+        if path.stat().length > most:
+            raise ValueError(f"it has {path.stat().length:,} bytes, more than {most:,}")
+        return path.read_bytes()
+    # Opened without waiting for the other end of a pipe; asked of what was opened, which no other process can exchange.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no regular file")
+        if status.st_size > most:
+            raise ValueError(f"it has {status.st_size:,} bytes, more than {most:,}")
+        return file.read(most)
+
+
+@contextlib.contextmanager
+def writing(path: os.PathLike):
+    """Turns an OSError into a WriteError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def json_line(record: dict) -> str:
@@ -233,11 +298,16 @@ def write_atomically(path: epath.Path, text: str) -> None:
         path.write_text(text)  # a bucket shows an object only once it is complete
         return
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.unlink(missing_ok=True)  # what a killed process left, or a link, which opening would follow
+    try:
+        with open(temporary, "x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)  # makes the rename itself durable

@@ -363,4 +363,4 @@ def test_killed_at_any_moment_the_last_complete_checkpoint_is_found(workdir):
         assert lines == list(range(1, len(lines) + 1)) and len(lines) >= last
     with Checkpoints(workdir, 2):
         eventually(lambda: all(path.name.isdigit() for path in workdir.checkpoints.iterdir()))
-    assert last > 5
+    assert last >= 3

@@ -1,0 +1,82 @@
+"""Starts a run, kills it, and starts it again, many times, in processes forked from one that has imported everything.
+
+    python tests/killer.py FILE                 JSON: {"words", "workdir", "seed", "kills"}; "words" as after `noisesched train`
+
+A process of its own: JAX's backend may not start before the last fork. Prints a line of JSON for each kill.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from noisesched import backend
+
+backend.prepare()
+
+import grain  # noqa: E402, F401  (imported late by the programs, as those below)
+import orbax.checkpoint  # noqa: E402, F401
+import tensorboardX  # noqa: E402, F401
+
+from noisesched import builders, config, train  # noqa: E402, F401
+
+
+def run(words, workdir):
+    """The run to its end, in a child; returns the child's id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        path, *overrides = words
+        train.train(config.load(path.partition("=")[2], overrides), workdir, lambda line: None)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    os._exit(code)
+
+
+def wait_for(condition, child, seconds):
+    """True once the condition holds; False if the child ends, or that time is over."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return False
+        time.sleep(0.0005)
+    return False
+
+
+def writing(workdir):
+    folder = Path(workdir, "checkpoints")
+    return {path.name for path in folder.iterdir() if "-tmp" in path.name} if folder.exists() else set()
+
+
+def main(words, workdir, seed, kills):
+    moments = random.Random(seed)
+    for number in range(kills):
+        left, child, begin = writing(workdir), run(words, workdir), time.monotonic()
+        kind = ("anywhere", "in a write", "in a write")[number % 3]
+        if kind == "anywhere":  # from the start of the process on, through the restoring of the state and the first compilation
+            wait_for(lambda: False, child, moments.uniform(0.0, 4.0))
+        else:
+            for _ in range(moments.randint(1, 2)):
+                before = writing(workdir) | left
+                wait_for(lambda before=before: writing(workdir) - before, child, 60.0)
+            time.sleep(moments.uniform(0.0, 0.06))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        steps = [int(path.name) for path in Path(workdir, "checkpoints").glob("*") if path.name.isdigit()]
+        print(json.dumps({"kind": kind, "killed": os.WIFSIGNALED(status), "half_written": sorted(writing(workdir)),
+                          "step": max(steps, default=0), "seconds": round(time.monotonic() - begin, 2)}), flush=True)  # fmt: skip
+    _, status = os.waitpid(run(words, workdir), 0)
+    sys.exit(os.waitstatus_to_exitcode(status))
+
+
+if __name__ == "__main__":
+    main(**json.loads(Path(sys.argv[1]).read_text()))
