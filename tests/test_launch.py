@@ -167,9 +167,13 @@ def test_a_dry_run_prints_what_is_run(shell, words, command, variables):
 def test_local_as_printed(shell):
     code, out, _ = shell("launch/local", "--dry-run", "2", "--", *TRAIN, "a b", DEVICES="cpu:4", PORT="2000")
     line = ("env JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=4 "
-            "noisesched train --workdir=gs://b/runs/digits 'a b' "
+            f"{shell.bin}/noisesched train --workdir=gs://b/runs/digits 'a b' "
             "--coordinator=127.0.0.1:2000 --num_processes=2 --process_id=%d &\n")  # fmt: skip
     assert out == line % 0 + line % 1 + "wait\n"
+    (shell.bin.parent / "an environment").mkdir()
+    (shell.bin.parent / "an environment" / "bin").symlink_to(shell.bin)
+    _, out, _ = shell("launch/local", "--dry-run", "1", "--", "noisesched", VENV=str(shell.bin.parent / "an environment"))
+    assert f" '{shell.bin.parent}/an environment/bin/noisesched' --coordinator" in out
 
 
 STAND_IN = r"""
