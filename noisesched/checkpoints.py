@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import re
-import sys
 import time
 import zlib
 from typing import Any
@@ -21,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from noisesched import claims, cluster, parallel
+from noisesched import claims, cluster, parallel, quiet
 from noisesched.workdir import Workdir, WriteError, differences
 
 # The item that holds {"content": {"step", "network", "loss", "items": {item: {leaf: shape, dtype, crc32}}}, "crc32": its own}
@@ -57,7 +56,7 @@ class Checkpoints:
         self._losses: dict[int, float] = {}  # of the steps it was asked of
         self._say = say or _log.warning
         self._writing: int | None = None  # the step whose files are being written in the background
-        self._ocp = _orbax()
+        self._ocp = quiet.orbax()
         try:
             self._manager = self._open()
         except (OSError, RuntimeError, ValueError) as error:
@@ -389,32 +388,3 @@ def _reason(error: Exception) -> str:
 
 def _listed(steps: list[int]) -> str:
     return ", ".join(map(str, steps)) or "none"
-
-
-def _quiet(record: logging.LogRecord) -> bool:
-    """Stops the commentary of orbax, errors too: those reach us as exceptions, to be told in one line."""
-    return record.levelno >= logging.CRITICAL or f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
-def _not_about_lost_reads(record: logging.LogRecord) -> bool:
-    """When one array cannot be read, the failures of orbax's other reads, which nobody waits for, are told at their end."""
-    return "exception was never retrieved" not in str(record.msg)
-
-
-def _orbax():
-    """orbax.checkpoint, its chatter silenced; imported here, as not every program needs to wait for it."""
-    import orbax.checkpoint as ocp
-
-    logging.getLogger("absl").addFilter(_quiet)  # has no effect the second time
-    logging.getLogger("asyncio").addFilter(_not_about_lost_reads)
-    if getattr(sys.unraisablehook, "__name__", "") != "_without_closed_loops":
-        usual = sys.unraisablehook
-
-        def _without_closed_loops(event):
-            # When one array cannot be read, orbax closes the event loop under its other reads, and for each
-            # of those tensorstore prints a traceback: thousands of lines around the one that matters.
-            if event.exc_type is not RuntimeError or str(event.exc_value) != "Event loop is closed":
-                usual(event)
-
-        sys.unraisablehook = _without_closed_loops
-    return ocp

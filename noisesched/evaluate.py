@@ -74,10 +74,10 @@ def run(directory, request, say=tqdm.write):
     """
     workdir = Workdir(directory)
     with cluster.own(request.out or workdir.path / "evaluation") as out:
-        return evaluated(workdir, request, Path(out), say)
+        return _run(workdir, request, Path(out), say)
 
 
-def evaluated(workdir, request, out, say):
+def _run(workdir, request, out, say):
     # ---- The run; an evaluation that is there already.
     stored = workdir.read_config()
     config = configuration.from_dict(stored)
@@ -395,7 +395,6 @@ def draw(path, result, config):
     figure.suptitle(f"{bits['value']:.3f} ± {bits['std_error']:.3f} bits per dimension on {result['num_images']} images of "
                     f"{result['split']!r}\nmean squared error per dimension, within two standard errors; shaded: levels drawn in "
                     f"training, {shortened(config.schedule)}", fontsize=10)  # fmt: skip
-    temporary = path.with_suffix(".tmp")
-    temporary.unlink(missing_ok=True)  # in a workdir of somebody else's it might be a link, which would be followed
+    (temporary := path.with_suffix(".tmp")).unlink(missing_ok=True)  # in somebody else's workdir a link might be followed
     figure.savefig(temporary, dpi=110, format="png")
     os.replace(temporary, path)

@@ -10,16 +10,13 @@ enrolled as a curve is; its first parameter, named `schedule`, is the schedule i
 
 import dataclasses
 import functools
-import io
 import math
-import os
-import stat
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from noisesched import diffusion, spec, tables
+from noisesched import diffusion, listing, spec, tables
 from noisesched.curves import DEFINITIONS, EXAMPLES, definition  # noqa: F401  (EXAMPLES: part of this module's interface)
 from noisesched.tables import SPACINGS, select_steps  # noqa: F401  (part of this module's interface)
 
@@ -298,31 +295,9 @@ def _loaded(call):
     args = tuple(_loaded(a) if isinstance(a, spec.Call) else a for a in call.args)
     kwargs = tuple((k, _loaded(v) if isinstance(v, spec.Call) else v) for k, v in call.kwargs)
     if call.name in LISTS:
-        args = tuple(_read(a) if isinstance(a, str) else a for a in args)
-        kwargs = tuple((k, _read(v) if isinstance(v, str) else v) for k, v in kwargs)
+        args = tuple(listing.read(a) if isinstance(a, str) else a for a in args)
+        kwargs = tuple((k, listing.read(v) if isinstance(v, str) else v) for k, v in kwargs)
     return spec.Call(call.name, args, kwargs)
-
-
-def _read(path):
-    """The numbers of a file. It may be named by somebody else's config: it is read and nothing more, and only if it is a file
-    of a plausible size, no pipe, which would never end, and no device."""
-    try:
-        # Opened without waiting for the other end of a pipe. An empty path, or one with a zero byte, is a ValueError or OSError.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ValueError("it is no regular file")
-            if status.st_size > FILE_BYTES:
-                raise ValueError(f"it has {status.st_size:,} bytes, more than {FILE_BYTES:,}")
-            content = file.read(FILE_BYTES)
-        if path.endswith(".npy"):
-            values = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False).astype(np.float64, casting="same_kind")
-        else:
-            values = np.array([float(word) for word in content.decode().replace(",", " ").split()])
-    except (OSError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
-        reason = error.strerror if isinstance(error, OSError) else spec.shortened(" ".join(str(error).split()), 120)
-        raise ValueError(f"cannot read numbers from {spec.shortened(path, 200)!r}: {reason}") from None
-    return tuple(values.ravel().tolist())
 
 
 @functools.lru_cache(maxsize=256)
@@ -388,7 +363,6 @@ def _table_of_sigmas(values, zero_terminal=False):
     return tables.rescaled_to_zero_terminal(result) if zero_terminal else result
 
 
-FILE_BYTES = 2**24  # the most of a file of numbers: ten times what the longest list takes
 LISTS = ("piecewise", "betas", "sigmas")  # the schedules that take a list, or the path of a file that holds one
 STAIRCASES = {"discrete": _table, "betas": _table_of_betas, "sigmas": _table_of_sigmas}  # what makes the table of each
 

@@ -8,12 +8,12 @@ import pytest
 from conftest import ROOT
 
 LAYERS = {  # lowest first; a module imports from its own layer and earlier ones, without cycles
-    "mathematics": ["spec", "tables", "diffusion", "curves", "schedules", "ends"],
+    "mathematics": ["spec", "listing", "tables", "diffusion", "curves", "schedules", "ends"],
     "network": ["conditioning", "unet", "denoiser", "inception"],
     "algorithms": ["objective", "samplers", "guidance", "likelihood", "noisiest", "appearance", "metrics", "leak", "judgement",
                    "diagnosis"],
-    "outside world": ["backend", "cluster", "parallel", "vitals", "pictures", "workdir", "claims", "checkpoints", "builders",
-                      "workers", "data", "config", "features", "document", "foreign", "interchange", "scheduler_file"],
+    "outside world": ["backend", "cluster", "parallel", "vitals", "pictures", "workdir", "claims", "quiet", "checkpoints",
+                      "builders", "workers", "data", "config", "features", "document", "foreign", "interchange", "scheduler_file"],
     "programs": ["recorder", "train", "sample", "evaluate", "study", "compare", "findings", "pairing", "sentences", "limits",
                  "figures", "heatmaps", "histograms", "brightness", "report", "plot", "diagnose", "benchmark", "flags",
                  "__main__"],
@@ -64,7 +64,7 @@ def test_the_first_ones_stand_alone(module):
 
 
 def test_mathematics_needs_no_more_than_schedules_says():
-    assert imports("schedules") == {"spec", "tables", "diffusion", "curves"}
+    assert imports("schedules") == {"spec", "listing", "tables", "diffusion", "curves"}
 
 
 def test_only_the_command_line_reads_flags():
