@@ -50,7 +50,9 @@ def start(coordinator=None, num_processes=None, process_id=None):
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_enable_recoverability", True)
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=int(5 * SILENCE))
+        # Told all of it, JAX would yet look for a cluster, and there take one device for this process.
+        jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=int(5 * SILENCE),
+                                   cluster_detection_method=None if missing else "deactivate")  # fmt: skip
     except Exception as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ClusterError(f"the processes of this job did not find each other: {reason[:300]}") from None

@@ -74,7 +74,7 @@ def refusal(function, *arguments):
     ({"model__prediction": "noise"}, "model.prediction='noise': choose one of eps, x, v"),
     ({"model__dtype": "float16"}, "model.dtype='float16': choose one of float32, bfloat16"),
     ({"optimizer__decay": "step"}, "optimizer.decay='step': choose one of constant, linear, cosine"),
-    ({"training__parallel": "pjit"}, "training.parallel='pjit': choose one of pmap, jit"),
+    ({"training__parallel": "pjit"}, "training.parallel='pjit': choose one of pmap, jit, fsdp"),
     ({"conditioning__translation": "near"}, "conditioning.translation='near': choose one of nearest, interpolated"),
     ({"conditioning__kind": "time"}, "conditioning: unknown conditioning.kind 'time'; known: log_snr, sigma, timestep, none"),
     ({"seed": -1}, "seed=-1 must be at least 0"),
