@@ -339,7 +339,7 @@ def typed(kind, value, where=""):
 
 
 # What settings that came later stand for in a config.json from before them.
-ADDED = {"training": {"keep_every": 0, "keep_best": 0, "best_split": "test"}}
+ADDED = {"training": {"skip_nonfinite": 0, "keep_every": 0, "keep_best": 0, "best_split": "test"}}
 
 
 def _added(known, missing, where):
