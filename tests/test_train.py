@@ -350,14 +350,14 @@ def test_killed_again_and_again_a_run_ends_the_same(uninterrupted, start, run, w
         process.communicate()
         assert process.returncode == -signal.SIGKILL and 0 < lines() < 160
 
-    # SIGTERM: saves, says so, and ends with a failure's exit code.
+    # SIGTERM: saves, says so, and ends with the exit code that asks for the same command again.
     process = start("train", f"--workdir={workdir}")  # the workdir knows its config
     before = lines()
     until(lambda: lines() > before + 3, process)  # it is back in its loop
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert "resuming at step" in out
-    assert process.returncode == 1 and "Traceback" not in err
+    assert process.returncode == 75 and "Traceback" not in err
     stopped = int(err.split("stopped by a signal at step ")[1].split(",")[0])
     assert err.splitlines()[0] == "saving, then stopping (once more to stop at once)" and "the same command goes on" in err
 
