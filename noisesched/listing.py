@@ -18,14 +18,17 @@ def read(path):
     pipe, which would never end, and no device.
     """
     try:
-        # Opened without waiting for the other end of a pipe. An empty path, or one with a zero byte, is a ValueError or OSError.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            status = os.fstat(file.fileno())
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without waiting for the other end of a pipe
+        try:
+            status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise ValueError("it is no regular file")
             if status.st_size > FILE_BYTES:
                 raise ValueError(f"it has {status.st_size:,} bytes, more than {FILE_BYTES:,}")
-            content = file.read(FILE_BYTES)
+            with open(descriptor, "rb", closefd=False) as file:
+                content = file.read(FILE_BYTES)
+        finally:
+            os.close(descriptor)
         if path.endswith(".npy"):
             values = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False).astype(np.float64, casting="same_kind")
         else:

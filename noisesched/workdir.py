@@ -261,13 +261,17 @@ def read_file(path: str | os.PathLike, most: int) -> bytes:
             raise ValueError(f"it has {path.stat().length:,} bytes, more than {most:,}")
         return path.read_bytes()
     # Opened without waiting for the other end of a pipe; asked of what was opened, which no other process can exchange.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        status = os.fstat(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is no regular file")
         if status.st_size > most:
             raise ValueError(f"it has {status.st_size:,} bytes, more than {most:,}")
-        return file.read(most)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(most)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

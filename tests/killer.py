@@ -67,7 +67,7 @@ def main(words, workdir, seed, kills):
         else:
             for _ in range(moments.randint(1, 2)):
                 before = writing(workdir) | left
-                wait_for(lambda before=before: writing(workdir) - before, child, 60.0)
+                wait_for(lambda before=before: writing(workdir) - before, child, 300.0)
             time.sleep(moments.uniform(0.0, 0.06))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)

@@ -123,10 +123,9 @@ def test_every_file_of_a_checkpoint_damaged(finished, small, damage, tmp_path):
             assert said[0].endswith("; using step 4 instead")
         used[step].append(str(path.relative_to(sound)))
         shutil.copy(path, here)
-    needed = [name for name in used[4] if name.split("/")[0] in ("params", "ema", "leaves")]
-    assert len(needed) >= 10 and used[4] == needed  # data, trees and manifests of both, and the record
-    assert all("commit_success" in name or "CHECKPOINT" in name or name.split("/")[0] not in ("params", "ema", "leaves")
-               or "ocdbt.process_0/manifest" in name or "ocdbt.process_0/d/" in name for name in used[6]), used[6]  # fmt: skip
+    largest = [max((sound / item).rglob("d/*"), key=lambda path: path.stat().st_size) for item in ("params", "ema")]
+    needed = {"leaves/metadata", "params/manifest.ocdbt", "ema/manifest.ocdbt", *(str(p.relative_to(sound)) for p in largest)}
+    assert needed <= set(used[4])  # not so commit_success.txt, for one, which matters to nobody
 
 
 def test_damage_is_told_on_the_command_line_and_mended_by_training_on(main, copied, small, finished):
@@ -217,7 +216,7 @@ def test_metrics_that_cannot_be_written(tmp_path, monkeypatch):
 
 def test_what_is_kept_is_bounded(tmp_path):
     """The last two, every 50th, and the three of the least loss, through restarts; without a loss none is a best."""
-    loss = lambda step: abs(step - 33) + 0.5 * (step == 40)  # least at 33, not a checkpoint: best are 30, 35, 25 or 40
+    loss = lambda step: abs(step - 33)  # least at 35, 30 and 40
     state, workdir = {"params": {"a": np.arange(3.0)}}, Workdir(tmp_path)
     for first in range(0, 200, 20):  # a restart every fourth
         with Checkpoints(workdir, 2, keep_every=50, keep_best=3) as checkpoints:
@@ -225,7 +224,7 @@ def test_what_is_kept_is_bounded(tmp_path):
                 checkpoints.save(step, state, loss(step))
             checkpoints.wait()
             assert len(checkpoints.steps()) <= 2 + step // 50 + 3
-    assert steps(tmp_path) == [25, 30, 35, 50, 100, 150, 195, 200]
+    assert steps(tmp_path) == [30, 35, 40, 50, 100, 150, 195, 200]
     with Checkpoints(workdir, 1) as checkpoints:
         checkpoints.save(205, state)
     assert steps(tmp_path) == [205]
