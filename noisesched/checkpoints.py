@@ -193,7 +193,7 @@ class Checkpoints:
         config.json that now describes another network than the one that was trained; none usable.
         """
         self.wait()
-        steps = self.steps()
+        steps = cluster.by_first(self.steps)  # a run may be training meanwhile, or a disk be late: all read the same one
         if not steps or step not in (None, *steps):
             wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
             raise CheckpointError(f"{self.path} holds no {wanted} (complete: {_listed(steps)})")
