@@ -204,7 +204,7 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
             workdir, training.keep_checkpoints, keep_every=training.keep_every, keep_best=training.keep_best, say=say
         ))  # fmt: skip
         start = 0
-        if checkpoints.latest_step() is not None:
+        if cluster.by_first(checkpoints.latest_step) is not None:
             start, items = checkpoints.restore(state._asdict())
             state = State(**items)
         cluster.agree("checkpoint to go on from", start)
@@ -263,7 +263,8 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
                 checkpoints.wait()
                 raise Preempted(f"stopped by a signal at step {done}, which is saved; the same command goes on from it")
         record.close()
-        if stop.requested or record.stop:  # whoever asked is not to wait for what would come after this run
+        # Whoever asked is not to wait for what would come after this run. After the last batch one process alone may know.
+        if record.stop or np.any(parallel.collected(np.asarray([stop.requested]))):
             checkpoints.wait()
             raise Preempted(f"stopped by a signal at step {done}, which is saved: the run's last, it is complete")
     return state
