@@ -77,12 +77,11 @@ def init(config):
     """(definition of the network, initial State), a function of config.seed."""
     definition, _ = configuration.abstract_denoiser(config)
 
-    @jax.jit  # one program, rather than one for every shape
     def state():
         _, params = denoiser.split(configuration.make_denoiser(config))
         return State(jnp.zeros((), jnp.int32), params, params, make_optimizer(config).init(params))
 
-    return definition, state()
+    return definition, parallel.made(state, config.training.parallel)
 
 
 def make_loss(config, definition):
@@ -235,12 +234,16 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
             metrics.flush()
             checkpoints.save(done, state._asdict(), judge(state.ema))
 
+        def save_now(done):
+            save(done)
+            checkpoints.wait()
+
         # ---- The loop.
         for step in range(start, training.num_steps, chunk):
             try:
                 batch = record.waiting(lambda: stacked([next(stream) for _ in range(chunk)]))
             except data.InputFault as fault:
-                raise without_input(fault, step, save if step > start else None) from fault
+                raise without_input(fault, step, save_now if step > start else None) from fault
             batch["stop"] = np.full_like(batch["index"], stop.requested)
             with tracer.step(step, chunk):
                 state, results = run(state, batch)
