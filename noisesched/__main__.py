@@ -25,6 +25,7 @@ def main(arguments=None):
         leave(0)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")
+        leave(0, "nobody reads what it says")
     except MemoryError:
         fail("out of memory", code=1)
     except KeyboardInterrupt:

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import re
+import sys
 import time
 import zlib
 from typing import Any
@@ -69,9 +70,11 @@ class Checkpoints:
             of = self._ocp.checkpoint_managers
             kept = [of.LatestN(self._max_to_keep), self._best]
             kept += [of.EveryNSteps(self._keep_every)] if self._keep_every else []
+            barrier = _unless_failed(self._ocp.multihost.get_barrier_sync_fn()) if jax.process_count() > 1 else None
             options = self._ocp.CheckpointManagerOptions(
-                preservation_policy=of.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
-            )
+                preservation_policy=of.AnyPreservationPolicy(kept), cleanup_tmp_directories=True,
+                async_options=self._ocp.AsyncOptions(barrier_sync_fn=barrier),
+            )  # fmt: skip
         return self._ocp.CheckpointManager(self.path, options=options)
 
     def _loss(self, step: int) -> float:
@@ -193,7 +196,7 @@ class Checkpoints:
         config.json that now describes another network than the one that was trained; none usable.
         """
         self.wait()
-        steps = self.steps()
+        steps = cluster.by_first(self.steps)  # a run may be training meanwhile, or a disk be late: all read the same one
         if not steps or step not in (None, *steps):
             wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
             raise CheckpointError(f"{self.path} holds no {wanted} (complete: {_listed(steps)})")
@@ -293,10 +296,20 @@ class Checkpoints:
     def __exit__(self, kind, error, traceback):
         try:
             self.close()
-        except CheckpointError as failure:
+        except Exception as failure:  # a CheckpointError, or what orbax makes of the same once more
             if error is None:
                 raise
             _log.error("%s", failure)  # the exception on its way out is the one to show
+
+
+def _unless_failed(barrier):
+    """An orbax barrier at which a process whose save has failed does not wait: the others stand at another, for 20 minutes."""
+    def wait(**given):
+        if (error := sys.exception()) is not None:
+            raise error
+        barrier(**given)
+
+    return wait
 
 
 class _Best:

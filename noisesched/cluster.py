@@ -58,7 +58,10 @@ def start(coordinator=None, num_processes=None, process_id=None):
         raise ClusterError(f"the processes of this job did not find each other: {reason[:300]}") from None
     if jax.process_count() > 1:
         _joined.append(True)
-        threading.Thread(target=_watch, args=(_client(), jax.process_index(), jax.process_count()), daemon=True).start()
+        reached = [time.monotonic()]  # when the coordinator last answered
+        watched = _client(), jax.process_index(), jax.process_count(), reached
+        threading.Thread(target=_watch, args=watched, daemon=True).start()
+        threading.Thread(target=_watch_coordinator, args=watched[2:], daemon=True).start()
 
 
 def _in_cluster():
@@ -155,22 +158,21 @@ def _wait_for(key):
         time.sleep(BEAT)
 
 
-def _watch(client, me, count):
+def _watch(client, me, count, reached):
     """The thread that stops this process when another one is gone. The first watches all, the others what it finds."""
     seen = {}  # process: (its last sign of life, when it was first seen)
-    reached = time.monotonic()
     for beat in itertools.count():
         gone = None
         try:
             client.key_value_set(f"noisesched/beat/{me}", str(beat), allow_overwrite=True)
             reports = client.key_value_dir_get("noisesched/gone/")
-            reached = time.monotonic()
+            reached[0] = now = time.monotonic()
             if me == 0:
                 for key, sign in client.key_value_dir_get("noisesched/beat/"):
                     number = int(key.rpartition("/")[2])
                     if seen.get(number, ("", 0))[0] != sign:
-                        seen[number] = sign, reached
-                silent = [k for k in range(count) if reached - seen.setdefault(k, ("", reached))[1] > SILENCE]
+                        seen[number] = sign, now
+                silent = [k for k in range(count) if now - seen.setdefault(k, ("", now))[1] > SILENCE]
                 if silent and not reports:
                     reports = [(f"/{silent[0]}", f"gone: no sign of life for {SILENCE:.0f} s")]
                     client.key_value_set(f"noisesched/gone/{silent[0]}", reports[0][1], allow_overwrite=True)
@@ -178,12 +180,25 @@ def _watch(client, me, count):
             others = [(key.rpartition("/")[2], why) for key, why in reports if key.rpartition("/")[2] != str(me)]
             gone = f"process {others[0][0]} of {count} {others[0][1]}" if others else None
         except Exception:  # of any kind: the coordinator, which is process 0, does not answer
-            if time.monotonic() - reached > SILENCE / 2:
+            if time.monotonic() - reached[0] > SILENCE / 2:
                 gone = f"process 0 of {count} gone: it does not answer"
         if gone:
             if me == 0:
                 time.sleep(2 * BEAT)
-            os.write(sys.__stderr__.fileno(), f"noisesched: error: {gone}; this process stops, too. Start all again to go on "
-                                              "from the last checkpoint\n".encode())  # fmt: skip
-            os._exit(1)
+            _stop(gone)
         time.sleep(BEAT)
+
+
+def _watch_coordinator(count, reached):
+    """The thread that stops this process when the first one stands still, or its machine is off: a call to it then never ends."""
+    beats, last = 0, None  # counted, not timed: this process may have been suspended itself
+    while beats * BEAT < SILENCE:
+        time.sleep(BEAT)
+        beats, last = (beats + 1 if reached[0] == last else 0), reached[0]
+    _stop(f"process 0 of {count} gone: it does not answer")
+
+
+def _stop(gone):
+    os.write(sys.__stderr__.fileno(), f"noisesched: error: {gone}; this process stops, too. Start all again to go on "
+                                      "from the last checkpoint\n".encode())  # fmt: skip
+    os._exit(1)

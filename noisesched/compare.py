@@ -44,7 +44,7 @@ def run(study, out, command="", say=tqdm.write, share=None):
     all_runs, runs = runs, share_of(runs, share)
     rows = rows_of(study, runs, given)
     check_guidances(study, all_runs)
-    check_shares(out, share)
+    cluster.by_first(lambda: check_shares(out, share))  # which holds each for a moment: two processes would find each other
     with contextlib.ExitStack() as stack:
         records = Workdir(stack.enter_context(cluster.own(out.path)))  # `out` in the process that writes
         folder = Workdir(records.path / SHARES / "{}of{}".format(*share)) if share else records

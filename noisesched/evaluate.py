@@ -85,7 +85,7 @@ def _run(workdir, request, out, say):
     paths = discrete_paths(config, request)
     split = cluster.in_turn(lambda: held_out(config, request))
     subject, plain = (identity(stored, config, each, split) for each in (request, without_metrics(request)))
-    wanted = workdir.latest_step() if request.checkpoint is None else request.checkpoint
+    wanted = cluster.by_first(workdir.latest_step) if request.checkpoint is None else request.checkpoint
     found = cluster.by_first(lambda: read(out, request.best_levels))
     if found and found["checkpoint"] == wanted and subject.items() <= found.items():
         say(f"{out}: step {found['checkpoint']} is evaluated already, as asked")

@@ -99,6 +99,14 @@ def placed(tree, kind, devices=None):
     return jax.tree.map(place, tree)
 
 
+def made(make, kind):
+    """make() by one program, rather than one for every shape; under fsdp cut from the start: it need not fit on one device."""
+    if kind != "fsdp":
+        return jax.jit(make)()
+    where = jax.tree.map(lambda leaf: _sharding(leaf.shape, kind, jax.devices()), jax.eval_shape(make))
+    return jax.jit(make, out_shardings=where)()
+
+
 def at_rest(params, kind):
     """Parameters, numpy or JAX arrays, where sampling and evaluation of a run of that kind have them: on all devices."""
     return placed(params, "fsdp" if kind == "fsdp" else "jit")

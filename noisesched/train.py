@@ -77,12 +77,11 @@ def init(config):
     """(definition of the network, initial State), a function of config.seed."""
     definition, _ = configuration.abstract_denoiser(config)
 
-    @jax.jit  # one program, rather than one for every shape
     def state():
         _, params = denoiser.split(configuration.make_denoiser(config))
         return State(jnp.zeros((), jnp.int32), params, params, make_optimizer(config).init(params))
 
-    return definition, state()
+    return definition, parallel.made(state, config.training.parallel)
 
 
 def make_loss(config, definition):
@@ -204,7 +203,7 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
             workdir, training.keep_checkpoints, keep_every=training.keep_every, keep_best=training.keep_best, say=say
         ))  # fmt: skip
         start = 0
-        if checkpoints.latest_step() is not None:
+        if cluster.by_first(checkpoints.latest_step) is not None:
             start, items = checkpoints.restore(state._asdict())
             state = State(**items)
         cluster.agree("checkpoint to go on from", start)
@@ -235,12 +234,16 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
             metrics.flush()
             checkpoints.save(done, state._asdict(), judge(state.ema))
 
+        def save_now(done):
+            save(done)
+            checkpoints.wait()
+
         # ---- The loop.
         for step in range(start, training.num_steps, chunk):
             try:
                 batch = record.waiting(lambda: stacked([next(stream) for _ in range(chunk)]))
             except data.InputFault as fault:
-                raise without_input(fault, step, save if step > start else None) from fault
+                raise without_input(fault, step, save_now if step > start else None) from fault
             batch["stop"] = np.full_like(batch["index"], stop.requested)
             with tracer.step(step, chunk):
                 state, results = run(state, batch)
@@ -263,7 +266,8 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
                 checkpoints.wait()
                 raise Preempted(f"stopped by a signal at step {done}, which is saved; the same command goes on from it")
         record.close()
-        if stop.requested or record.stop:  # whoever asked is not to wait for what would come after this run
+        # Whoever asked is not to wait for what would come after this run. After the last batch one process alone may know.
+        if record.stop or np.any(parallel.collected(np.asarray([stop.requested]))):
             checkpoints.wait()
             raise Preempted(f"stopped by a signal at step {done}, which is saved: the run's last, it is complete")
     return state

@@ -156,7 +156,7 @@ class Metrics:
     """Scalars to metrics.jsonl and TensorBoard, pictures to TensorBoard; a context manager.
 
     `resume_step`: the step from which the run goes on; what was written of later steps is dropped, since
-    those steps are done again. None starts a new history. For one process only: the others make no Metrics.
+    those steps are done again. None starts a new history. Of several processes each has a workdir of its own: `cluster.own`.
     """
 
     def __init__(self, workdir: Workdir, resume_step: int | None):

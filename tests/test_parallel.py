@@ -254,3 +254,17 @@ def test_scan_is_jaxs_scan():
     inputs = {"a": jnp.arange(5.0)}
     ours, theirs = parallel.scan(body, jnp.ones(()), inputs), jax.lax.scan(body, jnp.ones(()), inputs)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs)
+
+
+@pytest.mark.parametrize("kind", parallel.KINDS)
+def test_a_state_is_made_the_same_and_lies_where_the_step_has_it(kind, monkeypatch):
+    def make():
+        key = jax.random.key(0)
+        return {"a": jax.random.normal(key, (64, 96)), "b": jnp.zeros(3), "c": jax.random.normal(key, (3, 3, 64, 64)) * 0.1}
+
+    state = parallel.made(make, kind)
+    jax.tree.map(np.testing.assert_array_equal, state, jax.jit(make)())
+    if kind == "fsdp":  # at no time whole on a device, which may be too small for it
+        monkeypatch.setattr(parallel, "_put", None)
+        parallel.placed(state, kind)
+        assert state["a"].addressable_shards[0].data.size == state["a"].size // len(jax.devices())
