@@ -38,12 +38,12 @@ def main(arguments=None):
             wanted = "a file, where a folder is wanted" if isinstance(error, FileExistsError) else error.strerror
             message = f"{error.filename}: {wanted}"
         code = 75 if is_preempted(error) else 1 if isinstance(error, RuntimeError) else 2
-        fail(message, code, at_once=getattr(error, "stuck", False))
+        fail(message, code, at_once=getattr(error, "stuck", False), agreed=getattr(error, "agreed", False))
 
 
-def fail(message, code=2, at_once=False):
+def fail(message, code=2, at_once=False, agreed=False):
     print(f"noisesched: error: {message}", file=sys.stderr)
-    leave(code, "" if code == 75 else message)
+    leave(code, "" if agreed else message)
     if at_once:  # without waiting for threads that may never end
         sys.stdout.flush()
         os._exit(code)
@@ -71,16 +71,16 @@ def lost(error):
     """What to say of a computation that failed because another process of the job is gone; '' for other errors."""
     import jax
 
-    if jax.process_count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
+    if jax.process_count() == 1 or not (isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)):
         return ""
     return (f"another process of this job is gone, or out of reach ({' '.join(str(error).split())[:100]}); start all again to go "
             "on from the last checkpoint")  # fmt: skip
 
 
 def is_preempted(error):
-    from noisesched import train
+    from noisesched import signals
 
-    return isinstance(error, train.Preempted)
+    return isinstance(error, signals.Preempted)
 
 
 # -- the commands: each hands its flags to its program

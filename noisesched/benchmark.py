@@ -27,7 +27,7 @@ from tqdm import tqdm
 from noisesched import config as configuration
 from noisesched import data, denoiser, parallel, recorder, sample, schedules, train
 from noisesched.checkpoints import Checkpoints
-from noisesched.workdir import Workdir
+from noisesched.workdir import Unwritten, Workdir
 
 BARS = {"training_overhead": 0.03, "sampling_overhead": 0.02, "input_wait": 0.01, "checkpoint_overhead": 0.01,
         "compiled_for_new_schedules": 0, "compiled_at_second_start": 0}  # fmt: skip
@@ -304,18 +304,13 @@ class Loop:
     def __init__(self, config, step, state, stream):
         self.config, self.stream, self.state = config, stream, jax.tree.map(jnp.copy, state)
         self.dispatch = parallel.data_parallel(step, config.training.parallel)
-        self.record = recorder.Recorder(config, train.learning_rate(config), NoMetrics(), 0, say=lambda line: None, show=False)
+        self.record = recorder.Recorder(config, train.learning_rate(config), Unwritten(), 0, say=lambda line: None, show=False)
 
     def run(self, dispatches):
         for _ in range(dispatches):
             batch = self.record.waiting(lambda: chunk(self.config, self.stream))
             self.state, results = self.dispatch(self.state, batch)
             self.record.dispatched(0, results)
-
-
-class NoMetrics:
-    def write(self, step, scalars):
-        pass
 
 
 def chunk(config, stream):

@@ -104,10 +104,11 @@ class Checkpoints:
         older than one on disk.
         """
         self.wait()
-        if step in self.steps():
+        known = cluster.by_first(self.steps)
+        if step in known:
             return
-        if self.steps() and step < self.latest_step():
-            raise CheckpointError(f"{self.path} holds step {self.latest_step()}, newer than step {step}")
+        if known and step < known[-1]:
+            raise CheckpointError(f"{self.path} holds step {known[-1]}, newer than step {step}")
         try:
             arrays = {item: _to_host(item, tree) for item, tree in items.items()}
         except CheckpointError as error:
@@ -116,14 +117,9 @@ class Checkpoints:
             "step": step,
             "network": self._network,
             "loss": None if loss is None else float(loss),
-            "items": {
-                item: {
-                    name: {"shape": list(array.shape), "dtype": str(array.dtype), "crc32": _crc32(array)}
-                    for name, array in leaves.items()
-                }
-                for item, leaves in arrays.items()
-            },
-        }
+            "items": {item: {name: {"shape": list(array.shape), "dtype": str(array.dtype), "crc32": _crc32(array)}
+                             for name, array in leaves.items()} for item, leaves in arrays.items()},
+        }  # fmt: skip
         args = {RECORD: self._ocp.args.JsonSave({"content": content, "crc32": _crc32_of_json(content)})}
         for item, leaves in arrays.items():
             if jax.process_count() > 1:  # each writes its part of arrays on the devices of all, the first one what is numpy's

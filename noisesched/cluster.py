@@ -20,6 +20,7 @@ import jax
 
 BEAT = 2.0  # seconds between signs of life
 SILENCE = 40.0  # seconds without one after which a process counts as gone
+ARRIVAL = 1800  # seconds that the first process waits for the others: hosts of a cloud come minutes apart
 _joined = []  # not empty: this process is one of several
 _turns = itertools.count()  # of `by_first`: the same in all processes, which run the same program
 
@@ -51,7 +52,7 @@ def start(coordinator=None, num_processes=None, process_id=None):
     jax.config.update("jax_enable_recoverability", True)
     try:
         # Told all of it, JAX would yet look for a cluster, and there take one device for this process.
-        jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=int(5 * SILENCE),
+        jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=ARRIVAL,
                                    cluster_detection_method=None if missing else "deactivate")  # fmt: skip
     except Exception as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -12,6 +12,7 @@ import os
 import shlex
 import time
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -278,6 +279,8 @@ def evaluation(study, each, out, say):
     except CheckpointError:
         raise
     except ValueError as error:  # of this run alone
+        if jax.process_count() > 1 and not isinstance(error, ConfigError):
+            raise  # it may be of this process alone
         say(f"no bits per dimension for {each.label}, seed {each.seed}: {error}")
         return str(error)
     return None

@@ -176,6 +176,11 @@ def _put(leaf, sharding):
 
 
 def _mesh(devices):
+    return _cached_mesh(tuple(devices))
+
+
+@functools.cache
+def _cached_mesh(devices):
     return Mesh(np.array(devices), (AXIS,))
 
 

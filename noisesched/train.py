@@ -6,9 +6,6 @@ losses do not depend on the number of devices.
 """
 
 import contextlib
-import os
-import signal
-import sys
 import typing
 
 import jax
@@ -22,7 +19,8 @@ from noisesched import config as configuration
 from noisesched.checkpoints import NETWORK, Checkpoints
 from noisesched.pictures import grid, write_png
 from noisesched.recorder import Recorder, TrainingStopped
-from noisesched.workdir import Metrics, Workdir, differences, writing
+from noisesched.signals import Preempted, Signals
+from noisesched.workdir import Metrics, Unwritten, Workdir, differences, writing
 
 JUDGED = 1024  # held-out images by which checkpoints are told the best
 # What a run cannot change on its way, and why.
@@ -43,10 +41,6 @@ class State(typing.NamedTuple):
     params: typing.Any
     ema: typing.Any
     opt_state: typing.Any
-
-
-class Preempted(TrainingStopped):
-    """A signal asked training to stop; its last step is saved, and the same command goes on from it."""
 
 
 # -- the step
@@ -181,7 +175,7 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
     input, or a signal; workdir.WriteError for a full disk.
     """
     training, preview = config.training, config.preview
-    chunk = training.steps_per_dispatch
+    chunk, several, first = training.steps_per_dispatch, jax.process_count() > 1, cluster.is_first()
 
     # ---- What could go wrong at once, does so here.
     configuration.check_devices(config, jax.device_count())
@@ -194,8 +188,8 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
         say(f"warning: {warning}")
 
     with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(Signals())
         changes = cluster.by_first(lambda: begin(stack, workdir, config, accept_changes))
-        records = Workdir(stack.enter_context(cluster.own(workdir.path)))
 
         # ---- State: fresh, or the last complete checkpoint.
         definition, state = init(config)
@@ -214,19 +208,20 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
             return state
         say(f"{workdir.path}: {denoiser.num_parameters(state.params):,} parameters, {len(split):,} images, "
             f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-            + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
+            + (f" of {jax.process_count()} processes" if several else "")
             + (f"; resuming at step {start}" if start else f"; {training.num_steps} steps"))  # fmt: skip
-        run = parallel.data_parallel(with_stop(make_step(config, definition)), training.parallel)
+        train_step = make_step(config, definition)
+        run = parallel.data_parallel(with_stop(train_step) if several else train_step, training.parallel)
         stream = stack.enter_context(data.batches(
             split, batch_size=training.batch_size, seed=config.seed, flip=config.data.flip, start_step=start,
             num_workers=config.data.num_workers, process_index=jax.process_index(),
             process_count=jax.process_count()))  # fmt: skip
         draw_preview, judge = make_preview(config, definition), make_judge(config, definition, judged)
-        tracer = stack.enter_context(vitals.Profile(workdir.path / "profile", profile if cluster.is_first() else 0, start,
+        tracer = stack.enter_context(vitals.Profile(workdir.path / "profile", profile if first else 0, start,
                                                     training.num_steps, say))  # fmt: skip
-        metrics = stack.enter_context(Metrics(records, start or None))
+        metrics = stack.enter_context(Metrics(workdir, start or None) if first else Unwritten())
         record = stack.enter_context(Recorder(config, learning_rate(config), metrics, start, say))
-        stop = stack.enter_context(Signals())
+        stop.stepping = True
 
         def save(done):
             # Last of all: what belongs to a checkpoint's steps is then on disk, or done again after a kill.
@@ -244,22 +239,24 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
                 batch = record.waiting(lambda: stacked([next(stream) for _ in range(chunk)]))
             except data.InputFault as fault:
                 raise without_input(fault, step, save_now if step > start else None) from fault
-            batch["stop"] = np.full_like(batch["index"], stop.requested)
+            if several:
+                batch["stop"] = np.full_like(batch["index"], stop.requested)
             with tracer.step(step, chunk):
                 state, results = run(state, batch)
             record.dispatched(step, results)
             done = step + chunk
             tracer.dispatched(done, results)
             # Asked once: a later signal stops the next step. Several processes stop where all know that one was asked.
-            stopping = (stop.requested if jax.process_count() == 1 else record.stop) and done < training.num_steps
+            stopping = (record.stop if several else stop.requested) and done < training.num_steps
             last = stopping or done >= training.num_steps
             if preview.every and (done % preview.every == 0 or done >= training.num_steps):
                 record.drain()  # nothing is drawn or saved before its losses are known to be finite
                 picture = draw_preview(state.ema)
                 metrics.image(done, "samples", picture)
-                with writing(records.samples):
-                    records.samples.mkdir(parents=True, exist_ok=True)
-                    write_png(records.samples / f"step_{done:07d}.png", picture)
+                if first:
+                    with writing(workdir.samples):
+                        workdir.samples.mkdir(parents=True, exist_ok=True)
+                        write_png(workdir.samples / f"step_{done:07d}.png", picture)
             if last or done % training.checkpoint_every == 0:
                 save(done)
             if stopping:
@@ -307,7 +304,7 @@ def adopt(workdir, config, accept_changes=False):
     """Writes the config of a new run. Of a workdir that holds a run of another one, returns what differs, as lines, if that
     is accepted, and may be; and refuses it otherwise."""
     size = claims.num_bytes((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(configuration.abstract_denoiser(config)[1]))
-    claims.check_memory(size / jax.process_count(), "the parameters of this network")
+    claims.check_memory(size, "the parameters of this network")
     mine = configuration.to_dict(config)
     if not workdir.config.exists():
         workdir.write_config(mine)
@@ -374,23 +371,3 @@ def make_preview(config, definition):
         return grid(images, columns=int(np.ceil(np.sqrt(preview.num_images))))
 
     return picture
-
-
-class Signals(contextlib.AbstractContextManager):
-    """Turns SIGINT and SIGTERM into a request to save and stop after the running step; a second one acts as usual."""
-
-    requested = False
-
-    def __enter__(self):
-        self.usual = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _request(self, number, frame):
-        self.requested = True
-        signal.signal(number, self.usual[number])
-        # Not print, which may be what the signal interrupted.
-        os.write(sys.__stderr__.fileno(), b"saving, then stopping (once more to stop at once)\n")
-
-    def __exit__(self, *exception):
-        for number, handler in self.usual.items():
-            signal.signal(number, handler)

@@ -218,6 +218,22 @@ class Metrics:
         self.close()
 
 
+class Unwritten(contextlib.AbstractContextManager):
+    """What stands for `Metrics` where nothing is to be written."""
+
+    def write(self, step, scalars):
+        pass
+
+    def image(self, step, name, grid):
+        pass
+
+    def flush(self):
+        pass
+
+    def __exit__(self, *exception):
+        pass
+
+
 def read_metrics(path: str | os.PathLike) -> list[dict]:
     """The lines of a metrics.jsonl, [{"step": 100, "loss": 0.31, ...}, ...]; a torn last line is left out.
 

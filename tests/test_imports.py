@@ -15,8 +15,8 @@ LAYERS = {  # lowest first; a module imports from its own layer and earlier ones
     "outside world": ["backend", "cluster", "parallel", "vitals", "pictures", "workdir", "claims", "quiet", "checkpoints",
                       "builders", "workers", "data", "config", "features", "document", "foreign", "interchange",
                       "scheduler_file"],
-    "programs": ["recorder", "train", "sample", "evaluate", "study", "compare", "findings", "pairing", "sentences", "limits",
-                 "figures", "heatmaps", "histograms", "brightness", "report", "plot", "diagnose", "benchmark", "flags",
+    "programs": ["recorder", "signals", "train", "sample", "evaluate", "study", "compare", "findings", "pairing", "sentences",
+                 "limits", "figures", "heatmaps", "histograms", "brightness", "report", "plot", "diagnose", "benchmark", "flags",
                  "__main__"],
 }
 DEPTH = {module: depth for depth, modules in enumerate(LAYERS.values()) for module in modules}
