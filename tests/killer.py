@@ -2,7 +2,8 @@
 
     python tests/killer.py FILE                 JSON: {"words", "workdir", "seed", "kills"}; "words" as after `noisesched train`
 
-A process of its own: JAX's backend may not start before the last fork. Prints a line of JSON for each kill.
+A process of its own: JAX's backend may not start before the last fork. Prints a line of JSON for each kill. Leave its CPU cores
+as they are while it works: on another number of cores XLA rounds the last bit differently, killed or not.
 """
 
 import json
