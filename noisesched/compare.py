@@ -163,7 +163,7 @@ def measure(rows, steps, study, reference, out, progress):
         begin, config = time.perf_counter(), row.run.config
         definition, template = configuration.abstract_denoiser(config, None if row.translation == "raw" else row.translation)
         if row.run is not current:  # the rows of a run are together
-            with Checkpoints(row.run.workdir, max_to_keep=None) as checkpoints:
+            with Checkpoints(row.run.workdir, max_to_keep=None, say=progress.say) as checkpoints:
                 steps[row.run], items = checkpoints.restore({study.parameters: template})  # an older one, if that is damaged
             current, params = row.run, parallel.at_rest(items[study.parameters], config.training.parallel)
         if (definition, row.method) not in programs:

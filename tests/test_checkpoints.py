@@ -78,7 +78,7 @@ def halve(path):
 
 def eventually(condition):
     """Orbax removes temporary directories in the background."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -350,8 +350,8 @@ def test_killed_at_any_moment_the_last_complete_checkpoint_is_found(workdir):
     for _ in range(5):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as child:
             assert child.stdout.readline().strip() == (str(last) if last else "None")
-            if not last:
-                eventually(lambda: any(path.name.isdigit() for path in workdir.checkpoints.iterdir()))
+            complete = lambda: [int(path.name) for path in workdir.checkpoints.iterdir() if path.name.isdigit()]  # noqa: E731
+            eventually(lambda before=last, complete=complete: max(complete(), default=0) > before)  # it has gone on
             time.sleep(moments.uniform(0.0, 0.5))
             child.send_signal(signal.SIGKILL)
         with Checkpoints(workdir, None) as checkpoints:
@@ -363,4 +363,4 @@ def test_killed_at_any_moment_the_last_complete_checkpoint_is_found(workdir):
         assert lines == list(range(1, len(lines) + 1)) and len(lines) >= last
     with Checkpoints(workdir, 2):
         eventually(lambda: all(path.name.isdigit() for path in workdir.checkpoints.iterdir()))
-    assert last >= 3
+    assert last >= 5
