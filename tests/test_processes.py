@@ -117,6 +117,7 @@ def test_all_write_the_checkpoint(together):
     assert {"ocdbt.process_0", "ocdbt.process_1"} <= set(written)
 
 
+@pytest.mark.parametrize("together", ["fsdp"], indirect=True)
 def test_a_checkpoint_of_many_devices_goes_on_with_one(alone, together, job, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(together, folder)
