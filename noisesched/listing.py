@@ -22,7 +22,7 @@ def read(path):
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise ValueError("it is no regular file")
+                raise ValueError("Is a directory" if stat.S_ISDIR(status.st_mode) else "it is no regular file")
             if status.st_size > FILE_BYTES:
                 raise ValueError(f"it has {status.st_size:,} bytes, more than {FILE_BYTES:,}")
             with open(descriptor, "rb", closefd=False) as file:

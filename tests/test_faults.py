@@ -18,7 +18,7 @@ from noisesched import config as configuration
 from noisesched.checkpoints import Checkpoints
 from noisesched.workdir import Metrics, Workdir, WriteError, read_metrics
 
-KILLS = int(os.environ.get("NOISESCHED_KILLS", 4))  # 30 where there is time
+KILLS = int(os.environ.get("NOISESCHED_KILLS", 3))  # 30 where there is time
 
 
 @pytest.fixture

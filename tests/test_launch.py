@@ -198,8 +198,9 @@ def job(tmp_path):
     def start(**variables):
         environment = {"PATH": os.environ["PATH"], "STAND_IN_LOG": str(log), "VENV": str(tmp_path), "PORT": str(free_port())}
         command = [str(ROOT / "launch" / "local"), "2", "--", "bash", "-c", STAND_IN, "stand-in"]
+        heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # bash cannot trap what its parent ignores
         process = subprocess.Popen(command, env=environment | {"FAILURE": "0"} | variables, text=True, stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE)  # fmt: skip
+                                   stderr=subprocess.PIPE, preexec_fn=heard)  # fmt: skip
         started.append(process)
         while not all(os.path.exists(f"{log}.{k}") for k in (0, 1)):
             assert process.poll() is None, process.communicate()

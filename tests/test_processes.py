@@ -52,7 +52,7 @@ def ended(processes, seconds=240):
     try:
         for process in processes:
             out, err = process.communicate(timeout=max(until - time.monotonic(), 0.1))
-            found.append((process.returncode, out, "\n".join(line for line in err.splitlines() if "coordination" not in line)))
+            found.append((process.returncode, out, "\n".join(line for line in err.splitlines() if "recoverable task" not in line)))
     finally:
         for process in processes:
             process.kill()
@@ -95,7 +95,7 @@ def alone(job, words, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=["pmap", "jit", "fsdp"])
+@pytest.fixture(scope="module", params=["pmap", "fsdp"])
 def together(request, job, words, tmp_path_factory):
     """The same run by two processes of four devices each."""
     folder = tmp_path_factory.mktemp(request.param) / "run"

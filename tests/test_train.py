@@ -311,8 +311,9 @@ def test_another_config_is_refused(small, tmp_path):
 
 # -- runs, killed: the real command line
 
+# Batches so large that a worker's pipe holds few of them: what it has read ahead outlives the file.
 LONG = {"training.num_steps": 160, "training.checkpoint_every": 4, "preview.every": 80, "model.num_classes": 10,
-        "data.flip": "true"}  # fmt: skip
+        "data.flip": "true", "training.batch_size": 64}  # fmt: skip
 
 
 def until(condition, process, timeout=100):
