@@ -17,7 +17,6 @@ from noisesched import cluster, evaluate
 from noisesched.checkpoints import Checkpoints
 from noisesched.workdir import Workdir, read_metrics
 
-pytestmark = pytest.mark.xdist_group("processes")  # another worker would make the runs they share again
 # A constant rate: then one compiled program serves runs of all lengths.
 CHANGES = {"optimizer.decay": "constant", "training.num_steps": 6, "training.checkpoint_every": 2, "training.batch_size": 16,
            "preview.every": 6, "preview.num_images": 5}  # fmt: skip
@@ -104,7 +103,7 @@ def together(request, job, words, tmp_path_factory):
     (_, out, err), (_, other, _) = finished(job("train", f"--workdir={folder}",
                                                 *words(CHANGES | {"training.parallel": request.param})))  # fmt: skip
     assert "8 x cpu of 2 processes; 6 steps" in out and "step 6/6" in out
-    assert "step" not in other and "parameters" not in other  # one of them logs
+    assert not [line for line in other.splitlines() if line and not line.startswith("[Gloo]")]  # one of them logs
     return folder
 
 

@@ -334,7 +334,6 @@ def uninterrupted(run, words, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.xdist_group("uninterrupted")
 def test_killed_again_and_again_a_run_ends_the_same(uninterrupted, start, run, words, small, tmp_path):
     workdir = tmp_path / "run"
     command = ("train", f"--workdir={workdir}", *words(LONG))
@@ -472,7 +471,6 @@ def test_a_data_file_that_is_gone_before_it_is_read(small, tmp_path, monkeypatch
     assert "\n" not in message and not stopped.value.stuck
 
 
-@pytest.mark.xdist_group("uninterrupted")
 def test_the_profile_holds_its_steps(uninterrupted):
     (folder,) = (uninterrupted / "profile" / "plugins" / "profile").iterdir()
     (trace,) = folder.glob("*.trace.json.gz")
@@ -482,7 +480,6 @@ def test_the_profile_holds_its_steps(uninterrupted):
     assert sorted(set(map(int, steps))) == [10, 11, 12]  # counted from 0
 
 
-@pytest.mark.xdist_group("uninterrupted")
 def test_a_run_leaves_its_files(uninterrupted):
     names = lambda folder: sorted(path.name for path in folder.iterdir())
     assert names(uninterrupted) == [".lock", "checkpoints", "config.json", "metrics.jsonl", "profile", "samples", "tensorboard"]
