@@ -103,7 +103,7 @@ def together(request, job, words, tmp_path_factory):
     (_, out, err), (_, other, _) = finished(job("train", f"--workdir={folder}",
                                                 *words(CHANGES | {"training.parallel": request.param})))  # fmt: skip
     assert "8 x cpu of 2 processes; 6 steps" in out and "step 6/6" in out
-    assert not [line for line in other.splitlines() if line and not line.startswith("[Gloo]")]  # one of them logs
+    assert "step" not in other and "parameters" not in other  # one of them logs; Gloo's lines may be torn
     return folder
 
 
