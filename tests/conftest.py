@@ -48,6 +48,25 @@ def small(words):
     return lambda changes=(): config.load(words(changes)[0].partition("=")[2], words(changes)[1:])
 
 
+@pytest.fixture
+def main(monkeypatch, capsys):
+    """`main("train", ..)` -> (exit code, stdout, stderr) of the command line in this process, on its eight devices."""
+    from noisesched import __main__ as cli
+    from noisesched import backend
+
+    monkeypatch.setattr(backend, "prepare", lambda: None)  # this process has its settings
+
+    def finished(*arguments):
+        code = 0
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as ended:
+            code = ended.code
+        return code, *capsys.readouterr()
+
+    return finished
+
+
 @pytest.fixture(scope="session")
 def start(user_cache, tmp_path_factory):
     """`start("train", ..)`: the command line as a process of its own, on one device, where only the package can be imported."""

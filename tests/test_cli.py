@@ -8,28 +8,11 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from noisesched import __main__ as cli
-from noisesched import __version__, backend, flags, samplers, schedules, train
+from noisesched import __version__, flags, samplers, schedules, train
 from noisesched.checkpoints import Checkpoints
 from noisesched.workdir import Workdir
 
 # -- help
-
-
-@pytest.fixture
-def main(monkeypatch, capsys):
-    """`main("train", ..)` -> (exit code, stdout, stderr) of the command line in this process, on its eight devices."""
-    monkeypatch.setattr(backend, "prepare", lambda: None)  # this process has its settings
-
-    def finished(*arguments):
-        code = 0
-        try:
-            cli.main([str(argument) for argument in arguments])
-        except SystemExit as ended:
-            code = ended.code
-        return code, *capsys.readouterr()
-
-    return finished
 
 
 @pytest.mark.parametrize(("command", "taught"), [

@@ -1,6 +1,7 @@
 """Diagnosis: what leaks, by closed form and measured; the effective weight; findings by law; repairs that repair; the command."""
 
 import dataclasses
+import functools
 import json
 import math
 import shlex
@@ -12,8 +13,7 @@ import pytest
 from conftest import BASE
 from test_interchange import DDIM, DDPM, EULER, FLOW, HEUN, LATENT, PUBLISHED, SOLVER
 
-from noisesched import __main__ as cli
-from noisesched import backend, config, diagnose, diagnosis, interchange, leak, objective, samplers, scheduler_file, schedules
+from noisesched import config, diagnose, diagnosis, interchange, leak, objective, samplers, scheduler_file, schedules
 from noisesched.diffusion import alpha, sigma
 from noisesched.workdir import Workdir
 
@@ -438,19 +438,9 @@ def test_no_field_is_offered_that_does_not_help():
 
 
 @pytest.fixture
-def main(monkeypatch, capsys):
+def main(main):
     """`main("--config=..", ..)` -> (exit code, stdout, stderr) of `noisesched diagnose` in this process."""
-    monkeypatch.setattr(backend, "prepare", lambda: None)
-
-    def finished(*arguments):
-        code = 0
-        try:
-            cli.main(["diagnose", *map(str, arguments)])
-        except SystemExit as ended:
-            code = ended.code
-        return code, *capsys.readouterr()
-
-    return finished
+    return functools.partial(main, "diagnose")
 
 
 def strict(path):

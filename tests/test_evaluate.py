@@ -1,6 +1,7 @@
 """Evaluating a run: what is written, what it depends on, what is done once only, what is refused."""
 
 import dataclasses
+import functools
 import json
 import sys
 import types
@@ -13,8 +14,8 @@ from flax import nnx
 
 import noisesched
 from noisesched import __main__ as cli
-from noisesched import backend, data, denoiser, evaluate, flags, likelihood, schedules, train
 from noisesched import config as configuration
+from noisesched import data, denoiser, evaluate, flags, likelihood, schedules, train
 from noisesched.checkpoints import Checkpoints
 from noisesched.workdir import Workdir, read_json
 
@@ -532,19 +533,9 @@ def test_an_estimate_that_is_not_finite_names_its_level(small):
 # -- from the command line
 
 @pytest.fixture
-def main(runs, monkeypatch, capsys):
+def main(main, runs):
     """`main("--out=o", ..)` -> (exit code, stdout, stderr) of `noisesched evaluate` of the plain run, in this process."""
-    monkeypatch.setattr(backend, "prepare", lambda: None)
-
-    def finished(*arguments):
-        code = 0
-        try:
-            cli.main(["evaluate", f"--workdir={runs['plain']}", "--num_images=4", "--noises=2", "--profile_levels=5", *arguments])
-        except SystemExit as ended:
-            code = ended.code
-        return code, *capsys.readouterr()
-
-    return finished
+    return functools.partial(main, "evaluate", f"--workdir={runs['plain']}", "--num_images=4", "--noises=2", "--profile_levels=5")
 
 
 def test_an_evaluation_from_the_command_line(main, tmp_path):

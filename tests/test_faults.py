@@ -12,29 +12,12 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from noisesched import __main__ as cli
-from noisesched import backend, data, train
 from noisesched import config as configuration
+from noisesched import data, train
 from noisesched.checkpoints import Checkpoints
 from noisesched.workdir import Metrics, Workdir, WriteError, read_metrics
 
 KILLS = int(os.environ.get("NOISESCHED_KILLS", 3))  # 30 where there is time
-
-
-@pytest.fixture
-def main(monkeypatch, capsys):
-    """`main("train", ..)` -> (exit code, stdout, stderr) of the command line in this process."""
-    monkeypatch.setattr(backend, "prepare", lambda: None)
-
-    def finished(*arguments):
-        code = 0
-        try:
-            cli.main([str(argument) for argument in arguments])
-        except SystemExit as ended:
-            code = ended.code or 0
-        return code, *capsys.readouterr()
-
-    return finished
 
 
 @pytest.fixture(scope="module")

@@ -10,28 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from noisesched import __main__ as cli
-from noisesched import backend, train
+from noisesched import train
 
 TOUCHED = "__import__('os').system('touch {0}')"
 LEAF = "unet/conv_in/kernel"
 HUGE = {"shape": [10**6, 10**6, 1, 8], "chunks": [10**6, 10**6, 1, 8]}
-
-
-@pytest.fixture
-def main(monkeypatch, capsys):
-    """`main("train", ..)` -> (exit code, stdout, stderr) of the command line in this process."""
-    monkeypatch.setattr(backend, "prepare", lambda: None)
-
-    def finished(*arguments):
-        code = 0
-        try:
-            cli.main([str(argument) for argument in arguments])
-        except SystemExit as ended:
-            code = ended.code or 0
-        return code, *capsys.readouterr()
-
-    return finished
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ Against PyTorch's diffusers itself: test_interchange_library.py.
 """
 
 import dataclasses
+import functools
 import json
 import math
 
@@ -11,8 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from noisesched import __main__ as cli
-from noisesched import backend, foreign, samplers, schedules
+from noisesched import foreign, samplers, schedules
 from noisesched.interchange import parse, read, write
 
 LATENT = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -337,20 +337,10 @@ def test_what_cannot_be_written(arguments, says):
 # -- the command
 
 @pytest.fixture
-def main(monkeypatch, capsys, tmp_path):
-    """`main("--read=..")` -> (exit code, stdout, stderr), in a folder of its own."""
-    monkeypatch.setattr(backend, "prepare", lambda: None)
+def main(main, monkeypatch, tmp_path):
+    """`main("--read=..")` -> (exit code, stdout, stderr) of `noisesched interchange`, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-
-    def finished(*arguments):
-        code = 0
-        try:
-            cli.main(["interchange", *arguments])
-        except SystemExit as ended:
-            code = ended.code
-        return code, *capsys.readouterr()
-
-    return finished
+    return functools.partial(main, "interchange")
 
 
 def test_reading_tells_how_to_train_and_sample(main, tmp_path):
