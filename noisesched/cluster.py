@@ -6,11 +6,13 @@ needs none of this, and every function here then does the plain thing.
 """
 
 import contextlib
+import ctypes
 import glob
 import importlib.util
 import itertools
 import json
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -58,7 +60,7 @@ def start(coordinator=None, num_processes=None, process_id=None):
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ClusterError(f"the processes of this job did not find each other: {reason[:300]}") from None
     if jax.process_count() > 1:
-        _joined.append(True)
+        _joined.append(_told_of_aborts())
         reached = [time.monotonic()]  # when the coordinator last answered
         watched = _client(), jax.process_index(), jax.process_count(), reached
         threading.Thread(target=_watch, args=watched, daemon=True).start()
@@ -197,6 +199,14 @@ def _watch_coordinator(count, reached):
         time.sleep(BEAT)
         beats, last = (beats + 1 if reached[0] == last else 0), reached[0]
     _stop(f"process 0 of {count} gone: it does not answer")
+
+
+def _told_of_aborts():
+    """Has a word of ours follow theirs when JAX or Gloo, having lost another process before `_watch` saw it, abort this one in
+    C++. Returns what must be kept. Python's own handlers run too late for that: abort() does not come back."""
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: _stop("another process of this job is gone, as the lines above say"))
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
+    return handler
 
 
 def _stop(gone):

@@ -25,9 +25,11 @@ SMALL = {  # the base config, made small enough to compile in two seconds
 
 @pytest.fixture(scope="session", autouse=True)
 def user_cache(tmp_path_factory):
-    """The user's cache folder, of prepared data and compiled programs: one for the session, not the real one."""
+    """The user's cache folder, of prepared data and compiled programs: one for all workers of the session, not the real one."""
+    base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("user_cache")
+        folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "user_cache"
+        folder.mkdir(exist_ok=True)
         patch.setenv("XDG_CACHE_HOME", str(folder))
         jax.config.update("jax_compilation_cache_dir", str(folder / "noisesched" / "xla"))  # what one test compiled, another has
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -158,10 +158,8 @@ def test_death_and_signal(job, words, tmp_path):
         processes[killed].kill()
         begin = time.monotonic()
         code, _, err = ended(processes)[1 - killed]
-        told = f"another process of this job is gone|process {killed} of 2 gone"
-        if killed == 0:  # JAX itself aborts a process that has lost its coordinator
-            told += "|another task died"
-        assert code in ((1,) if killed else (1, -signal.SIGABRT)) and re.search(told, err), err
+        told = f"noisesched: error: (another process of this job is gone|process {killed} of 2 gone)"
+        assert code == 1 and re.match(told, err.splitlines()[-1]), err  # above it may stand what JAX says
         assert "Traceback" not in err and time.monotonic() - begin < 60
         before = Workdir(folder).latest_step()
 
