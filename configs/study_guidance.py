@@ -6,7 +6,9 @@
 
 from configs import study_brightness
 
-PHIS = (0, 0.5, 0.7, 1)  # how much of each sample's standard deviation is restored; Lin et al. 2023 advise 0.7
+CORRECTIONS = (  # how much of each sample's standard deviation is restored (Lin et al. 2023 advise 0.7); the last keep its mean
+    *(f"rescaled({phi})" for phi in (0, 0.5, 0.7, 1)), *(f"rescaled_contrast({phi})" for phi in (0.7, 1)),
+)  # fmt: skip
 
 
 def get_config():
@@ -16,6 +18,6 @@ def get_config():
             del config.runs[label]
     config.spacings = ("trailing",)
     config.calls = (25,)
-    config.guidances = ("none", *(f"cfg({scale}, rescaled({phi}))" for scale in (2, 4, 7.5) for phi in PHIS))
+    config.guidances = ("none", *(f"cfg({scale}, {correction})" for scale in (2, 4, 7.5) for correction in CORRECTIONS))
     config.likelihood = ""
     return config

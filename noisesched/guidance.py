@@ -129,6 +129,14 @@ def rescaled_x(x, conditional, z, log_snr, phi=0.7):
     return _restoring(x, conditional, phi) * x
 
 
+@correction(0, 1)
+def rescaled_contrast(x, conditional, z, log_snr, phi=0.7):
+    """x_hat's deviation brought back about its own mean, which is kept: the two above scale a sample's brightness with it, so that
+    all samples become medium again. Not in the paper."""
+    mean = x.mean(axis=tuple(range(1, x.ndim)), keepdims=True)
+    return mean + _restoring(x, conditional, phi) * (x - mean)
+
+
 @correction(0, math.inf)
 def static(x, conditional, z, log_snr, limit=1.0):
     """x_hat cut at -limit and limit, the ends of the data's range."""

@@ -22,16 +22,16 @@ SETTINGS = EVERY | {
     "model.width": 8, "model.multipliers": "(1,)", "model.attention": "()", "model.blocks": 1, "training.num_steps": STEPS,
     "training.batch_size": 2, "training.steps_per_dispatch": 2, "preview.num_images": 4, "preview.steps": 3,
 }  # fmt: skip
-BOUNDS = {"resident MiB": 16, "threads": 4, "open files": 4, "folders and files": 4}  # growth from step SETTLED to the end
+BOUNDS = {"own MiB": 16, "threads": 4, "open files": 4, "folders and files": 4}  # growth from step SETTLED to the end
 
 
 def seen(pid, workdir):
     """What a process holds now."""
-    with open(f"/proc/{pid}/statm") as file:
-        resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    with open(f"/proc/{pid}/status") as file:  # pages of files (libraries) the system drops and brings back as it likes
+        own = next(int(line.split()[1]) for line in file if line.startswith("RssAnon:")) / 2**10
     pictures = list(workdir.glob("samples/*.png"))  # one for each preview, by design
     files = [path for path in workdir.rglob("*") if path not in pictures and ".orbax-checkpoint-tmp" not in str(path)]
-    return {"resident MiB": resident, "threads": len(os.listdir(f"/proc/{pid}/task")),
+    return {"own MiB": own, "threads": len(os.listdir(f"/proc/{pid}/task")),
             "open files": len(os.listdir(f"/proc/{pid}/fd")), "folders and files": len(files)}  # fmt: skip
 
 

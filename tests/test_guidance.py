@@ -158,9 +158,13 @@ def test_phi_1_restores_each_samples_deviation(level):
     assert (deviation(v_of(plain, z, level)) > 1.01 * wanted).mean() > 0.9 or level > 5  # there v is nearly eps for both
     x, _ = guide("cfg(5, rescaled_x(1))", z, level, conditional, unconditional)
     np.testing.assert_allclose(deviation(x), deviation(conditional), rtol=1e-5)
+    x, _ = guide("cfg(5, rescaled_contrast(1))", z, level, conditional, unconditional)
+    np.testing.assert_allclose(deviation(x), deviation(conditional), rtol=1e-5)
+    means = [np.mean(np.asarray(images, np.float64), axis=(1, 2, 3)) for images in (x, plain)]
+    np.testing.assert_allclose(*means, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["rescaled", "rescaled_x"])
+@pytest.mark.parametrize("name", ["rescaled", "rescaled_x", "rescaled_contrast"])
 def test_phi_0_changes_nothing_and_phi_is_a_share(name):
     z, conditional, unconditional = answers()
     at = {phi: guide(f"cfg(5, {name}({phi}))", z, 0.0, conditional, unconditional)[0] for phi in (0, 0.25, 1)}
@@ -218,8 +222,8 @@ def test_numbers_are_data():
     ("cfg('3')", "cfg: scale is a number; got '3'"),
     ("cfg(nan)", "cfg: scale is a number; got nan"),
     ("cfg(-1)", "cfg: scale=-1 must be from 0 (no label) over 1 (the label) to 1000"),
-    ("cfg(3, rescale)", "unknown correction 'rescale' (did you mean 'rescaled'?); known: dynamic, rescaled, rescaled_x, static"),
-    ("cfg(3, 0.7)", "cfg: a correction is one of rescaled, rescaled_x, static, dynamic; got 0.7"),
+    ("cfg(3, rescale)", "unknown correction 'rescale' (did you mean 'rescaled'?); known: dynamic, rescaled, rescaled_contrast, rescaled_x, static"),
+    ("cfg(3, 0.7)", "cfg: a correction is one of rescaled, rescaled_x, rescaled_contrast, static, dynamic; got 0.7"),
     ("cfg(3, rescaled(2))", "rescaled takes a number from 0 to 1; got 2"),
     ("cfg(3, rescaled(0.5, 2))", "too many positional arguments; rescaled takes (phi=0.7)"),
     ("cfg(3, dynamic(percentile=nan))", "dynamic takes a number from 0 to 1; got nan"),
