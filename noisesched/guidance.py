@@ -131,8 +131,8 @@ def rescaled_x(x, conditional, z, log_snr, phi=0.7):
 
 @correction(0, 1)
 def rescaled_contrast(x, conditional, z, log_snr, phi=0.7):
-    """x_hat's deviation brought back about its own mean, which is kept: the two above scale a sample's brightness with it, so that
-    all samples become medium again. Not in the paper."""
+    """x_hat's deviation brought back about its own mean, which is kept: the two above scale a sample's brightness, too, and
+    so make all samples medium again. Not in the paper."""
     mean = x.mean(axis=tuple(range(1, x.ndim)), keepdims=True)
     return mean + _restoring(x, conditional, phi) * (x - mean)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from noisesched.workdir import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
-STEPS, SETTLED = 20_000, 2_000  # in all; after which nothing should grow
+STEPS, SETTLED = 20_000, 10_000  # in all; after which nothing should grow: by then what compiling left was collected
 EVERY = {"training.log_every": 50, "training.checkpoint_every": 200, "preview.every": 500}
 SETTINGS = EVERY | {
     "model.width": 8, "model.multipliers": "(1,)", "model.attention": "()", "model.blocks": 1, "training.num_steps": STEPS,

@@ -222,7 +222,8 @@ def test_numbers_are_data():
     ("cfg('3')", "cfg: scale is a number; got '3'"),
     ("cfg(nan)", "cfg: scale is a number; got nan"),
     ("cfg(-1)", "cfg: scale=-1 must be from 0 (no label) over 1 (the label) to 1000"),
-    ("cfg(3, rescale)", "unknown correction 'rescale' (did you mean 'rescaled'?); known: dynamic, rescaled, rescaled_contrast, rescaled_x, static"),
+    ("cfg(3, rescale)", "unknown correction 'rescale' (did you mean 'rescaled'?); known: dynamic, rescaled, "
+                            "rescaled_contrast, rescaled_x, static"),
     ("cfg(3, 0.7)", "cfg: a correction is one of rescaled, rescaled_x, rescaled_contrast, static, dynamic; got 0.7"),
     ("cfg(3, rescaled(2))", "rescaled takes a number from 0 to 1; got 2"),
     ("cfg(3, rescaled(0.5, 2))", "too many positional arguments; rescaled takes (phi=0.7)"),
