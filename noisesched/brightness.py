@@ -6,12 +6,13 @@ under the schedule that it was trained with, without guidance, at its largest nu
 
 import math
 
-from noisesched import findings, histograms, sentences, spec
+from noisesched import figures, findings, heatmaps, histograms, sentences, spec
 from noisesched.appearance import STATISTICS
 from noisesched.document import Heading, Items, Picture, Table, Text, number, plus_minus
 from noisesched.sentences import count, every, listed, sampled, spread, task_columns, task_head
 
 ACROSS = 3  # columns of a picture
+GUIDED = ("brightness_spread", "contrast", "saturation", "clipped")  # what guidance changes
 SAYS = {"recovered": "{} recovered", "undecided": "{} undecided",
         "too few": "too few {} images", "too many": "too many {} images"}  # fmt: skip
 
@@ -41,6 +42,12 @@ def section(comparison, metric, pairs):
             f"The standard deviation of an image's brightness over images, against network calls. {under(comparison, tasks)} "
             f"Gray dashes: the real images.{several}"))  # fmt: skip
     if guided := guidances(comparison):
+        rows, columns, places = grid(comparison, guided)
+        yield Picture("guidance", heatmaps.guidance_maps(rows, columns, looks(comparison, metric, places)), (
+            "Guidance, and what it does to the images: mean over seeds. Darker is farther from the real images."))
+        across = {(column, row): place for (row, column), place in places.items()}
+        yield Picture("guided_images", figures.strips(comparison, columns, rows, across), (
+            "The same, guidances downwards: all start from the same noise. Not chosen: the first images of the first seeds."))
         yield guidance_table(comparison, metric, guided)
 
 
@@ -90,6 +97,37 @@ def guidances(comparison):
             home = at_home(condition, guided)
             found += [cell for cell in cells if (cell[1].schedule, cell[1].calls) == (home.schedule, home.calls)]
     return found
+
+
+def grid(comparison, cells):
+    """(names of rows: networks, and how they were sampled; names of columns: guidances; {(row, column): cell}) of `guidances`."""
+    how = lambda condition, task: (condition, comparison.cells[condition, task][0]["method"], task.spacing)
+    rows = list(dict.fromkeys(how(*place) for place in cells))
+    columns = list(dict.fromkeys(guidance(comparison, place) for place in cells))
+    several = len({row[1:] for row in rows}) > 1
+    names = [f"{condition}, {method}, {spacing}" if several else str(condition) for condition, method, spacing in rows]
+    return names, columns, {(rows.index(how(*place)), columns.index(guidance(comparison, place))): place for place in cells}
+
+
+def looks(comparison, metric, places):
+    """{title: ({(row, column): Summary}, the real images' value)} of the cells of a `grid`, for `heatmaps.guidance_maps`."""
+    real, floor = comparison.appearance["real"], comparison.floor.get(metric, 0.0)
+    distances = {at: comparison.summary(*place, metric) for at, place in places.items()}
+    found = {f"{metric} (floor {number(floor)})": (distances, floor)}
+    for name in GUIDED:
+        if real.get(name) is not None:
+            cells = {at: comparison.look(*place, name) for at, place in places.items()}
+            found[f"{name.replace('_', ' ')} (real images {number(real[name])})"] = cells, real[name]
+    return found
+
+
+def in_grid(comparison):
+    """The (method, spacing)s with guidance of which every cell is among the `guidances`: no other picture need show them."""
+    shown, found = set(guidances(comparison)), {}
+    for place in comparison.cells:
+        if guidance(comparison, place) != "none":
+            found.setdefault((place[1].method, place[1].spacing), []).append(place)
+    return {variant for variant, places in found.items() if shown.issuperset(places)}
 
 
 # -- black and white
@@ -254,9 +292,9 @@ def table(comparison, cells, caption, folded=""):
 
 
 def guidance_table(comparison, metric, cells):
-    """Contrast, saturation, clipped pixels and a distance against guidance, of `guidances`."""
+    """What images look like and a distance against guidance, of `guidances`."""
     real = comparison.appearance["real"]
-    names = [name for name in ("contrast", "saturation", "clipped") if real.get(name) is not None]
+    names = [name for name in GUIDED if real.get(name) is not None]
     rows = [["real images", *["-"] * 5, *(number(real[name]) for name in names), "-"],
             ["as many others, the floor", *["-"] * 5, *(_number(comparison.appearance["floor"].get(name)) for name in names),
              _number(comparison.floor.get(metric))]]  # fmt: skip
@@ -265,7 +303,8 @@ def guidance_table(comparison, metric, cells):
         values = [*(comparison.look(condition, task, name) for name in names), comparison.summary(condition, task, metric)]
         rows.append([str(condition), task.schedule, row["method"], task.spacing, sentences.calls_made(comparison, task),
                      guidance(comparison, (condition, task)), *map(_cell, values)])  # fmt: skip
-    return Table(["condition", "schedule", "method", "spacing", "calls", "guidance", *names, metric], rows,
+    return Table(["condition", "schedule", "method", "spacing", "calls", "guidance",
+                  *(name.replace("_", " ") for name in names), metric], rows,
                  f"Guidance, and what it does to the images: mean{spread(comparison)}.")  # fmt: skip
 
 

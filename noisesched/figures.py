@@ -203,14 +203,13 @@ def _density(axis, drawn, seen):
     return first, last
 
 
-def strips(comparison, variant, n):
-    """Images from the same noise: conditions by inference schedules, from previews/ of the first seeds."""
+def strips(comparison, rows, columns, places):
+    """Images from the same noise, from previews/ of the first seeds; rows, columns: names; places: {(row, column): its cell}."""
     from matplotlib.figure import Figure
 
-    (rows, columns, _), shown, missing = comparison.of_variant(variant), {}, {}
+    shown, missing = {}, {}
     for place in itertools.product(range(len(rows)), range(len(columns))):
-        found = sorted(comparison.cells.get((rows[place[0]], Task(columns[place[1]], *variant, n)), []),
-                       key=lambda row: (row["train_seed"], row["seed"]))  # fmt: skip
+        found = sorted(comparison.cells.get(places.get(place), []), key=lambda row: (row["train_seed"], row["seed"]))
         try:
             shown[place] = preview(comparison.folder, found[0])
         except IndexError:  # no row: not asked for, or not yet
@@ -221,7 +220,7 @@ def strips(comparison, variant, n):
             missing[place] = "cannot be read"
     height, width = next(iter(shown.values())).shape[:2] if shown else (1, STRIP)
     pitch = np.array([height * 1.12, width * 1.04])
-    left = 0.1 * max(len(str(condition)) for condition in rows) + 0.3
+    left = 0.1 * max(map(len, rows)) + 0.3
     figure = Figure(figsize=(1.75 * len(columns) + left, 1.75 * height / width * 1.08 * len(rows) + 0.8), layout="constrained")
     axis = figure.subplots()
     for (row, column), strip in shown.items():

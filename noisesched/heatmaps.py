@@ -67,6 +67,22 @@ def difference_maps(comparison, metric, variant, pairs):
     return _panels(calls, titles, names, columns, draw, groups, cell=0.56)
 
 
+def guidance_maps(rows, columns, statistics):
+    """Networks by guidances, a panel for each of {title: ({(row, column): Summary or None}, the real images' value)}.
+
+    Darker is farther from the real images.
+    """
+
+    def draw(axis, title, small):
+        cells, real = statistics[title]
+        off = {place: abs(summary.mean - real) for place, summary in cells.items() if summary}
+        shade = _shade(list(off.values()), "lower")
+        for place, summary in cells.items():
+            _box(axis, *place, number(summary.mean) if summary else "·", shade(off[place]) if summary else "white")
+
+    return _panels(list(statistics), {title: title for title in statistics}, rows, columns, draw, [0] * len(rows), cell=0.56)
+
+
 def _cell(comparison, condition, task, metric):
     rows = comparison.cells.get((condition, task), [])
     return (comparison.summary(condition, task, metric), rows, findings.handled(rows, "refused"),

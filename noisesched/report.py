@@ -89,7 +89,7 @@ def differs(comparison, label):
 
 def by_schedule(comparison, metric, pairs):
     yield Heading("Quality under each schedule")
-    for which, variant in enumerate(comparison.variants, 1):
+    for which, variant in enumerate(variants(comparison), 1):
         where, middle, calls = sampled(comparison, variant), comparison.middle_of(variant), comparison.of_variant(variant)[2]
         yield Picture(f"heat_map_{which}", heatmaps.heat_maps(comparison, metric, variant, [middle]), (
             f"{metric} at {sentences.budget(comparison, middle, variant)}{where}: mean{spread(comparison)}. Darker "
@@ -101,7 +101,7 @@ def by_schedule(comparison, metric, pairs):
 
 def by_calls(comparison, metric, pairs):
     yield Heading("Quality against network calls")
-    for which, variant in enumerate(comparison.variants, 1):
+    for which, variant in enumerate(variants(comparison), 1):
         yield Picture(f"quality_{which}", figures.quality(comparison, metric, variant), (
             f"{metric} against network calls{sampled(comparison, variant)}, a panel for each inference schedule."
             + (" Bands: one standard deviation over seeds." if len(comparison.seeds) > 1 else "")
@@ -237,7 +237,7 @@ def noisiest(comparison, evaluated):
 
 def placed(comparison, metric, pairs):
     yield Heading("Where the schedules put their levels")
-    for which, variant in enumerate(comparison.variants, 1):
+    for which, variant in enumerate(variants(comparison), 1):
         calls = comparison.middle_of(variant)
         yield Picture(f"levels_{which}", figures.levels(comparison, variant, calls), (
             f"The levels of each inference schedule for {sentences.budget(comparison, calls, variant)}"
@@ -247,9 +247,12 @@ def placed(comparison, metric, pairs):
 
 def images(comparison, metric, pairs):
     yield Heading("Images from the same noise")
-    for which, variant in enumerate(comparison.variants, 1):
-        for calls in dict.fromkeys((comparison.of_variant(variant)[2][0], comparison.middle_of(variant))):
-            yield Picture(f"images_{which}_{calls}", figures.strips(comparison, variant, calls), (
+    for which, variant in enumerate(variants(comparison), 1):
+        conditions, schedules, numbers = comparison.of_variant(variant)
+        for calls in dict.fromkeys((numbers[0], comparison.middle_of(variant))):
+            places = {(row, column): (condition, findings.Task(schedule, *variant, calls))
+                      for row, condition in enumerate(conditions) for column, schedule in enumerate(schedules)}
+            yield Picture(f"images_{which}_{calls}", figures.strips(comparison, [*map(str, conditions)], schedules, places), (
                 f"{sentences.budget(comparison, calls, variant)}{sampled(comparison, variant)}: rows are networks, columns "
                 "inference schedules; every cell starts from the same noise. Not chosen: the first images of the first seeds."))
 
@@ -295,6 +298,13 @@ def made_by(comparison, command):
 
 
 # -- captions and columns
+
+def variants(comparison):
+    """The (method, spacing)s that have pictures of their own: those in the grid of guidances need none."""
+    shown = brightness.in_grid(comparison)
+    return [variant for variant in comparison.variants if variant not in shown] or comparison.variants[:1]
+
+
 
 def _marks(comparison):
     """What the marks in a heat map mean, if there are any."""

@@ -197,8 +197,8 @@ def test_schedules_of_their_own_for_each_run_leave_no_empty_tables_or_pictures(t
     assert "sampled under 1 of 2 inference schedules each with" in text.text
     assert "do under the schedules that they were trained with?" in text.text and all(len(table) > 1 for table in text.tables)
     drawn = {path.stem for path in (tmp_path / "report" / "report_pictures").iterdir()}
-    assert {"heat_map_3", "brightness_1", "brightness_spreads"} <= drawn
-    assert not {"heat_maps_3", "differences_1", "brightness_2"} & drawn  # of the third variant there is one number of calls
+    assert {"heat_map_2", "brightness_1", "brightness_spreads", "guidance", "guided_images"} <= drawn
+    assert not {"heat_map_3", "quality_3", "levels_3", "differences_1", "brightness_2"} & drawn  # guidances share one
 
 
 def test_runs_that_differ_in_a_schedule_alone_and_share_none_are_not_paired(tmp_path, page):
