@@ -22,14 +22,19 @@ quoted() { # the words as a line that a shell reads as these words
     printf '%s\n' "${line# }"
 }
 
+present() { # present COMMAND
+    command -v "$1" >/dev/null || fail "$1 is not installed here"
+}
+
 run() {
-    if [ -n "$dry_run" ]; then quoted "$@"; else "$@"; fi
+    if [ -n "$dry_run" ]; then quoted "$@"; else present "$1" && "$@"; fi
 }
 
 run_with_input() { # run_with_input TEXT COMMAND ..
     if [ -n "$dry_run" ]; then
         printf "%s <<'END_OF_INPUT'\n%s\nEND_OF_INPUT\n" "$(quoted "${@:2}")" "$1"
     else
+        present "$2"
         "${@:2}" <<<"$1"
     fi
 }

@@ -1,26 +1,27 @@
 """The command line: `noisesched COMMAND --help` explains each."""
 
+import contextlib
+import errno
+import importlib
 import os
+import signal
 import sys
 
 from noisesched.flags import parser
 
 
 def main(arguments=None):
-    given, rest = parser().parse_known_args(arguments)
-    overrides = [word for word in rest if word.startswith(("--config.", "--noconfig."))]
-    unknown = [word for word in rest if word not in overrides]
-    if unknown or (overrides and not getattr(given, "config", None)):
-        fail(f"unknown argument {unknown[0]!r}; see noisesched {given.command} --help" if unknown else
-             f"{overrides[0]!r} changes a setting of a --config, but none is given")  # fmt: skip
-    from noisesched import backend
+    with ended_at_once():
+        given, overrides = parse(arguments)
+        from noisesched import backend
 
-    chosen = backend.prepare()
+        chosen = backend.prepare()
+        importlib.import_module(f"noisesched.{given.command}")
     if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
         sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line at once, and keeps it when the process is killed
     try:
         if hasattr(given, "coordinator"):
-            join(given)
+            join(given, overrides)
         COMMANDS[given.command](given, overrides, chosen)
         leave(0)
     except BrokenPipeError:
@@ -37,8 +38,36 @@ def main(arguments=None):
         if isinstance(error, OSError) and error.filename and error.strerror:  # Python's own: without its "[Errno 17]"
             wanted = "a file, where a folder is wanted" if isinstance(error, FileExistsError) else error.strerror
             message = f"{error.filename}: {wanted}"
-        code = 75 if is_preempted(error) else 1 if isinstance(error, RuntimeError) else 2
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        code = 75 if is_preempted(error) else 1 if full or isinstance(error, RuntimeError) else 2
         fail(message, code, at_once=getattr(error, "stuck", False), agreed=getattr(error, "agreed", False))
+
+
+def parse(arguments):
+    """(flags, those among the arguments that change a setting)."""
+    given, rest = parser().parse_known_args(arguments)
+    overrides = [word for word in rest if word.startswith(("--config.", "--noconfig."))]
+    unknown = [word for word in rest if word not in overrides]
+    if unknown or (overrides and not getattr(given, "config", None)):
+        fail(f"unknown argument {unknown[0]!r}; see noisesched {given.command} --help" if unknown else
+             f"{overrides[0]!r} changes a setting of a --config, but none is given")  # fmt: skip
+    return given, overrides
+
+
+@contextlib.contextmanager
+def ended_at_once():
+    """While modules load, signals end the process: an exception out of an import is a page long, or lost in somebody's code."""
+
+    def end(number, frame):
+        os.write(2, b"noisesched: error: stopped by a signal before anything was begun\n")
+        os._exit(75 if number == signal.SIGTERM else 130)
+
+    usual = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
 
 
 def fail(message, code=2, at_once=False, agreed=False):
@@ -56,11 +85,13 @@ def leave(code, fault=""):
         sys.modules["noisesched.cluster"].end(code, fault)
 
 
-def join(given):
+def join(given, overrides):
     """Finds the other processes of the job, if any; of these the first alone speaks."""
     from noisesched import cluster
 
     cluster.start(given.coordinator, given.num_processes, given.process_id)
+    words = {f"--{name}": value for name, value in vars(given).items() if name not in ("coordinator", "process_id")}
+    cluster.agree("command line", words | dict(word.partition("=")[::2] for word in overrides))
     if not cluster.is_first():
         sys.stdout = open(os.devnull, "w")
     # A traceback, too, ends this process without waiting for the others.

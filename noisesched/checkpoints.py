@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from noisesched import claims, cluster, parallel, quiet
-from noisesched.workdir import Workdir, WriteError, differences
+from noisesched.files import WriteError
+from noisesched.workdir import Workdir, differences
 
 # The item that holds {"content": {"step", "network", "loss", "items": {item: {leaf: shape, dtype, crc32}}}, "crc32": its own}
 RECORD = "leaves"

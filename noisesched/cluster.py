@@ -90,7 +90,7 @@ def by_first(make):
     if is_first():
         try:
             made = make()
-        except (ValueError, OSError) as error:
+        except Exception as error:
             _client().key_value_set(key, json.dumps({"error": " ".join(str(error).split())}))
             raise
         _client().key_value_set(key, json.dumps({"made": made}))
@@ -111,9 +111,11 @@ def in_turn(make):
 def agree(what, value):
     """Raises ValueError in the processes whose value (JSON's kinds) is not the first one's."""
     value = json.loads(json.dumps(value))
-    if (first := by_first(lambda: value)) != value:
-        raise ValueError(f"process {jax.process_index()} has another {what} than process 0: {_cut(value)} against {_cut(first)}; "
-                         "give all processes the same command and files")  # fmt: skip
+    if differing := list(_differing(value, by_first(lambda: value))):
+        name, mine, first = differing[0]
+        more = f", and {len(differing) - 1} more" if len(differing) > 1 else ""
+        raise ValueError(f"process {jax.process_index()} has another {what} than process 0: {name and name + ' '}{_cut(mine)} "
+                         f"against {_cut(first)}{more}; give all processes the same command and files")  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -140,6 +142,15 @@ def end(code, fault=""):
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _differing(mine, first, name=""):
+    """The (name, value here, value of the first) that differ."""
+    if isinstance(mine, dict) and isinstance(first, dict):
+        for key in dict.fromkeys((*mine, *first)):
+            yield from _differing(mine.get(key), first.get(key), f"{name}.{key}" if name else key)
+    elif mine != first:
+        yield name, mine, first
 
 
 def _cut(value):

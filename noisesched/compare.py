@@ -20,10 +20,11 @@ from noisesched import appearance, cluster, conditioning, data, denoiser, evalua
 from noisesched import config as configuration
 from noisesched.checkpoints import CheckpointError, Checkpoints
 from noisesched.config import ConfigError
+from noisesched.files import write_atomically
 from noisesched.pictures import grid, write_png
 from noisesched.sample import check_guidance, generate, make_sampler, told_raw
 from noisesched.study import find_runs, rows_of, shared
-from noisesched.workdir import Workdir, differences, json_line, read_json, read_lines, read_metrics, write_atomically, write_json
+from noisesched.workdir import Workdir, differences, json_line, read_json, read_lines, read_metrics, write_json
 
 PREVIEW = 8  # images of a row that are kept
 SAY_EVERY = 60  # seconds, where no bar is shown

@@ -7,13 +7,13 @@ folder of images, is prepared as training would; where there is none, the diagno
 
 import dataclasses
 import math
-import os
 import textwrap
 from pathlib import Path
 
 import numpy as np
 
 from noisesched import data, diagnosis, leak, scheduler_file, schedules, spec
+from noisesched.files import replacing
 from noisesched.plot import COLOURS
 from noisesched.workdir import write_json
 
@@ -171,8 +171,8 @@ def draw(path, setting, inferences, measured):
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(fontsize=8, loc="upper left", bbox_to_anchor=(-0.02, -0.11), frameon=False)
-    figure.savefig(temporary := path.with_suffix(".tmp"), dpi=110, format="png")
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=110, format="png")
 
 
 def _draw_spread(panel, setting, inferences):

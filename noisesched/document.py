@@ -8,9 +8,10 @@ import base64
 import dataclasses
 import html
 import math
-import os
 import re
 from collections.abc import Sequence
+
+from noisesched.files import replacing
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2329; --soft: #5b6770; --line: #d9dee3; --ground: #fff; --tint: #f3f6f9; --mark: #0072b2; }
@@ -224,12 +225,8 @@ def page(blocks):
 
 
 def _write(path, content):
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _html(text):

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import zlib
 from pathlib import Path
 
@@ -25,8 +24,9 @@ from tqdm import tqdm
 from noisesched import cluster, data, denoiser, guidance, likelihood, metrics, noisiest, parallel, sample, samplers, schedules
 from noisesched import config as configuration
 from noisesched.checkpoints import Checkpoints
+from noisesched.files import replacing, write_atomically
 from noisesched.spec import shortened
-from noisesched.workdir import Workdir, read_json, write_atomically, write_json
+from noisesched.workdir import Workdir, read_json, write_json
 
 BATCH = 128  # images per dispatch and device
 PROFILE_NOISES = 2  # of each image at each level of the profile: the fewest that tell the error of its integral
@@ -395,6 +395,5 @@ def draw(path, result, config):
     figure.suptitle(f"{bits['value']:.3f} ± {bits['std_error']:.3f} bits per dimension on {result['num_images']} images of "
                     f"{result['split']!r}\nmean squared error per dimension, within two standard errors; shaded: levels drawn in "
                     f"training, {shortened(config.schedule)}", fontsize=10)  # fmt: skip
-    (temporary := path.with_suffix(".tmp")).unlink(missing_ok=True)  # in somebody else's workdir a link might be followed
-    figure.savefig(temporary, dpi=110, format="png")
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=110, format="png")

@@ -4,6 +4,8 @@ import os
 
 import numpy as np
 
+from noisesched.files import replacing
+
 SEPARATOR = 2  # pixels between cells, and around them: without it, digits on black run together
 GRAY = 128  # its colour, which is seen on black and on white
 LEGIBLE = 48  # pixels: about the smallest cell in which a person reads a digit without effort
@@ -43,13 +45,5 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
         image = image[..., 0]
     if image.dtype != np.uint8 or not (image.ndim == 2 or image.ndim == 3 and image.shape[2] in (3, 4)):
         raise ValueError(f"a picture is uint8 [H, W, C] with C 1, 3 or 4, got {image.dtype} {image.shape}")
-    temporary = f"{os.fspath(path)}.tmp"
-    if os.path.islink(temporary):
-        os.unlink(temporary)  # which would be followed
-    try:
-        Image.fromarray(image).save(temporary, format="PNG")
-        os.replace(temporary, path)
-    except OSError:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
+    with replacing(path) as file:
+        Image.fromarray(image).save(file, format="PNG")

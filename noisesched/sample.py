@@ -5,6 +5,7 @@ leave `overview.png`, a row for each schedule and sampler and a column for each 
 """
 
 import dataclasses
+import io
 import itertools
 import json
 import math
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from noisesched import conditioning, data, denoiser, guidance, objective, parallel, samplers, schedules, spec
 from noisesched import config as configuration
 from noisesched.checkpoints import Checkpoints
+from noisesched.files import replacing, write_atomically
 from noisesched.pictures import grid, write_png
 from noisesched.workdir import Workdir
 
@@ -234,10 +236,12 @@ def slug(*parts):
 def write(folder, images, settings):
     """samples.npy, grid.png and settings.json (strict JSON: an infinite level is the string "-inf")."""
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "samples.npy", images)
+    np.save(array := io.BytesIO(), images)
+    with replacing(folder / "samples.npy") as file:
+        file.write(array.getbuffer())
     write_png(folder / "grid.png", grid(images, columns=math.ceil(math.sqrt(len(images)))))
     finite = [level if math.isfinite(level) else str(level) for level in settings["log_snrs"]]
-    (folder / "settings.json").write_text(json.dumps(settings | {"log_snrs": finite}, indent=2, allow_nan=False) + "\n")
+    write_atomically(folder / "settings.json", json.dumps(settings | {"log_snrs": finite}, indent=2, allow_nan=False) + "\n")
 
 
 def overview(path, images, nfe, columns=6):

@@ -57,7 +57,8 @@ def make(text):
     """
     if isinstance(text, Schedule):
         return text
-    return _checked(_loaded(spec.parse(text)))
+    call = _loaded(spec.parse(text))
+    return _checked(call, str(call))
 
 
 def recommended(image_size):
@@ -301,15 +302,15 @@ def _loaded(call):
 
 
 @functools.lru_cache(maxsize=256)
-def _checked(call):
-    text = spec.shortened(str(call), 80)
+def _checked(call, text):  # the text, too, as 1, 1.0 and True are equal and not the same
+    text = spec.shortened(text, 80)
     function = spec.bind(call, DEFINITIONS, "schedule")
     parameters = list(function.__code__.co_varnames[1 : function.__code__.co_argcount])
     given = dict(zip(parameters, call.args, strict=False)) | dict(call.kwargs)
     for name, value in given.items():
         if name in ("zero_terminal", "zero_terminal_snr") and not isinstance(value, bool):
             raise ValueError(f"schedule {text!r}: {name} must be True or False; got {spec.show(value)}")
-        if isinstance(value, spec.Call) and _checked(value).table:  # which would be lost, and with it the steps and the rate
+        if isinstance(value, spec.Call) and _checked(value, str(value)).table:  # which would be lost, with its steps and rate
             raise ValueError(f"schedule {text!r}: a table cannot be wrapped; make a table of what is wrapped, as in "
                              "'discrete(shifted(linear, by=-1))' or 'discrete(linear, zero_terminal=True)'")  # fmt: skip
         if (name == "schedule") != isinstance(value, spec.Call):

@@ -30,9 +30,9 @@ class Signals(contextlib.AbstractContextManager):
 
     def _request(self, number, frame):
         signal.signal(number, self.usual[number])
+        self.requested = True  # if the exception is lost, as in a callback of the garbage collector, the first step is the last
         if not self.stepping:
             raise Preempted("stopped by a signal before the first step; the same command begins again", agreed=False)
-        self.requested = True
         # Not print, which may be what the signal interrupted.
         os.write(sys.__stderr__.fileno(), b"saving, then stopping (once more to stop at once)\n")
 

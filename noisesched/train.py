@@ -17,10 +17,11 @@ from tqdm import tqdm
 from noisesched import claims, cluster, data, denoiser, objective, parallel, sample, schedules, vitals
 from noisesched import config as configuration
 from noisesched.checkpoints import NETWORK, Checkpoints
+from noisesched.files import writing
 from noisesched.pictures import grid, write_png
 from noisesched.recorder import Recorder, TrainingStopped
 from noisesched.signals import Preempted, Signals
-from noisesched.workdir import Metrics, Unwritten, Workdir, differences, writing
+from noisesched.workdir import Metrics, Unwritten, Workdir, differences
 
 JUDGED = 1024  # held-out images by which checkpoints are told the best
 # What a run cannot change on its way, and why.
@@ -172,24 +173,26 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
     `profile`: how many steps the first traces, into `directory`/profile. `accept_changes`: go on with a run of another
     configuration, if it may differ in that (see `FIXED`).
     Raises ValueError or OSError (one line each) before any long work; TrainingStopped for a non-finite loss, a fault of the
-    input, or a signal; workdir.WriteError for a full disk.
+    input, or a signal; files.WriteError for a full disk.
     """
     training, preview = config.training, config.preview
     chunk, several, first = training.steps_per_dispatch, jax.process_count() > 1, cluster.is_first()
 
-    # ---- What could go wrong at once, does so here.
-    configuration.check_devices(config, jax.device_count())
-    cluster.agree("configuration", configuration.to_dict(config))
-    split = cluster.in_turn(lambda: open_data(config))
-    cluster.agree("data set", split.identity)
-    judged = data.open_config(config.data, training.best_split) if training.keep_best else None
-    workdir = Workdir(directory)
-    for warning in configuration.warnings(config):
-        say(f"warning: {warning}")
-
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(Signals())
+
+        # ---- What could go wrong at once, does so here.
+        configuration.check_devices(config, jax.device_count())
+        cluster.agree("configuration", configuration.to_dict(config))
+        split = cluster.in_turn(lambda: open_data(config))
+        cluster.agree("data set", split.identity)
+        judged = data.open_config(config.data, training.best_split) if training.keep_best else None
+        workdir = Workdir(directory)
+        for warning in configuration.warnings(config):
+            say(f"warning: {warning}")
         changes = cluster.by_first(lambda: begin(stack, workdir, config, accept_changes))
+        if several:
+            check_shared(workdir)
 
         # ---- State: fresh, or the last complete checkpoint.
         definition, state = init(config)
@@ -274,6 +277,14 @@ def begin(stack, workdir, config, accept_changes):
     """Holds the workdir for this job, and puts the config of a new run there; returns what `adopt` does."""
     stack.enter_context(workdir.held())
     return adopt(workdir, config, accept_changes)
+
+
+def check_shared(workdir):
+    """Raises ValueError in a process that does not see the first one's workdir, where all write their parts of checkpoints."""
+    word = cluster.by_first(workdir.mark)
+    if not workdir.has_mark(word):
+        raise ValueError(f"process {jax.process_index()} does not see the workdir of process 0 at {workdir.path}: give a folder "
+                         "that all machines share, or a bucket such as gs://bucket/run")  # fmt: skip
 
 
 def without_input(fault, step, save):

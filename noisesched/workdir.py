@@ -1,16 +1,15 @@
 """All that is on disk of one run: config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/.
 
-Every later command needs only this directory. Nothing in it is ever executed: it holds JSON, raw arrays,
-event records and pictures, and no pickle. A process killed at any moment (kill -9 too) leaves a workdir that
-the next start can use. The checkpoints are read and written by `noisesched.checkpoints`, the rest here.
+Every later command needs only this directory. Nothing in it is ever executed: it holds JSON, raw arrays, events and pictures, no
+pickle. A process killed at any moment (kill -9 too) leaves a workdir that the next start can use. What is in checkpoints/ and
+tensorboard/ is the business of `noisesched.checkpoints` and `noisesched.events`.
 
 A workdir may come from anybody. So no link in it is followed: it could lead what is written, or deleted, into another folder.
 Nor is anything read that is not a file of a plausible size: a pipe would never end, and a device never stop.
-
 A workdir is a local path, or a bucket such as gs://bucket/run where the packages for that are installed.
 
-JSON is strict here. Floats that JSON cannot say are written as the strings "inf", "-inf" and "nan", and read
-back as floats; so those three are refused as string settings.
+JSON is strict here. Floats that JSON cannot say are written as the strings "inf", "-inf" and "nan", and read back as floats; so
+those three are refused as string settings.
 """
 
 import contextlib
@@ -20,19 +19,17 @@ import math
 import numbers
 import os
 import re
-import stat
 import time
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from noisesched.events import Events
+from noisesched.files import is_local, read_file, write_atomically, writing
+
 _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 _MOST = {".json": 2**24, ".jsonl": 2**30}  # bytes of a file that is read whole
-
-
-class WriteError(RuntimeError):
-    """Something of a run could not be written: a full disk, a bucket that refuses. The message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Workdir:
 
     def __post_init__(self):
         path = epath.Path(self.path)
-        if _is_local(path):
+        if is_local(path):
             path = epath.Path(os.path.abspath(path.expanduser()))
         object.__setattr__(self, "path", path)
 
@@ -74,7 +71,7 @@ class Workdir:
 
     def check_links(self) -> None:
         """ValueError if something in the workdir is a link; the workdir itself may be one."""
-        if not _is_local(self.path):
+        if not is_local(self.path):
             return
         for path in (self.config, self.checkpoints, self.metrics, self.tensorboard, self.samples, self.path / "evaluation"):
             if os.path.islink(path):
@@ -87,7 +84,7 @@ class Workdir:
 
         ValueError if another process holds it. A bucket has no such locks: there it is the user's to start one run only.
         """
-        if not _is_local(self.path):
+        if not is_local(self.path):
             yield
             return
         import fcntl
@@ -101,6 +98,22 @@ class Workdir:
             except BlockingIOError:
                 raise ValueError(f"{self.path} is in use by another process") from None
             yield
+
+    def mark(self) -> str:
+        """Writes a word of its own into the workdir, and returns it: who reads the same there sees the same workdir."""
+        word = os.urandom(8).hex()
+        write_atomically(self.path / ".job", word)
+        return word
+
+    def has_mark(self, word: str, seconds: float = 60) -> bool:
+        """Whether that word is there, waited for: a network disk may show it late."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError, ValueError):  # not there, or not yet
+                if read_file(self.path / ".job", 100) == word.encode():
+                    return True
+            time.sleep(0.2)
+        return False
 
     def write_config(self, config: dict) -> None:
         """Writes config.json atomically, in a workdir made if need be; ValueError for what is not JSON."""
@@ -160,19 +173,16 @@ class Metrics:
     """
 
     def __init__(self, workdir: Workdir, resume_step: int | None):
-        from tensorboardX import SummaryWriter
-
         self._path = workdir.metrics
-        old = read_metrics(self._path) if resume_step is not None and self._path.exists() else []
+        try:
+            old = read_metrics(self._path) if resume_step is not None and self._path.exists() else []
+        except ValueError as error:
+            raise ValueError(f"{error}; move that file away to go on without what it says") from None
         self._lines = [json_line(record) for record in old if record["step"] <= resume_step]
         workdir.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, "".join(self._lines))
-        self._file = open(self._path, "a", encoding="utf-8") if _is_local(self._path) else None
-        self._tensorboard = SummaryWriter(
-            str(workdir.tensorboard),
-            purge_step=0 if resume_step is None else resume_step + 1,
-            filename_suffix=f".{time.time_ns()}",  # or a restart within the same second overwrites the file
-        )
+        self._file = open(self._path, "a", encoding="utf-8") if is_local(self._path) else None
+        self._events = Events(str(workdir.tensorboard), resume_step)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Adds a line to metrics.jsonl, which no kill of this process undoes, and a point to each scalar."""
@@ -184,12 +194,14 @@ class Metrics:
             with writing(self._path):
                 self._file.write(line)
                 self._file.flush()
-        for name, value in scalars.items():
-            self._tensorboard.add_scalar(name, value, step)
+        with writing(self._events.folder):
+            for name, value in scalars.items():
+                self._events.scalar(step, name, value)
 
     def image(self, step: int, name: str, grid: np.ndarray) -> None:
         """A picture, uint8 [H, W, C] with C 1 or 3."""
-        self._tensorboard.add_image(name, grid, step, dataformats="HWC")
+        with writing(self._events.folder):
+            self._events.image(step, name, grid)
 
     def flush(self) -> None:
         """Puts everything on disk; to be called at every checkpoint. WriteError if it cannot."""
@@ -198,8 +210,8 @@ class Metrics:
                 write_atomically(self._path, "".join(self._lines))
             else:
                 os.fsync(self._file.fileno())
-        with writing(self._tensorboard.logdir):
-            self._tensorboard.flush()
+        with writing(self._events.folder):
+            self._events.flush()
 
     def close(self) -> None:
         try:
@@ -208,8 +220,8 @@ class Metrics:
             with writing(self._path):
                 if self._file is not None:
                     self._file.close()
-            with writing(self._tensorboard.logdir):
-                self._tensorboard.close()
+            with writing(self._events.folder):
+                self._events.close()
 
     def __enter__(self):
         return self
@@ -269,36 +281,6 @@ def read_json(path: str | os.PathLike) -> dict:
         raise ValueError(f"{path} is not valid: {error}") from None
 
 
-def read_file(path: str | os.PathLike, most: int) -> bytes:
-    """The content of a file of at most so many bytes. ValueError for a larger one, and for a pipe, a device or a folder."""
-    path = epath.Path(path)
-    if not _is_local(path):
-        if path.stat().length > most:
-            raise ValueError(f"it has {path.stat().length:,} bytes, more than {most:,}")
-        return path.read_bytes()
-    # Opened without waiting for the other end of a pipe; asked of what was opened, which no other process can exchange.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no regular file")
-        if status.st_size > most:
-            raise ValueError(f"it has {status.st_size:,} bytes, more than {most:,}")
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(most)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def writing(path: os.PathLike):
-    """Turns an OSError into a WriteError that names the path."""
-    try:
-        yield
-    except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror or error}") from None
-
-
 def json_line(record: dict) -> str:
     return json.dumps(_to_json(record), allow_nan=False) + "\n"
 
@@ -306,33 +288,6 @@ def json_line(record: dict) -> str:
 def write_json(path: epath.Path, content: dict) -> None:
     """Writes a JSON file atomically; ValueError for what is not JSON."""
     write_atomically(path, json.dumps(_to_json(content), indent=2, allow_nan=False) + "\n")
-
-
-def _is_local(path: epath.Path) -> bool:
-    return "://" not in str(path)
-
-
-def write_atomically(path: epath.Path, text: str) -> None:
-    """Replaces a file so that a kill or a power cut leaves the old content or the new, never a part."""
-    if not _is_local(path):
-        path.write_text(text)  # a bucket shows an object only once it is complete
-        return
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)  # what a killed process left, or a link, which opening would follow
-    try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # makes the rename itself durable
-    finally:
-        os.close(directory)
 
 
 def _to_json(value: Any, name: str = "") -> Any:

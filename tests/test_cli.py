@@ -2,12 +2,15 @@
 
 import json
 import math
+import os
 import shlex
+import signal
 
 import numpy as np
 import pytest
 from conftest import ROOT
 
+from noisesched import __main__ as cli
 from noisesched import __version__, flags, samplers, schedules, train
 from noisesched.checkpoints import Checkpoints
 from noisesched.workdir import Workdir
@@ -127,6 +130,17 @@ def test_workdir_that_is_a_file(main, words, tmp_path):
     (tmp_path / "run").write_text("mine")
     assert_one_line(main("train", f"--workdir={tmp_path / 'run'}", *words()), f"{tmp_path / 'run'}: a file, where a folder is")
     assert (tmp_path / "run").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_while_modules_load(number, code, monkeypatch, capfd):
+    """An exception would be a page long, or be lost in somebody's `except`."""
+    ended, usual = [], signal.getsignal(number)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with cli.ended_at_once():
+        signal.raise_signal(number)
+    assert ended == [code] and signal.getsignal(number) == usual
+    assert capfd.readouterr().err == "noisesched: error: stopped by a signal before anything was begun\n"
 
 
 def test_debug_shows_the_traceback(main):

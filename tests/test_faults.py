@@ -15,7 +15,8 @@ from conftest import ROOT
 from noisesched import config as configuration
 from noisesched import data, train
 from noisesched.checkpoints import Checkpoints
-from noisesched.workdir import Metrics, Workdir, WriteError, read_metrics
+from noisesched.files import WriteError
+from noisesched.workdir import Metrics, Workdir, read_metrics
 
 KILLS = int(os.environ.get("NOISESCHED_KILLS", 3))  # 30 where there is time
 

@@ -12,8 +12,8 @@ LAYERS = {  # lowest first; a module imports from its own layer and earlier ones
     "network": ["conditioning", "unet", "denoiser", "inception"],
     "algorithms": ["objective", "samplers", "guidance", "likelihood", "noisiest", "appearance", "metrics", "leak", "judgement",
                    "diagnosis"],
-    "outside world": ["backend", "cluster", "parallel", "vitals", "pictures", "workdir", "claims", "quiet", "checkpoints",
-                      "builders", "workers", "data", "config", "features", "document", "foreign", "interchange",
+    "outside world": ["backend", "cluster", "parallel", "vitals", "files", "pictures", "events", "workdir", "claims", "quiet",
+                      "checkpoints", "builders", "workers", "data", "config", "features", "document", "foreign", "interchange",
                       "scheduler_file"],
     "programs": ["recorder", "signals", "train", "sample", "evaluate", "study", "compare", "findings", "pairing", "sentences",
                  "limits", "figures", "heatmaps", "histograms", "brightness", "report", "plot", "diagnose", "benchmark", "flags",
@@ -59,7 +59,7 @@ def test_no_cycles():
     assert order[-1] == "__main__"
 
 
-@pytest.mark.parametrize("module", ["spec", "tables", "diffusion", "curves", "unet", "inception", "document"])
+@pytest.mark.parametrize("module", ["spec", "tables", "diffusion", "curves", "unet", "inception", "events", "files"])
 def test_the_first_ones_stand_alone(module):
     assert imports(module) == set()
 

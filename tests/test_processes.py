@@ -183,8 +183,16 @@ def wait_for(condition, processes, seconds=240):
 def test_one_that_differs_stops_all(job, words, tmp_path):
     done = ended(job("train", f"--workdir={tmp_path / 'run'}", *words(CHANGES), last=["--config.seed=1"]))
     assert [code for code, _, _ in done] == [1, 2]
-    assert 'error: process 1 has another configuration than process 0: {"seed": 1' in done[1][2]
-    assert "error: process 1 of 2 failed: process 1 has another configuration" in done[0][2]
+    told = 'process 1 has another command line than process 0: --config.seed "1" against null; give all processes the same'
+    assert f"error: {told}" in done[1][2] and f"error: process 1 of 2 failed: {told}" in done[0][2]
+
+
+def test_what_differs_is_named(monkeypatch):
+    first = {"seed": 0, "model": {"width": 64, "heads": 4}}
+    monkeypatch.setattr(cluster, "by_first", lambda make: first)
+    cluster.agree("configuration", first)
+    with pytest.raises(ValueError, match="another configuration than process 0: model.width 32 against 64, and 1 more"):
+        cluster.agree("configuration", {"seed": 0, "model": {"width": 32, "heads": 2}})
 
 
 @pytest.mark.parametrize(("arguments", "line"), [

@@ -45,6 +45,14 @@ def test_prints_as_the_spec_that_makes_it(text):
     assert make(make(text)) is make(text) and hash(make(text)) == hash(make(text))
 
 
+def test_numbers_that_are_equal_print_as_they_were_given():
+    assert [str(schedules.make(f"flow(shift={shift})")) for shift in ("3", "3.0", "3")] == [
+        f"flow(shift={shift})" for shift in ("3", "3.0", "3")]  # fmt: skip
+    schedules.make("discrete(linear, zero_terminal=True)")
+    with pytest.raises(ValueError, match="zero_terminal must be True or False; got 1"):
+        schedules.make("discrete(linear, zero_terminal=1)")
+
+
 @every_schedule
 def test_inverse(text):
     schedule = make(text)

@@ -378,7 +378,7 @@ def test_killed_again_and_again_a_run_ends_the_same(uninterrupted, start, run, w
 
 def children(process):
     """The input workers of a running process."""
-    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
+    found = subprocess.run(["ps", "-ww", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
     return [int(line.split()[0]) for line in found.splitlines() if "spawn_main" in line]
 
 

@@ -3,11 +3,13 @@
 import json
 import math
 import os
+import threading
 
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
+from noisesched import files
 from noisesched.workdir import Metrics, Workdir, differences, read_metrics
 
 CONFIG = {
@@ -186,7 +188,7 @@ def test_a_bad_line_before_the_last_is_named(tmp_path):
 
 
 def test_where_files_cannot_be_appended_to_flush_writes_them(tmp_path, monkeypatch):
-    monkeypatch.setattr("noisesched.workdir._is_local", lambda path: False)  # as for a bucket
+    monkeypatch.setattr("noisesched.workdir.is_local", lambda path: False)  # as for a bucket
     workdir = Workdir(tmp_path)
     with Metrics(workdir, resume_step=None) as metrics:
         metrics.write(1, {"loss": 1.0})
@@ -196,6 +198,42 @@ def test_where_files_cannot_be_appended_to_flush_writes_them(tmp_path, monkeypat
     with Metrics(workdir, resume_step=1) as metrics:
         metrics.write(2, {"loss": 3.0})
     assert [record["loss"] for record in read_metrics(workdir.metrics)] == [1.0, 3.0]
+
+
+def test_no_thread_stands_between_the_events_and_the_disk(tmp_path):
+    """It would end unnoticed when the disk is full, and its queue would fill until training waits for it for ever."""
+    before = threading.active_count()
+    with Metrics(Workdir(tmp_path), resume_step=None) as metrics:
+        metrics.write(1, {"loss": 1.0})
+        assert threading.active_count() == before
+
+
+def test_a_damaged_log_says_what_to_do(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"steps": 1}\n')
+    with pytest.raises(ValueError, match="line 1: it has no whole-number step; move that file away to go on without"):
+        Metrics(Workdir(tmp_path), resume_step=1)
+
+
+def test_who_sees_the_mark_sees_the_workdir(tmp_path):
+    workdir, other = Workdir(tmp_path), Workdir(tmp_path / "other")
+    (tmp_path / "other").mkdir()
+    words = [workdir.mark(), workdir.mark()]
+    assert workdir.has_mark(words[1], seconds=0.1) and not workdir.has_mark(words[0], seconds=0.1)
+    assert not other.has_mark(words[1], seconds=0.1)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.txt"
+    files.write_atomically(path, "old")
+    (tmp_path / "elsewhere").write_text("mine")
+    (tmp_path / "a.txt.tmp").symlink_to(tmp_path / "elsewhere")
+    for error in (OSError(28, "No space left on device"), ValueError("no")):
+        with pytest.raises(type(error)) as raised, files.replacing(path) as file:
+            file.write(b"new")
+            raise error
+        assert getattr(raised.value, "filename", str(path)) == str(path)
+        assert path.read_text() == "old" and sorted(os.listdir(tmp_path)) == ["a.txt", "elsewhere"]
+    assert (tmp_path / "elsewhere").read_text() == "mine"
 
 
 def test_held_by_one_process_at_a_time(tmp_path):
