@@ -37,7 +37,7 @@ def get_config():
     config.train_seeds = (0, 1, 2)
     config.schedules = ("trained",)
     config.spacings = ("trailing", "leading")
-    config.calls = (5, 10, 25, 50)
+    config.calls = (5, 10, 25, 50, 100)
     config.metrics = ("brightness", "frechet(classifier)", "frechet(raw)")
     config.reference = "train"
     config.likelihood_images = 256

@@ -24,7 +24,7 @@ BEAT = 2.0  # seconds between signs of life
 SILENCE = 40.0  # seconds without one after which a process counts as gone
 ARRIVAL = 1800  # seconds that the first process waits for the others: hosts of a cloud come minutes apart
 _joined = []  # not empty: this process is one of several
-_turns = itertools.count()  # of `by_first`: the same in all processes, which run the same program
+_turns = itertools.count()  # of `by_first` and `together`: the same in all processes, which run the same program
 
 
 class ClusterError(RuntimeError):
@@ -116,6 +116,12 @@ def agree(what, value):
         more = f", and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise ValueError(f"process {jax.process_index()} has another {what} than process 0: {name and name + ' '}{_cut(mine)} "
                          f"against {_cut(first)}{more}; give all processes the same command and files")  # fmt: skip
+
+
+def together():
+    """Returns when all processes have come here."""
+    if jax.process_count() > 1:
+        _client().wait_at_barrier(f"noisesched/together/{next(_turns)}", 1000 * ARRIVAL)
 
 
 @contextlib.contextmanager

@@ -285,6 +285,7 @@ def check_shared(workdir):
     if not workdir.has_mark(word):
         raise ValueError(f"process {jax.process_index()} does not see the workdir of process 0 at {workdir.path}: give a folder "
                          "that all machines share, or a bucket such as gs://bucket/run")  # fmt: skip
+    cluster.together()  # what comes next waits less long than this may take
 
 
 def without_input(fault, step, save):

@@ -23,6 +23,11 @@ SMALL = {  # the base config, made small enough to compile in two seconds
 }  # fmt: skip
 
 
+def pytest_collection_modifyitems(items):
+    """Files that start many processes come first: in the end, none of pytest's workers waits for another's."""
+    items.sort(key=lambda item: item.path.name not in ("test_processes.py", "test_faults.py", "test_train.py"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def user_cache(tmp_path_factory):
     """The user's cache folder, of prepared data and compiled programs: one for all workers of the session, not the real one."""
