@@ -133,7 +133,7 @@ def test_hostile_data(main, copied, tmp_path):
     for changes in ({"data__name": "image_folder", "data__path": f"$(touch {touched}); touch {touched}"},
                     {"data__name": f"../`touch {touched}`"}, {"data__data_dir": "/dev/null/x"}):  # fmt: skip
         words = programs(spoilt(copied, **changes), tmp_path)[:1]
-        assert_refused(main, words, "no such image folder", "not prepared", "writable")
+        assert_refused(main, words, "no such image folder", "no name of a data set", "writable")
     folder = tmp_path / "data" / "evil" / "1.0.0"
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text('{"name": "evil", "version": "1.0.0", "fileFormat": "array_record"}')

@@ -759,7 +759,10 @@ def test_a_preview_that_is_missing_or_damaged_is_an_empty_cell(tmp_path, monkeyp
     first["cosine"].write_bytes(b"no picture")
     drawn = []
     monkeypatch.setattr(figures, "png", lambda figure: drawn.append([text.get_text() for text in figure.axes[0].texts]))
-    figures.strips(findings.read(tmp_path), ("ddim", "trailing"), 5)
+    comparison = findings.read(tmp_path)
+    (condition,), names = comparison.conditions, comparison.schedules
+    figures.strips(comparison, [str(condition)], names, {
+        (0, column): (condition, findings.Task(name, "ddim", "trailing", 5)) for column, name in enumerate(names)})  # fmt: skip
     assert drawn == [["not there", "cannot be read"]]
 
 
