@@ -14,11 +14,11 @@ import functools
 import json
 import math
 import zlib
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
 from noisesched import cluster, data, denoiser, guidance, likelihood, metrics, noisiest, parallel, sample, samplers, schedules
@@ -74,7 +74,7 @@ def run(directory, request, say=tqdm.write):
     """
     workdir = Workdir(directory)
     with cluster.own(request.out or workdir.path / "evaluation") as out:
-        return _run(workdir, request, Path(out), say)
+        return _run(workdir, request, epath.Path(out), say)
 
 
 def _run(workdir, request, out, say):

@@ -1,6 +1,7 @@
 """Files written whole or not at all, and read with suspicion."""
 
 import contextlib
+import io
 import os
 import pathlib
 import stat
@@ -23,10 +24,14 @@ def writing(path: os.PathLike):
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike):
-    """An open binary file that takes the place of the local `path` when the context is left.
+    """An open binary file that takes the place of `path`, local or in a bucket, when the context is left.
 
     A kill or a power cut leaves the old content or the new, never a part; an exception leaves the old. An OSError names the path.
     """
+    if not is_local(path):
+        yield (content := io.BytesIO())
+        epath.Path(path).write_bytes(content.getvalue())  # a bucket shows an object only once it is complete
+        return
     path = pathlib.Path(os.fspath(path))
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -49,11 +54,8 @@ def replacing(path: str | os.PathLike):
         os.close(directory)
 
 
-def write_atomically(path: epath.Path, text: str) -> None:
-    """Replaces a file, local or in a bucket, by a text; see `replacing`."""
-    if not is_local(path):
-        path.write_text(text)  # a bucket shows an object only once it is complete
-        return
+def write_atomically(path: str | os.PathLike, text: str) -> None:
+    """Replaces a file by a text; see `replacing`."""
     with replacing(path) as file:
         file.write(text.encode())
 

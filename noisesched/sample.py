@@ -13,11 +13,11 @@ import re
 import textwrap
 import time
 import zlib
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
 from noisesched import conditioning, data, denoiser, guidance, objective, parallel, samplers, schedules, spec
@@ -147,7 +147,7 @@ def run(directory, request, say=tqdm.write):
         say(f"note: {line}")
 
     # ---- One compiled program per (method, number of levels); the schedule is data.
-    out = Path(request.out)
+    out = epath.Path(request.out)
     out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
     labels = cycled_labels(config, request.num_images, request.labels)
     translation = (request.translation or config.conditioning.translation) if config.conditioning.kind == "timestep" else None
@@ -275,5 +275,6 @@ def overview(path, images, nfe, columns=6):
             axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
     figure.suptitle("One checkpoint, the same noise: inference schedules (rows) by network calls", fontsize=11)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=110, format="png")
     plt.close(figure)

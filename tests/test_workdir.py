@@ -10,6 +10,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from noisesched import files
+from noisesched.pictures import write_png
 from noisesched.workdir import Metrics, Workdir, differences, read_metrics
 
 CONFIG = {
@@ -234,6 +235,41 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         assert getattr(raised.value, "filename", str(path)) == str(path)
         assert path.read_text() == "old" and sorted(os.listdir(tmp_path)) == ["a.txt", "elsewhere"]
     assert (tmp_path / "elsewhere").read_text() == "mine"
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """gs://bucket, a folder here."""
+    import fsspec
+    from etils.epath import backend
+    from fsspec.implementations.dirfs import DirFileSystem
+
+    class Folder(DirFileSystem):
+        protocol = "gcs"
+
+        def __init__(self, **given):
+            super().__init__(path=str(tmp_path / "gs"), fs=fsspec.filesystem("file", auto_mkdir=True))
+
+        def _join(self, path):
+            return super()._join(path.removeprefix("gs://"))
+
+    fsspec.register_implementation("gcs", Folder, clobber=True)
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    (tmp_path / "gs" / "bucket").mkdir(parents=True)
+    return tmp_path / "gs" / "bucket"
+
+
+def test_a_workdir_in_a_bucket(bucket):
+    workdir = Workdir("gs://bucket/run")
+    workdir.write_config(CONFIG)
+    assert differences(workdir.read_config(), CONFIG) == []
+    assert workdir.has_mark(workdir.mark(), seconds=1)
+    write_png(workdir.samples / "a.png", np.zeros((4, 4, 3), np.uint8))
+    assert (bucket / "run" / "samples" / "a.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError), files.replacing(workdir.config) as file:
+        file.write(b"half")
+        raise ValueError
+    assert differences(workdir.read_config(), CONFIG) == []
 
 
 def test_held_by_one_process_at_a_time(tmp_path):
