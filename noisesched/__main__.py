@@ -6,6 +6,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 
 from noisesched.flags import parser
 
@@ -62,7 +63,10 @@ def ended_at_once():
         os.write(2, b"noisesched: error: stopped by a signal before anything was begun\n")
         os._exit(75 if number == signal.SIGTERM else 130)
 
-    usual = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Not what a parent has had ignored; and only the main thread, which a notebook's need not be, can set handlers.
+    taken = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    taken = taken if threading.current_thread() is threading.main_thread() else []
+    usual = {number: signal.signal(number, end) for number in taken}
     try:
         yield
     finally:

@@ -271,7 +271,7 @@ def find_prepared(name: str, data_dir: str):
     states one, as in 'cifar10:3.0.2'. Raises FileNotFoundError that says where it looked and how to prepare
     the data.
     """
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*(:[\w.]+)?", name):  # which "../elsewhere" is not
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*(:\w[\w.]*)?", name):  # which "../elsewhere" is not
         raise ValueError(f"data.name={name!r} is no name of a data set, such as 'cifar10', 'cifar10:3.0.2' or 'name/config'")
     base = epath.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     root = base / name.replace(":", "/")

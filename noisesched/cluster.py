@@ -20,6 +20,8 @@ import time
 
 import jax
 
+from noisesched.files import WriteError
+
 BEAT = 2.0  # seconds between signs of life
 SILENCE = 40.0  # seconds without one after which a process counts as gone
 ARRIVAL = 1800  # seconds that the first process waits for the others: hosts of a cloud come minutes apart
@@ -90,7 +92,7 @@ def by_first(make):
     if is_first():
         try:
             made = make()
-        except Exception as error:
+        except (ValueError, OSError, WriteError) as error:
             _client().key_value_set(key, json.dumps({"error": " ".join(str(error).split())}))
             raise
         _client().key_value_set(key, json.dumps({"made": made}))
@@ -154,7 +156,7 @@ def _differing(mine, first, name=""):
     """The (name, value here, value of the first) that differ."""
     if isinstance(mine, dict) and isinstance(first, dict):
         for key in dict.fromkeys((*mine, *first)):
-            yield from _differing(mine.get(key), first.get(key), f"{name}.{key}" if name else key)
+            yield from _differing(mine.get(key, "absent"), first.get(key, "absent"), f"{name}.{key}" if name else key)
     elif mine != first:
         yield name, mine, first
 
@@ -173,7 +175,7 @@ def _client():
 
 def _wait_for(key):
     while True:  # however long the first process takes: `_watch` sees if it is gone
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # not what a signal raises meanwhile
             return _client().blocking_key_value_get(key, int(1000 * SILENCE))
         time.sleep(BEAT)
 
@@ -221,7 +223,8 @@ def _watch_coordinator(count, reached):
 def _told_of_aborts():
     """Has a word of ours follow theirs when JAX or Gloo, having lost another process before `_watch` saw it, abort this one in
     C++. Returns what must be kept. Python's own handlers run too late for that: abort() does not come back."""
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: _stop("another process of this job is gone, as the lines above say"))
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: _stop(
+        "this process was aborted, as the lines above say: most likely, another process of this job is gone"))  # fmt: skip
     ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
     return handler
 

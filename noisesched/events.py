@@ -2,6 +2,8 @@
 
 import time
 
+FLUSH = 120.0  # seconds after which a viewer sees what was written
+
 
 class Events:
     """One event file in a folder, local or a bucket, for the steps after `resume_step`, or all for None. Raises OSError.
@@ -15,7 +17,7 @@ class Events:
         from tensorboardX.proto.event_pb2 import SessionLog
         from tensorboardX.record_writer import directory_check
 
-        self.folder = folder
+        self.folder, self._flushed = folder, time.monotonic()
         directory_check(folder)
         # Of two starts within a second, the second would write over the file of the first.
         self._writer = EventsWriter(f"{folder}/events", f".{time.time_ns()}")
@@ -35,6 +37,7 @@ class Events:
 
     def flush(self):
         self._writer.flush()
+        self._flushed = time.monotonic()
 
     def close(self):
         self._writer.close()
@@ -43,3 +46,5 @@ class Events:
         from tensorboardX.proto.event_pb2 import Event
 
         self._writer.write_event(Event(step=step, wall_time=time.time(), **content))
+        if time.monotonic() - self._flushed > FLUSH:
+            self.flush()
