@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from noisesched import builders, data, recorder, train, vitals
+from noisesched import builders, data, recorder, signals, train, vitals
 from noisesched import config as configuration
 from noisesched.checkpoints import Checkpoints
 from noisesched.workdir import Workdir, read_metrics
@@ -431,6 +431,14 @@ def test_faults_of_the_input(start, words, small, tmp_path):
     last = Workdir(workdir).latest_step()
     assert last > second + 100
     assert [line["step"] for line in read_metrics(Workdir(workdir).metrics)] == list(range(1, last + 1))
+
+
+def test_a_signal_whose_exception_is_lost_stops_after_the_first_step():
+    """As in a callback of the garbage collector, which swallows what is raised in it."""
+    with signals.Signals() as stop:
+        with pytest.raises(signals.Preempted, match="before the first step"):
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.requested
 
 
 STUCK = """

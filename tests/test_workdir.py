@@ -209,6 +209,15 @@ def test_no_thread_stands_between_the_events_and_the_disk(tmp_path):
         assert threading.active_count() == before
 
 
+@pytest.mark.parametrize(("wait", "seen"), [(0.0, 1), (1e9, 0)])
+def test_viewers_see_events_before_the_next_checkpoint(tmp_path, monkeypatch, wait, seen):
+    monkeypatch.setattr("noisesched.events.FLUSH", wait)
+    workdir = Workdir(tmp_path)
+    with Metrics(workdir, resume_step=None) as metrics:
+        metrics.write(1, {"loss": 1.0})
+        assert sum(len(event.summary.value) for event in events(workdir)) == seen
+
+
 def test_a_damaged_log_says_what_to_do(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"steps": 1}\n')
     with pytest.raises(ValueError, match="line 1: it has no whole-number step; move that file away to go on without"):
