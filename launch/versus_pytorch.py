@@ -2,10 +2,10 @@
 
 Both sides train a UNet of exactly the same parameter count (checked) on one fixed batch: forward, mean squared error, backward,
 AdamW, EMA of the parameters; float32 on the CPU. PyTorch is diffusers' `UNet2DModel`, eager, with the fused AdamW and a fused
-EMA; ours is `noisesched.unet.UNet` with the settings that `noisesched.backend` chooses by itself. Each side is a process of its
-own, and the two take turns at blocks of steps, so that whatever else the machine does falls on both alike: believe the ratio
-rather than the times. Neither means anything on a busy machine, where PyTorch's threads wait for one another; there, compare on
-one core: `taskset -c 1 launch/versus_pytorch`.
+EMA; ours is `noisesched.models.unet.UNet` with the settings that `noisesched.runtime.backend` chooses by itself. Each side is
+a process of its own, and the two take turns at blocks of steps, so that whatever else the machine does falls on both alike:
+believe the ratio rather than the times. Neither means anything on a busy machine, where PyTorch's threads wait for one another;
+there, compare on one core: `taskset -c 1 launch/versus_pytorch`.
 """
 
 import argparse
@@ -37,7 +37,7 @@ SIZES = {
 
 def jax_step(size: Size):
     """(parameter count, step): `step(n)` trains n steps and returns when they are done."""
-    from noisesched import backend
+    from noisesched.runtime import backend
 
     print(backend.prepare(), file=sys.stderr)
     import jax
@@ -45,7 +45,7 @@ def jax_step(size: Size):
     import optax
     from flax import nnx
 
-    from noisesched.unet import UNet
+    from noisesched.models.unet import UNet
 
     network = dataclasses.asdict(size)
     batch = network.pop("batch")

@@ -14,10 +14,10 @@ from noisesched.flags import parser
 def main(arguments=None):
     with ended_at_once():
         given, overrides = parse(arguments)
-        from noisesched import backend
+        from noisesched.runtime import backend
 
         chosen = backend.prepare()
-        importlib.import_module(f"noisesched.{given.command}")
+        importlib.import_module(f"noisesched.{PROGRAMS[given.command]}")
     if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
         sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line at once, and keeps it when the process is killed
     try:
@@ -85,13 +85,13 @@ def fail(message, code=2, at_once=False, agreed=False):
 
 def leave(code, fault=""):
     """Ends this process if it is one of several of a job."""
-    if "noisesched.cluster" in sys.modules:
-        sys.modules["noisesched.cluster"].end(code, fault)
+    if "noisesched.runtime.cluster" in sys.modules:
+        sys.modules["noisesched.runtime.cluster"].end(code, fault)
 
 
 def join(given, overrides):
     """Finds the other processes of the job, if any; of these the first alone speaks."""
-    from noisesched import cluster
+    from noisesched.runtime import cluster
 
     cluster.start(given.coordinator, given.num_processes, given.process_id)
     words = {f"--{name}": value for name, value in vars(given).items() if name not in ("coordinator", "process_id")}
@@ -113,16 +113,22 @@ def lost(error):
 
 
 def is_preempted(error):
-    from noisesched import signals
+    from noisesched.training import monitor
 
-    return isinstance(error, signals.Preempted)
+    return isinstance(error, monitor.Preempted)
+
+
+PROGRAMS = {"train": "training.loop", "sample": "evaluation.sample", "evaluate": "evaluation.evaluate",
+            "diagnose": "diagnosis.diagnose", "plot": "diagnosis.plot", "compare": "comparison.compare",
+            "report": "comparison.report", "interchange": "interchange.scheduler_config", "benchmark": "training.benchmark"}
 
 
 # -- the commands: each hands its flags to its program
 
 def run_train(given, overrides, chosen):
-    from noisesched import config, train
-    from noisesched.workdir import Workdir
+    from noisesched.runs import config
+    from noisesched.runs.workdir import Workdir
+    from noisesched.training import loop
 
     if given.config:
         loaded = config.load(given.config, overrides)
@@ -130,11 +136,12 @@ def run_train(given, overrides, chosen):
         raise config.ConfigError(f"{workdir.path} holds no run to go on with: give --config=FILE to begin one there")
     else:
         loaded = config.from_dict(workdir.read_config())
-    train.train(loaded, given.workdir, profile=given.profile, accept_changes=given.accept_changes)
+    loop.train(loaded, given.workdir, profile=given.profile, accept_changes=given.accept_changes)
 
 
 def run_sample(given, overrides, chosen):
-    from noisesched import cluster, sample
+    from noisesched.evaluation import sample
+    from noisesched.runtime import cluster
 
     with cluster.own(given.out) as out:
         sample.run(given.workdir, sample.Request(
@@ -147,7 +154,7 @@ def run_sample(given, overrides, chosen):
 def run_evaluate(given, overrides, chosen):
     import dataclasses
 
-    from noisesched import evaluate
+    from noisesched.evaluation import evaluate
 
     names = [field.name for field in dataclasses.fields(evaluate.Request) if hasattr(given, field.name)]
     asked = {name: tuple(v) if isinstance(v := getattr(given, name), list) else v for name in names}
@@ -155,8 +162,9 @@ def run_evaluate(given, overrides, chosen):
 
 
 def run_diagnose(given, overrides, chosen):
-    from noisesched import config, diagnose, scheduler_file
-    from noisesched.workdir import Workdir
+    from noisesched.diagnosis import diagnose, scheduler_file
+    from noisesched.runs import config
+    from noisesched.runs.workdir import Workdir
 
     if given.scheduler and not (given.config or given.workdir):
         raise config.ConfigError("--scheduler needs --config=FILE or --workdir=DIR too, for what that file does not say: the "
@@ -177,7 +185,7 @@ def run_diagnose(given, overrides, chosen):
 
 
 def run_plot(given, overrides, chosen):
-    from noisesched import plot
+    from noisesched.diagnosis import plot
 
     plot.plot(given.schedules, given.out)
 
@@ -185,26 +193,27 @@ def run_plot(given, overrides, chosen):
 def run_compare(given, overrides, chosen):
     import shlex
 
-    from noisesched import compare, study
+    from noisesched.comparison import compare, study
 
     command = shlex.join(["noisesched", "compare", f"--config={given.config}", f"--out={given.out}", *overrides])
     compare.run(study.load(given.config, overrides), given.out, command, share=given.share)
 
 
 def run_report(given, overrides, chosen):
-    from noisesched import report
+    from noisesched.comparison import report
 
     report.run(given.compare, given.out or "")
 
 
 def run_benchmark(given, overrides, chosen):
-    from noisesched import benchmark, config
+    from noisesched.runs import config
+    from noisesched.training import benchmark
 
     benchmark.benchmark(config.load(given.config, overrides), chosen, given.seconds, given.calls, given.json)
 
 
 def run_interchange(given, overrides, chosen):
-    from noisesched import interchange
+    from noisesched.interchange import scheduler_config
 
     asked = {name: getattr(given, name) for name in ("schedule", "prediction", "spacing", "method") if hasattr(given, name)}
     files = {"n": given.steps, "sigmas": given.sigmas, "betas": given.betas}
@@ -213,14 +222,14 @@ def run_interchange(given, overrides, chosen):
     if given.read:
         if asked or hasattr(given, "workdir"):
             raise ValueError(f"--{next(iter(asked), 'workdir')} is for --write: --read takes all from the file")
-        interchange.run_read(given.read, **files)
+        scheduler_config.run_read(given.read, **files)
         return
     if hasattr(given, "workdir"):
-        asked = interchange.of_run(given.workdir) | asked
+        asked = scheduler_config.of_run(given.workdir) | asked
     for name in ("schedule", "prediction"):
         if name not in asked:
             raise ValueError(f"--write needs --{name}, or the --workdir of a run")
-    interchange.run_write(given.write, **asked, **files)
+    scheduler_config.run_write(given.write, **asked, **files)
 
 
 COMMANDS = {"train": run_train, "sample": run_sample, "evaluate": run_evaluate, "diagnose": run_diagnose, "plot": run_plot,

@@ -221,7 +221,7 @@ def known_specs():
 
 
 def known_metrics():
-    from noisesched import metrics
+    from noisesched.evaluation import metrics
 
     return f"metrics: {', '.join(metrics.METRICS)}; those of features name an extractor, as in frechet(classifier)\n{EXAMPLES}"
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from noisesched import diffusion, listing, spec, tables
+from noisesched import diffusion, spec, tables
 from noisesched.curves import DEFINITIONS, EXAMPLES, definition  # noqa: F401  (EXAMPLES: part of this module's interface)
 from noisesched.tables import SPACINGS, select_steps  # noqa: F401  (part of this module's interface)
 
@@ -296,8 +296,8 @@ def _loaded(call):
     args = tuple(_loaded(a) if isinstance(a, spec.Call) else a for a in call.args)
     kwargs = tuple((k, _loaded(v) if isinstance(v, spec.Call) else v) for k, v in call.kwargs)
     if call.name in LISTS:
-        args = tuple(listing.read(a) if isinstance(a, str) else a for a in args)
-        kwargs = tuple((k, listing.read(v) if isinstance(v, str) else v) for k, v in kwargs)
+        args = tuple(spec.read_numbers(a) if isinstance(a, str) else a for a in args)
+        kwargs = tuple((k, spec.read_numbers(v) if isinstance(v, str) else v) for k, v in kwargs)
     return spec.Call(call.name, args, kwargs)
 
 
@@ -385,3 +385,32 @@ def _staircase(u, table):
 def _step_index(u, num_steps):
     # a hair below u, because t/T rounded to float32 may lie just above the step that it names
     return jnp.clip(jnp.ceil(u * num_steps * (1 - 1e-6)).astype(jnp.int32) - 1, 0, num_steps - 1)
+
+
+EXPLODING = ("karras", "sigmas")  # the schedules that are given in sigma_ve, as those of variance-exploding processes are
+
+
+def with_zero_terminal(schedule):
+    """The schedule made to end at SNR 0: itself, if it does; wrapped in `zero_terminal`; or, of a table, with that option."""
+    schedule = make(schedule)
+    if schedule(1.0) == -math.inf:
+        return schedule
+    if schedule.table is None:
+        return make(f"zero_terminal({schedule})")
+    args = tuple(a for a in schedule.call.args if not isinstance(a, bool))  # the option, given without its name
+    kwargs = dict(schedule.call.kwargs) | {"zero_terminal": True}
+    return make(str(spec.Call(schedule.call.name, args, tuple(kwargs.items()))))
+
+
+def terminal_sigma_ve(schedule):
+    """sigma_ve = exp(-log_snr / 2) at u = 1 of a schedule given in sigma_ve (`karras`, `sigmas`, wrapped or not).
+
+    The noise with which a variance-exploding process x + sigma_ve eps begins to sample. None for other schedules, and for those
+    that end at SNR 0, which that process cannot have.
+    """
+    schedule = make(schedule)
+    call = schedule.call
+    while inner := [value for value in (*call.args, *dict(call.kwargs).values()) if isinstance(value, spec.Call)]:
+        call = inner[0]
+    last = float(schedule(1.0))
+    return math.exp(-last / 2) if call.name in EXPLODING and last > -math.inf else None

@@ -50,7 +50,7 @@ def words():
 @pytest.fixture(scope="session")
 def small(words):
     """`small({"model.width": 16})`: the small Config with changes."""
-    from noisesched import config
+    from noisesched.runs import config
 
     return lambda changes=(): config.load(words(changes)[0].partition("=")[2], words(changes)[1:])
 
@@ -59,7 +59,7 @@ def small(words):
 def main(monkeypatch, capsys):
     """`main("train", ..)` -> (exit code, stdout, stderr) of the command line in this process, on its eight devices."""
     from noisesched import __main__ as cli
-    from noisesched import backend
+    from noisesched.runtime import backend
 
     monkeypatch.setattr(backend, "prepare", lambda: None)  # this process has its settings
 

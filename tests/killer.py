@@ -15,7 +15,7 @@ import time
 import traceback
 from pathlib import Path
 
-from noisesched import backend
+from noisesched.runtime import backend
 
 backend.prepare()
 
@@ -23,7 +23,9 @@ import grain  # noqa: E402, F401  (imported late by the programs, as those below
 import orbax.checkpoint  # noqa: E402, F401
 import tensorboardX  # noqa: E402, F401
 
-from noisesched import builders, config, train  # noqa: E402, F401
+from noisesched.data import datasets  # noqa: E402, F401
+from noisesched.runs import config  # noqa: E402, F401
+from noisesched.training import loop  # noqa: E402, F401
 
 
 def run(words, workdir):
@@ -33,7 +35,7 @@ def run(words, workdir):
         return child
     try:
         path, *overrides = words
-        train.train(config.load(path.partition("=")[2], overrides), workdir, lambda line: None)
+        loop.train(config.load(path.partition("=")[2], overrides), workdir, lambda line: None)
         code = 0
     except BaseException:
         traceback.print_exc()

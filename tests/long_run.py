@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from noisesched.workdir import read_metrics
+from noisesched.runs.metrics_log import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, SETTLED = 20_000, 10_000  # in all; after which nothing should grow: by then what compiling left was collected

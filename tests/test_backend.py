@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from noisesched import backend
+from noisesched.runtime import backend
 
 PREPARE = """
 import dataclasses, json, os, sys
-from noisesched import backend
+from noisesched.runtime import backend
 chosen = backend.prepare()
 print(json.dumps(dict(dataclasses.asdict(chosen), text=str(chosen), flags=os.environ.get("XLA_FLAGS"))))
 """

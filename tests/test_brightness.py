@@ -9,8 +9,9 @@ import pytest
 from scipy import stats
 from test_report import BRIGHT, LEAN, MAIN, TABLE, close, damaged, dump, make, read
 
-from noisesched import appearance, brightness, figures, findings, heatmaps, report
-from noisesched.findings import Condition, Task
+from noisesched.comparison import brightness, heatmaps, plots, report, results
+from noisesched.comparison.results import Condition, Task
+from noisesched.evaluation import image_stats
 
 LEAK, ZERO = "discrete(scaled_linear, num_steps=1000)", "discrete(scaled_linear, num_steps=1000, zero_terminal=True)"
 
@@ -22,7 +23,7 @@ def described(blacks, whites, spread, channels=1, n=100):
     images = np.repeat(np.round(means).astype(np.uint8), 4 * channels).reshape(n, 2, 2, channels)
     images[blacks + whites :, 0] += 5  # some contrast, which leaves the mean as it is
     images[blacks + whites :, 1] -= 5
-    return appearance.describe(images)
+    return image_stats.describe(images)
 
 
 REAL = {"real": described(10, 10, 100), "floor": described(12, 8, 100)}
@@ -54,7 +55,7 @@ def complete(folder):
 @pytest.fixture
 def page(monkeypatch):
     """`page(folder)`: the page of a comparison's report, whose pictures are drawn but not rendered."""
-    for module in (figures, heatmaps):
+    for module in (plots, heatmaps):
         monkeypatch.setattr(module, "png", lambda figure: b"")
 
     def written(folder):
@@ -89,7 +90,7 @@ def test_sampling_seeds_are_averaged_before_training_seeds(tmp_path):
     varied = lambda row: described(5 * row["seed"], 0, 50 + 10 * row["train_seed"])
     make(tmp_path, told=("log_snr",), drawn=("linear",), seeds=(0, 1), look=varied, real=REAL, **LEAN,
          keep=lambda row: (row["train_seed"], row["seed"]) != (1, 1))  # fmt: skip
-    comparison = findings.read(tmp_path)
+    comparison = results.read(tmp_path)
     found = comparison.look(Condition("curve_log_snr", "linear", "log_snr", None), Task("cosine", "ddim", "trailing", 5), "black")
     assert found == (pytest.approx((0.025 + 0 + 0.025) / 3), pytest.approx(np.std([0.025, 0, 0.025], ddof=1)), 3)
 
@@ -117,7 +118,7 @@ def test_a_share_is_judged_by_the_interval_of_its_difference(tmp_path, blacks, r
     make(tmp_path, told=("log_snr",), drawn=("linear",), schedules=("linear",), calls=(5,), train_seeds=tuple(range(seeds)),
          **LEAN, look=lambda row: described(blacks[row["train_seed"]], 0, 90),
          real={half: described(n, 5, 100) for half, n in zip(("real", "floor"), real, strict=True)})  # fmt: skip
-    comparison = findings.read(tmp_path)
+    comparison = results.read(tmp_path)
     (condition, task), = comparison.cells
     share, q = statistics.fmean(real) / 100, statistics.fmean(blacks) / 100
     k, own, freedom = sum(real), (blacks[0] + 2) * (102 - blacks[0]) / 104**3, np.inf
@@ -136,7 +137,7 @@ def test_a_share_is_judged_by_the_interval_of_its_difference(tmp_path, blacks, r
 def test_the_abstract_is_silent_where_nothing_can_be_told(tmp_path, real, told):
     make(tmp_path, told=("log_snr",), drawn=("linear",), schedules=("linear",), calls=(5,), train_seeds=(0,), **LEAN,
          look=lambda row: described(real, real, 100), real={half: described(real, real, 100) for half in ("real", "floor")})
-    sentences = list(brightness.abstract(findings.read(tmp_path)))
+    sentences = list(brightness.abstract(results.read(tmp_path)))
     assert len(sentences) == told and all("from 1 of 1 way to" in text for text in sentences)
 
 
@@ -157,8 +158,8 @@ def test_a_network_without_its_own_schedule_is_said_to_be_shown_under_another(tm
 
 
 def test_colour_images_have_a_saturation_and_a_new_statistic_has_its_column(tmp_path, page, monkeypatch):
-    highest = appearance.Statistic(lambda images: images.max() / 255, "the brightest pixel", relative=False)
-    monkeypatch.setitem(appearance.STATISTICS, "highest", highest)
+    highest = image_stats.Statistic(lambda images: images.max() / 255, "the brightest pixel", relative=False)
+    monkeypatch.setitem(image_stats.STATISTICS, "highest", highest)
     real = {half: described(9, 9, 99, 3) for half in ("real", "floor")}
     make(tmp_path, told=("log_snr",), drawn=("linear",), look=lambda row: described(0, 1, 50, 3), real=real, **LEAN)
     text = page(tmp_path)
@@ -183,7 +184,7 @@ def test_guidance_has_a_table_and_no_line_among_the_others(tmp_path, page):
     assert {tuple(map(line.get, where)) for line in lines} == {("whole", "ddim", "5", ZERO)}
     values = [row["metrics"][MAIN] for row in rows if row["guidance"] == "cfg(3)"]
     assert close(lines[1][MAIN].split(" ± ")[0], statistics.fmean(values)) and floor[MAIN] == "1.25" and real[MAIN] == "-"
-    assert set(brightness.shown(findings.read(tmp_path))) == {
+    assert set(brightness.shown(results.read(tmp_path))) == {
         (Condition(run, LEAK if run == "leaking" else ZERO, "log_snr", None), ("ddim", spacing))
         for run in ("leaking", "whole", "bright") for spacing in ("trailing", "leading")}  # fmt: skip
     assert "6 ways to train" in text.text and "The comparison is unfinished" not in text.text
@@ -235,7 +236,7 @@ def test_damage_is_named_in_one_line(tmp_path, name, keys, value, said):
     make(tmp_path, told=("log_snr",), drawn=("linear",), calls=(5,), look=lambda row: described(1, 1, 50), real=REAL, **LEAN)
     damaged(tmp_path / name, *keys, value=value)
     with pytest.raises(ValueError) as error:
-        findings.read(tmp_path)
+        results.read(tmp_path)
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -243,8 +244,8 @@ def test_damage_is_named_in_one_line(tmp_path, name, keys, value, said):
 
 def test_histograms_hold_the_shares_of_all_seeds(tmp_path, monkeypatch):
     make(tmp_path, **PLAN, keep=own)
-    comparison, drawn = findings.read(tmp_path), []
-    monkeypatch.setattr(figures, "png", drawn.append)
+    comparison, drawn = results.read(tmp_path), []
+    monkeypatch.setattr(plots, "png", drawn.append)
     brightness.histograms.distributions(comparison, brightness.shown(comparison))
     axes = drawn[0].axes
     assert len(axes) == 3 * 2
@@ -258,7 +259,7 @@ def test_pictures_show_something(tmp_path):
     from PIL import Image
 
     make(tmp_path, **PLAN, keep=lambda row: own(row) and (row["run"], row["spacing"]) != ("bright", "leading"))
-    comparison = findings.read(tmp_path)
+    comparison = results.read(tmp_path)
     for draw in (brightness.histograms.distributions, brightness.histograms.spreads):
         (tmp_path / "a.png").write_bytes(draw(comparison, brightness.shown(comparison)))
         with Image.open(tmp_path / "a.png") as image:

@@ -20,8 +20,9 @@ import optax
 import pytest
 from flax import nnx
 
-from noisesched.checkpoints import CheckpointError, Checkpoints
-from noisesched.workdir import Workdir, read_metrics
+from noisesched.runs.checkpoints import CheckpointError, Checkpoints
+from noisesched.runs.metrics_log import read_metrics
+from noisesched.runs.workdir import Workdir
 
 
 def state(step):
@@ -232,8 +233,8 @@ def test_damage_is_told_in_one_line_only(workdir):
     halve(largest_file(workdir.checkpoints / "2" / "params"))
     program = (
         "import sys, numpy as np\n"
-        "from noisesched.checkpoints import Checkpoints\n"
-        "from noisesched.workdir import Workdir\n"
+        "from noisesched.runs.checkpoints import Checkpoints\n"
+        "from noisesched.runs.workdir import Workdir\n"
         "with Checkpoints(Workdir(sys.argv[1]), 2) as checkpoints:\n"
         "    checkpoints.restore({'params': {str(i): np.zeros((50, 50)) for i in range(40)}})\n"
     )
@@ -325,8 +326,9 @@ def environment():
 
 SAVER = """
 import sys
-from noisesched.checkpoints import Checkpoints
-from noisesched.workdir import Metrics, Workdir
+from noisesched.runs.checkpoints import Checkpoints
+from noisesched.runs.metrics_log import Metrics
+from noisesched.runs.workdir import Workdir
 import numpy as np
 workdir = Workdir(sys.argv[1])
 with Checkpoints(workdir, 2) as checkpoints:

@@ -11,9 +11,10 @@ import pytest
 from conftest import ROOT
 
 from noisesched import __main__ as cli
-from noisesched import __version__, flags, samplers, schedules, train
-from noisesched.checkpoints import Checkpoints
-from noisesched.workdir import Workdir
+from noisesched import __version__, flags, samplers, schedules
+from noisesched.runs.checkpoints import Checkpoints
+from noisesched.runs.workdir import Workdir
+from noisesched.training import step as training_step
 
 # -- help
 
@@ -200,7 +201,7 @@ def test_diverging_run(run, words, small, tmp_path):
     assert_one_line((result[0], "", last + "\n"), "not finite at step", "log-SNR", "checkpoints from before are kept", code=1)
     assert "Traceback" not in result[2]
     with Checkpoints(Workdir(tmp_path / "run"), max_to_keep=None) as checkpoints:
-        step, items = checkpoints.restore(train.init(small(changes))[1]._asdict())
+        step, items = checkpoints.restore(training_step.init(small(changes))[1]._asdict())
     stopped_at = int(last.split("at step ")[1].split(":")[0])
     assert 1 <= step < stopped_at and int(items["step"]) == step
 

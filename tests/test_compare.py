@@ -10,10 +10,17 @@ import jax
 import numpy as np
 import pytest
 
-from noisesched import compare, data, features, sample, schedules, study, train
-from noisesched import config as configuration
-from noisesched.checkpoints import Checkpoints
-from noisesched.workdir import Workdir, read_lines
+from noisesched import schedules
+from noisesched.comparison import compare, study
+from noisesched.data import pipeline
+from noisesched.evaluation import classifier, features
+from noisesched.models import build, generate
+from noisesched.runs import config as configuration
+from noisesched.runs.checkpoints import Checkpoints
+from noisesched.runs.workdir import Workdir
+from noisesched.runtime.files import read_lines
+from noisesched.training import loop
+from noisesched.training import step as training_step
 
 TABLE = "discrete(linear,num_steps=20)"
 ASKED = study.Study(
@@ -27,11 +34,11 @@ ASKED = study.Study(
 def save(workdir, config, step=6, size=0.2):
     """A run as training would leave it, but with random parameters: an untrained network's output is zero."""
     random = np.random.default_rng(0)
-    _, state = train.init(config)
+    _, state = training_step.init(config)
     params = jax.tree.map(lambda leaf: random.normal(0, size, leaf.shape).astype(np.float32), state.params)
     workdir.write_config(configuration.to_dict(config))
     with Checkpoints(workdir, max_to_keep=1) as checkpoints:
-        checkpoints.save(step, train.State(np.int32(step), params, params, ())._asdict())
+        checkpoints.save(step, training_step.State(np.int32(step), params, params, ())._asdict())
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +104,7 @@ def test_what_is_asked_in_addition_is_all_that_is_made(compared, tmp_path):
 
 def test_numbers_of_another_classifier_neither_stand_for_nor_beside_todays(compared, monkeypatch, tmp_path):
     first, _ = compared(schedules=("linear",))
-    monkeypatch.setattr(features, "VERSION", features.VERSION + 1)
+    monkeypatch.setattr(classifier, "VERSION", classifier.VERSION + 1)
     second, lines = compared(schedules=("linear",))
     assert f"{len(first)} of them new" in lines[-1] and not {row["key"] for row in first} & {row["key"] for row in second}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["keys"] == [row["key"] for row in second]
@@ -134,7 +141,7 @@ def test_a_schedules_file_may_change(compared, runs, tmp_path):
 def test_the_data_may_change(compared, runs, monkeypatch):
     only = {"workdirs": (runs["log_snr"],), "calls": (2,)}
     first, _ = compared(**only)
-    monkeypatch.setattr(data.Split, "identity", property(lambda split: "digits/1.0.0, info crc32 00000000"))
+    monkeypatch.setattr(pipeline.Split, "identity", property(lambda split: "digits/1.0.0, info crc32 00000000"))
     second, _ = compared(**only)
     assert not {row["key"] for row in first} & {row["key"] for row in second}
 
@@ -142,9 +149,9 @@ def test_the_data_may_change(compared, runs, monkeypatch):
 def test_a_new_checkpoint_makes_its_rows_anew(runs, compared, small):
     first, _ = compared(workdirs=(runs["log_snr"],))
     with Checkpoints(Workdir(runs["log_snr"]), max_to_keep=2) as checkpoints:
-        _, state = train.init(small({"schedule": "linear"}))
+        _, state = training_step.init(small({"schedule": "linear"}))
         params = jax.tree.map(np.asarray, state.params)
-        checkpoints.save(8, train.State(np.int32(8), params, params, ())._asdict())
+        checkpoints.save(8, training_step.State(np.int32(8), params, params, ())._asdict())
     second, lines = compared(workdirs=(runs["log_snr"],))
     assert {row["checkpoint"] for row in second} == {8} and "4 of them new" in lines[-1]
 
@@ -194,10 +201,10 @@ def test_spacings_stand_beside_each_other(compared, runs):
 def test_classes_are_those_of_the_real_images(compared, small, monkeypatch, tmp_path):
     save(Workdir(tmp_path / "classes" / "seed0"), small({"model.num_classes": 10}))
     seen = []
-    monkeypatch.setattr(compare, "generate", lambda *args, labels, **options: seen.append(labels) or sample.generate(
+    monkeypatch.setattr(compare, "generate", lambda *args, labels, **options: seen.append(labels) or generate.generate(
         *args, labels=labels, **options))  # fmt: skip
     rows, _ = compared(workdirs=(str(tmp_path / "classes" / "seed0"),), schedules=("cosine",), calls=(2,), num_images=148)
-    test = data.examples(data.open_config(small({}).data, "test"))
+    test = pipeline.examples(pipeline.open_config(small({}).data, "test"))
     counts = np.bincount(seen[0], minlength=10)
     assert (counts <= np.bincount(test["label"], minlength=10)).all() and counts.max() - counts.min() > 5  # not in turn
     assert (seen[0] == test["label"][np.random.default_rng(0).permutation(297)[:148]]).all()
@@ -285,11 +292,11 @@ def test_raw_steps_are_right_under_the_training_schedule_and_wrong_under_another
 
 def test_raw_tells_the_steps_of_the_table(small):
     config = small({"schedule": TABLE, "conditioning.kind": "timestep", "conditioning.table": TABLE})
-    table = configuration.make_conditioning(config).table
-    np.testing.assert_allclose(sample.told_raw(config, 5), [table[step - 1] for step in (20, 16, 12, 8, 4)], rtol=1e-6)
+    table = build.make_conditioning(config).table
+    np.testing.assert_allclose(generate.told_raw(config, 5), [table[step - 1] for step in (20, 16, 12, 8, 4)], rtol=1e-6)
     for n in (3, 7, 19):  # which do not divide the table: the training schedule's own levels all the same
-        np.testing.assert_allclose(sample.told_raw(config, n), schedules.levels(TABLE, n), rtol=1e-6)
-    np.testing.assert_allclose(sample.told_raw(config, 40)[:4], [table[19], table[19], table[18], table[18]], rtol=1e-6)
+        np.testing.assert_allclose(generate.told_raw(config, n), schedules.levels(TABLE, n), rtol=1e-6)
+    np.testing.assert_allclose(generate.told_raw(config, 40)[:4], [table[19], table[19], table[18], table[18]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("handling", ["refuse", "clamp"])
@@ -329,9 +336,9 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(compared, small
     workdir, config = Workdir(tmp_path / "run"), small({"schedule": "linear"})
     save(workdir, config, step=6)
     with Checkpoints(workdir, max_to_keep=2) as checkpoints:
-        _, state = train.init(config)
+        _, state = training_step.init(config)
         params = jax.tree.map(np.asarray, state.params)
-        checkpoints.save(8, train.State(np.int32(8), params, params, ())._asdict())
+        checkpoints.save(8, training_step.State(np.int32(8), params, params, ())._asdict())
     for file in Path(workdir.checkpoints / "8" / "ema").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
@@ -389,7 +396,7 @@ def test_what_cannot_be_asked_is_said_in_one_line(runs, fault):
     ({"metrics": ("frechet(inception)",), "inception_weights": "/none.npz"}, "/none.npz: no such file"),
 ])  # fmt: skip
 def test_what_the_data_cannot_give_is_said_before_anything_is_trained(compared, small, monkeypatch, tmp_path, changes, message):
-    monkeypatch.setattr(train, "train", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained"))
     with pytest.raises(configuration.ConfigError, match=message) as raised:
         compared(workdirs=(), runs={"new": configuration.to_dict(small())}, **changes)
     assert "\n" not in str(raised.value) and not (tmp_path / "out").exists()

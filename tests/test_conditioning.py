@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from noisesched import conditioning, schedules
-from noisesched.conditioning import KINDS, TRANSLATIONS, Conditioning
+from noisesched import schedules
+from noisesched.models import conditioning
+from noisesched.models.conditioning import KINDS, TRANSLATIONS, Conditioning
 
 ENDS = np.array([-np.inf, -200, -30, 0, 30, 200, np.inf], np.float32)
 TABLES = ["discrete(linear)", "discrete(cosine)", "discrete(scaled_linear, zero_terminal=True)", "discrete(flow, num_steps=7)",

@@ -8,8 +8,9 @@ import sys
 import pytest
 from conftest import BASE
 
-from noisesched import config, schedules
-from noisesched.config import ConfigError
+from noisesched import schedules
+from noisesched.runs import config
+from noisesched.runs.config import ConfigError
 
 HUGE = 10**400  # JSON may hold it
 GROUPS = "seed, data, schedule, weighting, noise_offset, conditioning, model, optimizer, training, preview"

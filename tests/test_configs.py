@@ -9,7 +9,10 @@ import jax
 import pytest
 from conftest import BASE, ROOT
 
-from noisesched import conditioning, config, objective, study
+from noisesched import loss
+from noisesched.comparison import study
+from noisesched.models import build, conditioning
+from noisesched.runs import config
 
 EVERY = sorted(ROOT.glob("configs/*.py"))
 COMPARISONS = [path for path in EVERY if path.stem == "compare" or path.stem.startswith("study_")]
@@ -56,7 +59,7 @@ def test_it_loads_checks_and_builds(path):
     images = jax.ShapeDtypeStruct((2, size, size, channels), "float32")
     levels = jax.ShapeDtypeStruct((2,), "float32")
     labels = jax.ShapeDtypeStruct((2,), "int32") if given.model.num_classes else None
-    x_hat = jax.eval_shape(lambda *inputs: config.make_denoiser(given)(*inputs), images, levels, labels)
+    x_hat = jax.eval_shape(lambda *inputs: build.make_denoiser(given)(*inputs), images, levels, labels)
     assert x_hat.shape == images.shape and x_hat.dtype == "float32"
 
 
@@ -83,7 +86,7 @@ def test_its_docstring_shows_the_command_that_trains_it(path):
 def test_the_base_page_names_every_choice():
     page = Path(BASE).read_text()
     choices = [choice for names in config.CHOICES.values() for choice in names]
-    for name in (*choices, *conditioning.KINDS, *objective.WEIGHTINGS):
+    for name in (*choices, *conditioning.KINDS, *loss.WEIGHTINGS):
         assert re.search(rf"\b{name}\b", page), name
 
 

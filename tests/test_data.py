@@ -12,7 +12,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from noisesched import builders, data
+from noisesched.data import datasets, pipeline
+from noisesched.runtime import pictures
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +23,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def digits(cache):
-    return data.open_split("digits", split="train", image_size=8, channels=1, data_dir=cache)
+    return pipeline.open_split("digits", split="train", image_size=8, channels=1, data_dir=cache)
 
 
 @dataclasses.dataclass
@@ -42,12 +43,12 @@ class Numbered:
 
 
 def numbered(n):
-    return data.Split(data._Images(Numbered(n), "numbered", (1, 4, 1), True), 10, "numbered")
+    return pipeline.Split(pipeline._Images(Numbered(n), "numbered", (1, 4, 1), True), 10, "numbered")
 
 
 def take(split, count, **options):
     options = {"batch_size": 8, "seed": 0, "flip": False} | options
-    with data.batches(split, **options) as batches:
+    with pipeline.batches(split, **options) as batches:
         return [next(batches) for _ in range(count)]
 
 
@@ -71,8 +72,8 @@ def assert_same(a, b):
 def test_digits_are_scikit_learns(cache):
     published = load_digits()
     for split, rows in {"train": slice(1500), "test": slice(1500, None)}.items():
-        opened = data.open_split("digits", split=split, image_size=8, channels=1, data_dir=cache)
-        got = data.examples(opened)
+        opened = pipeline.open_split("digits", split=split, image_size=8, channels=1, data_dir=cache)
+        got = pipeline.examples(opened)
         expected = [[round(v * 255 / 16) for v in image.ravel()] for image in published.images[rows]]
         np.testing.assert_array_equal(got["image"].reshape(-1, 64), expected)
         np.testing.assert_array_equal(got["label"], published.target[rows])
@@ -82,8 +83,8 @@ def test_digits_are_scikit_learns(cache):
 
 
 def test_brightness_spans_black_to_white_and_its_flat_images_are_flat(cache):
-    opened = data.open_split("brightness", split="test", image_size=32, channels=1, data_dir=cache)
-    examples = data.examples(opened)
+    opened = pipeline.open_split("brightness", split="test", image_size=32, channels=1, data_dir=cache)
+    examples = pipeline.examples(opened)
     images, labels = examples["image"] / 127.5 - 1, examples["label"]
     assert images.shape == (5 * 297, 32, 32, 1) and opened.num_classes == 11
     means, deviations = images.mean((1, 2, 3)), images.std((1, 2, 3))
@@ -111,8 +112,8 @@ def test_split_is_random_access(digits):
     [("train[:90%]", range(1350)), ("train[10:20]", range(10, 20)), ("train+test", range(1797))],
 )
 def test_split_syntax(cache, split, rows):
-    opened = data.open_split("digits", split=split, image_size=8, channels=1, data_dir=cache)
-    np.testing.assert_array_equal(data.examples(opened)["label"], load_digits().target[rows])
+    opened = pipeline.open_split("digits", split=split, image_size=8, channels=1, data_dir=cache)
+    np.testing.assert_array_equal(pipeline.examples(opened)["label"], load_digits().target[rows])
 
 
 @pytest.mark.parametrize(
@@ -133,13 +134,13 @@ def test_split_syntax(cache, split, rows):
 def test_faults_are_told_in_one_line(cache, change, message):
     arguments = dict(name="digits", split="train", image_size=8, channels=1, data_dir=cache) | change
     with pytest.raises((ValueError, FileNotFoundError)) as error:
-        data.open_split(arguments.pop("name"), **arguments)
+        pipeline.open_split(arguments.pop("name"), **arguments)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_missing_data_set_says_how_to_prepare_it(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
-        data.open_split("cifar10", split="train", image_size=32, channels=3, data_dir=str(tmp_path))
+        pipeline.open_split("cifar10", split="train", image_size=32, channels=3, data_dir=str(tmp_path))
     for part in (str(tmp_path / "cifar10"), "download_and_prepare", "array_record", "image_folder"):
         assert part in str(error.value)
 
@@ -147,8 +148,8 @@ def test_missing_data_set_says_how_to_prepare_it(tmp_path):
 def test_resize(cache):
     images = {}
     for size in (4, 8, 16):
-        split = data.open_split("digits", split="train[:50]", image_size=size, channels=1, data_dir=cache)
-        images[size] = data.examples(split)["image"].astype(float)
+        split = pipeline.open_split("digits", split="train[:50]", image_size=size, channels=1, data_dir=cache)
+        images[size] = pipeline.examples(split)["image"].astype(float)
         assert images[size].shape == (50, size, size, 1)
     for size in (4, 8):  # averages of 2x2 pixels, nearly
         averages = images[2 * size].reshape(50, size, 2, size, 2).mean((2, 4))
@@ -164,11 +165,11 @@ def test_simultaneous_preparation(tmp_path):
 
     def make(data_dir):
         builders_made.append(data_dir)
-        return builders._Digits(data_dir=data_dir)
+        return datasets._Digits(data_dir=data_dir)
 
     (tmp_path / "digits" / "incomplete-killed").mkdir(parents=True)  # what a killed process leaves
     arguments = (tmp_path, "digits", make)
-    threads = [threading.Thread(target=builders._prepared_once, args=arguments) for _ in range(3)]
+    threads = [threading.Thread(target=datasets._prepared_once, args=arguments) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -180,16 +181,16 @@ def test_simultaneous_preparation(tmp_path):
 def test_the_rename_is_enough_without_a_lock(tmp_path):
     final = tmp_path / "digits" / "1.0.0"
     final.parent.mkdir()
-    builders._prepare(final, builders._Digits)
+    datasets._prepare(final, datasets._Digits)
     before = final.stat().st_ino
-    builders._prepare(final, builders._Digits)  # a process that began before the first one was done
+    datasets._prepare(final, datasets._Digits)  # a process that began before the first one was done
     assert final.stat().st_ino == before
     assert os.listdir(final.parent) == ["1.0.0"]
 
 
 def test_default_cache_is_the_users(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert len(data.open_split("digits", split="test", image_size=8, channels=1)) == 297
+    assert len(pipeline.open_split("digits", split="test", image_size=8, channels=1)) == 297
     assert (tmp_path / "noisesched" / "digits" / "1.0.0").is_dir()
 
 
@@ -203,7 +204,7 @@ def save(array, path, mode=None, **options):
 
 
 def open_folder(root, tmp_path, split="train", image_size=8, channels=3):
-    return data.open_split(
+    return pipeline.open_split(
         "image_folder", split=split, image_size=image_size, channels=channels, path=str(root),
         data_dir=str(tmp_path / "cache"),
     )  # fmt: skip
@@ -225,12 +226,12 @@ def test_image_folder_reads_every_kind_of_file(tmp_path):
     expected = [colour, repeated, colour, colour // 128 * 255, repeated, np.full((8, 8, 3), 60)]
 
     split = open_folder(root, tmp_path)
-    got = {int(label): image for image, label in zip(*data.examples(split).values(), strict=True)}
+    got = {int(label): image for image, label in zip(*pipeline.examples(split).values(), strict=True)}
     assert split.num_classes == len(split) == 6
     for label, image in enumerate(expected):
         np.testing.assert_array_equal(got[label], image, err_msg=sorted(os.listdir(root / "train"))[label])
 
-    one_channel = data.examples(open_folder(root, tmp_path, channels=1))
+    one_channel = pipeline.examples(open_folder(root, tmp_path, channels=1))
     at = list(one_channel["label"])
     np.testing.assert_array_equal(one_channel["image"][at.index(1), ..., 0], gray)
     luma = colour @ [0.299, 0.587, 0.114]
@@ -244,7 +245,7 @@ def test_image_folder_crops_and_antialiases(tmp_path):
     checkers = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
     save(wide, root / "train" / "a" / "1.png")
     save(checkers, root / "train" / "b" / "1.png")
-    got = data.examples(open_folder(root, tmp_path))
+    got = pipeline.examples(open_folder(root, tmp_path))
     a, b = (got["image"][list(got["label"]).index(label)] for label in (0, 1))
     np.testing.assert_array_equal(a, 200)
     np.testing.assert_allclose(b, 127.5, atol=4)  # picking pixels would give 0 or 255
@@ -287,7 +288,7 @@ def test_image_folder_splits(tmp_path):
     with pytest.raises(ValueError, match="no split 'test' in image folder .*: it has held-out, train"):
         open_folder(root, tmp_path, "test")
     most, rest = (open_folder(root, tmp_path, split) for split in ("train[:80%]", "train[80%:]"))
-    most, rest = data.examples(most), data.examples(rest)
+    most, rest = pipeline.examples(most), pipeline.examples(rest)
     assert sorted([*most["image"][:, 0, 0, 0], *rest["image"][:, 0, 0, 0]]) == list(range(40))
     assert set(rest["label"]) == {0, 1}  # the order is not the folder's: both classes are in both parts
 
@@ -306,8 +307,8 @@ def test_folder_is_converted_once_and_anew_when_it_changes(tmp_path, monkeypatch
     root = tmp_path / "images"
     save(np.zeros((8, 8, 3), np.uint8), root / "train" / "a" / "1.png")
     prepared = []
-    prepare = builders._prepare
-    monkeypatch.setattr(builders, "_prepare", lambda *arguments: (prepared.append(1), prepare(*arguments)))
+    prepare = datasets._prepare
+    monkeypatch.setattr(datasets, "_prepare", lambda *arguments: (prepared.append(1), prepare(*arguments)))
     for _ in range(2):
         open_folder(root, tmp_path)
     assert len(prepared) == 1
@@ -350,29 +351,29 @@ class Photos(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def test_prepared_data_set(tmp_path, caplog):
     for version in ("2.0.0", "10.0.0"):
         Photos(version=version, data_dir=tmp_path).download_and_prepare(file_format="array_record")
-    newest = data.open_split("photos", split="train", image_size=8, channels=3, data_dir=str(tmp_path))
-    got = data.examples(newest)
+    newest = pipeline.open_split("photos", split="train", image_size=8, channels=3, data_dir=str(tmp_path))
+    got = pipeline.examples(newest)
     assert newest.num_classes == 2
     np.testing.assert_array_equal(got["label"], [0, 1, 0])
     for i in range(3):
         np.testing.assert_array_equal(got["image"][i], np.broadcast_to([10, 20, 30 + i], (8, 8, 3)))
-    old = data.open_split("photos:2.0.0", split="train[1:]", image_size=8, channels=3, data_dir=str(tmp_path))
+    old = pipeline.open_split("photos:2.0.0", split="train[1:]", image_size=8, channels=3, data_dir=str(tmp_path))
     assert old.num_classes == 0 and len(old) == 2
-    np.testing.assert_array_equal(data.examples(old)["label"], 0)
+    np.testing.assert_array_equal(pipeline.examples(old)["label"], 0)
     assert "OpenCV" not in caplog.text
     with pytest.raises(ValueError, match="channels=3, not 1"):
-        data.open_split("photos", split="train", image_size=8, channels=1, data_dir=str(tmp_path))
+        pipeline.open_split("photos", split="train", image_size=8, channels=1, data_dir=str(tmp_path))
 
 
 def test_damaged_records_are_told(cache, tmp_path):
-    builders.digits(str(tmp_path))
+    datasets.digits(str(tmp_path))
     (file,) = (tmp_path / "digits" / "1.0.0").glob("digits-test*")
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 255
     file.write_bytes(content)
-    split = data.open_split("digits", split="test", image_size=8, channels=1, data_dir=str(tmp_path))
+    split = pipeline.open_split("digits", split="test", image_size=8, channels=1, data_dir=str(tmp_path))
     with pytest.raises(ValueError, match="data set 'digits', test: cannot read example [0-9]+: "):
-        data.examples(split)
+        pipeline.examples(split)
 
 
 # --------------------------------------------------------------------------------------------------- batches
@@ -385,7 +386,7 @@ def test_batch_contents(digits):
         "label": ((16,), np.int32),
         "index": ((16,), np.int32),
     }
-    everything = data.examples(digits)
+    everything = pipeline.examples(digits)
     for image, label in zip(batch["image"], batch["label"], strict=True):
         (at,) = np.nonzero((everything["image"] == image).all((1, 2, 3)))
         assert label in everything["label"][at]  # labels travel with their images
@@ -411,7 +412,7 @@ def test_seeds_and_their_epochs_are_unrelated():
 def test_order_is_uniform():
     positions = np.zeros((6, 6))
     for seed in range(600):
-        positions[np.arange(6), data._numbers(6, seed, 6, 12)] += 1
+        positions[np.arange(6), pipeline._numbers(6, seed, 6, 12)] += 1
     # Each of 36 counts has mean 100, standard deviation 9.1.
     assert np.abs(positions - 100).max() < 40
 
@@ -448,8 +449,8 @@ def test_worker_processes_and_threads_change_nothing(digits):
 
 
 def test_memory_changes_nothing(digits, cache, monkeypatch):
-    monkeypatch.setattr(data, "_CACHE_BYTES", 0)
-    bare = data.open_split("digits", split="train", image_size=8, channels=1, data_dir=cache)
+    monkeypatch.setattr(pipeline, "_CACHE_BYTES", 0)
+    bare = pipeline.open_split("digits", split="train", image_size=8, channels=1, data_dir=cache)
     assert bare.source._cache is None and digits.source._cache is not None
     assert_same(take(bare, 5, flip=True), take(digits, 5, flip=True))
     twice = take(digits, 1, start_step=4) + take(digits, 1, start_step=4)  # read anew, then from memory
@@ -485,11 +486,11 @@ def test_flips(digits):
 )
 def test_refused_options(digits, change, message):
     with pytest.raises(ValueError, match=message):
-        data.batches(digits, **({"batch_size": 8, "seed": 0, "flip": False} | change))
+        pipeline.batches(digits, **({"batch_size": 8, "seed": 0, "flip": False} | change))
 
 
 def test_close_stops_the_threads(digits):
-    batches = data.batches(digits, batch_size=8, seed=0, flip=False)
+    batches = pipeline.batches(digits, batch_size=8, seed=0, flip=False)
     next(iter(batches))
     assert any("grain" in thread.name for thread in threading.enumerate())
     batches.close()
@@ -504,18 +505,18 @@ def test_close_stops_the_threads(digits):
 
 def test_scale_and_unscale():
     levels = np.arange(256, dtype=np.uint8)
-    x = jax.jit(data.scale)(levels)
+    x = jax.jit(pictures.scale)(levels)
     assert x.dtype == jnp.float32 and (x[0], x[255]) == (-1, 1)
     np.testing.assert_allclose(x, levels.astype(float) * 2 / 255 - 1, atol=1e-6)
     np.testing.assert_array_equal(x, -x[::-1])
-    back = jax.jit(data.unscale)(x)
+    back = jax.jit(pictures.unscale)(x)
     assert back.dtype == jnp.uint8
     np.testing.assert_array_equal(back, levels)
-    np.testing.assert_array_equal(data.unscale(np.array([-9.0, 9.0, 0.001])), [0, 255, 128])
+    np.testing.assert_array_equal(pictures.unscale(np.array([-9.0, 9.0, 0.001])), [0, 255, 128])
 
 
 def test_examples(digits):
-    some = data.examples(digits, 7)
+    some = pipeline.examples(digits, 7)
     np.testing.assert_array_equal(some["label"], load_digits().target[:7])
     with pytest.raises(ValueError, match="n=1501"):
-        data.examples(digits, 1501)
+        pipeline.examples(digits, 1501)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from noisesched import config, denoiser, diffusion, schedules
-from noisesched.conditioning import KINDS, Conditioning
-from noisesched.denoiser import Denoiser
-from noisesched.unet import UNet
+from noisesched import diffusion, schedules
+from noisesched.models import build, denoiser
+from noisesched.models.conditioning import KINDS, Conditioning
+from noisesched.models.denoiser import Denoiser
+from noisesched.models.unet import UNet
 
 BATCH = 3
 TABLE = tuple(schedules.make("discrete(linear, num_steps=200)").table.log_snr.tolist())
@@ -127,15 +128,15 @@ def test_parameters_are_those_of_the_seed_whatever_is_told_and_predicted(small):
 
     @jax.jit
     def made():
-        networks = (config.make_denoiser(timestep, "interpolated"), config.make_denoiser(small({"model.prediction": "x"})),
-                    config.make_denoiser(small({"seed": 2})))  # fmt: skip
+        networks = (build.make_denoiser(timestep, "interpolated"), build.make_denoiser(small({"model.prediction": "x"})),
+                    build.make_denoiser(small({"seed": 2})))  # fmt: skip
         return [denoiser.split(network)[1] for network in networks]
 
     one, same, other = made()
     jax.tree.map(np.testing.assert_array_equal, same, one)
     assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True))
-    assert config.make_conditioning(timestep, "interpolated").translation == "interpolated"
-    assert config.make_conditioning(timestep).translation == "nearest"
+    assert build.make_conditioning(timestep, "interpolated").translation == "interpolated"
+    assert build.make_conditioning(timestep).translation == "nearest"
 
 
 def test_unknown_prediction():

@@ -13,9 +13,12 @@ import pytest
 from conftest import BASE
 from test_interchange import DDIM, DDPM, EULER, FLOW, HEUN, LATENT, PUBLISHED, SOLVER
 
-from noisesched import config, diagnose, diagnosis, interchange, leak, objective, samplers, scheduler_file, schedules
+from noisesched import samplers, schedules
+from noisesched.diagnosis import checks, diagnose, leak, scheduler_file
 from noisesched.diffusion import alpha, sigma
-from noisesched.workdir import Workdir
+from noisesched.interchange import scheduler_config
+from noisesched.runs import config
+from noisesched.runs.workdir import Workdir
 
 SIZES = (8, 32, 64, 256)
 
@@ -107,8 +110,8 @@ def test_what_a_leak_does_to_samples(method, power):
 # -- where the levels and the weight of training lie
 
 
-def spread(text, weighting="v", prediction="v", edges=diagnosis.EDGES, num_draws=192_000):
-    return objective.spread(schedules.make(text), weighting, prediction, np.asarray(edges), num_draws)
+def spread(text, weighting="v", prediction="v", edges=checks.EDGES, num_draws=192_000):
+    return checks.spread(schedules.make(text), weighting, prediction, np.asarray(edges), num_draws)
 
 
 @pytest.mark.parametrize("text", ["linear", "cosine", "discrete(linear)"])
@@ -169,11 +172,11 @@ def test_a_weight_that_is_no_number():
 
 def setting(schedule="cosine", prediction="v", weighting="v", size=64, variance=0.07, num_draws=192_000, table=None):
     made = schedules.make(table) if table else None
-    return diagnosis.Setting(schedules.make(schedule), prediction, weighting, size, variance, num_draws, made)
+    return checks.Setting(schedules.make(schedule), prediction, weighting, size, variance, num_draws, made)
 
 
 def examined(given, *inferences):
-    return diagnosis.examine(given, [diagnosis.inference(*each) for each in inferences])
+    return checks.examine(given, [checks.inference(*each) for each in inferences])
 
 
 def severity(found, about):
@@ -206,7 +209,7 @@ def test_stable_diffusions_setting_is_flagged_and_the_repaired_one_passes(size, 
         found = examined(setting(schedule, "eps", "eps", size, variance, table=table), (schedule, 10, "leading", True))
         assert severity(found, "end of the training schedule") == severity(found, "first level of sampling") == "fault"
         assert [f.repair for f in found if f.about == "first level of sampling"] == ["--spacing=trailing"]
-        assert [f.severity for f in found] == sorted((f.severity for f in found), key=diagnosis.SEVERITIES.index)
+        assert [f.severity for f in found] == sorted((f.severity for f in found), key=checks.SEVERITIES.index)
     repaired = "discrete(scaled_linear, zero_terminal=True)" if table else "zero_terminal(scaled_linear)"
     found = examined(setting(repaired, size=size, table=table and repaired), (repaired, 10, "trailing"))
     assert {f.severity for f in found} == {"fine"} and not any(f.repair for f in found)
@@ -238,7 +241,7 @@ def test_every_repair_repairs(given, inferences):
     for finding in found:
         assert bool(finding.repair) == (finding.severity != "fine")
         if finding.repair:
-            named = [each for each in inferences if finding.figures.get("inference") == str(diagnosis.inference(*each))]
+            named = [each for each in inferences if finding.figures.get("inference") == str(checks.inference(*each))]
             repairs = [*training, finding.repair] if named else [finding.repair]
             changed, sampled = applied(given, named or inferences, repairs)
             again = examined(changed, *sampled)
@@ -269,7 +272,7 @@ def test_a_letters_repairs_leave_nothing_to_repair(given, inferences):
     """Obeyed all at once; and of several words on one inference, none says another thing."""
     found = examined(given, *inferences)
     for each in inferences:
-        name = str(diagnosis.inference(*each))
+        name = str(checks.inference(*each))
         assert len({f.repair for f in found if f.repair and f.figures.get("inference") == name}) <= 1
     given, inferences = applied(given, inferences, [f.repair for f in found])
     assert [(f.about, f.measured) for f in examined(given, *inferences) if f.severity != "fine"] == []
@@ -294,7 +297,7 @@ def test_a_table_that_was_forgotten():
 def test_larger_images_are_never_better_off(schedule):
     ends = [setting(schedule, size=size) for size in (8, 16, 32, 64, 128, 256)]
     worst = [severity(examined(end), "end of the training schedule") for end in ends]
-    rank = [-diagnosis.SEVERITIES.index(word) for word in worst]
+    rank = [-checks.SEVERITIES.index(word) for word in worst]
     assert rank == sorted(rank)
     assert set(worst) == ({"fine"} if schedule == "cosine" else {"fine", "warning", "fault"})
 
@@ -369,7 +372,7 @@ FILES = {
 
 
 def examined_file(fields, own, *counts):
-    return scheduler_file.examine(interchange.parse(fields), own, counts or (25,))
+    return scheduler_file.examine(scheduler_config.parse(fields), own, counts or (25,))
 
 
 @pytest.mark.parametrize("fields", [DIFFUSION, PUBLISHED["Stable Diffusion 1.5"]], ids=lambda fields: fields["_class_name"])

@@ -12,12 +12,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import noisesched
+import noisesched.evaluation
 from noisesched import __main__ as cli
-from noisesched import config as configuration
-from noisesched import data, denoiser, evaluate, flags, likelihood, schedules, train
-from noisesched.checkpoints import Checkpoints
-from noisesched.workdir import Workdir, read_json
+from noisesched import flags, schedules
+from noisesched.data import pipeline
+from noisesched.evaluation import evaluate, likelihood
+from noisesched.models import build, denoiser
+from noisesched.runs import config as configuration
+from noisesched.runs.checkpoints import Checkpoints
+from noisesched.runs.workdir import Workdir
+from noisesched.runtime import pictures
+from noisesched.runtime.files import read_json
+from noisesched.training import step as training_step
 
 ASKED = evaluate.Request(num_images=6, noises=4, profile_levels=9)
 TABLE = "discrete(linear,num_steps=50)"
@@ -46,10 +52,10 @@ class OneLayer(nnx.Module):
 def one_layer():
     jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the work here
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(configuration, "UNet", OneLayer)
-        configuration._abstract_denoiser.cache_clear()  # which may hold a UNet of the same configuration
+        patch.setattr(build, "UNet", OneLayer)
+        build._abstract_denoiser.cache_clear()  # which may hold a UNet of the same configuration
         yield
-    configuration._abstract_denoiser.cache_clear()
+    build._abstract_denoiser.cache_clear()
     jax.config.update("jax_disable_most_optimizations", False)
 
 
@@ -60,7 +66,7 @@ def parameters(config, seed):
 
 
 def shapes_of(config):
-    return configuration.abstract_denoiser(config)
+    return build.abstract_denoiser(config)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +79,7 @@ def runs(small, one_layer, tmp_path_factory):
         with Checkpoints(workdir, max_to_keep=None) as checkpoints:
             for step in {"plain": (10, 20), "eps": ()}.get(kind, (20,)):
                 params, ema = parameters(config, step), parameters(config, step + 1)
-                checkpoints.save(step, train.State(np.int32(step), params, ema, ())._asdict())
+                checkpoints.save(step, training_step.State(np.int32(step), params, ema, ())._asdict())
         made[kind] = str(workdir.path)
     return made
 
@@ -144,10 +150,10 @@ def test_the_numbers_are_those_of_the_network(evaluated, runs, small):
     config = small()
     definition, _ = shapes_of(config)
     network = jax.jit(denoiser.merge(definition, parameters(config, 21)))
-    images = data.examples(data.open_split("digits", split="test", image_size=8, channels=1), 6)["image"]
+    images = pipeline.examples(pipeline.open_split("digits", split="test", image_size=8, channels=1), 6)["image"]
     low, high = -12.0, 13.3
     total = []
-    for i, x in enumerate(np.asarray(data.scale(images))):
+    for i, x in enumerate(np.asarray(pictures.scale(images))):
         # Each image's draws: two in each half of the range.
         positions = (np.array([0, 0, 1, 1]) + np.random.default_rng((0, i)).random(4)) / 2
         levels = high + positions * (low - high)
@@ -174,8 +180,8 @@ def test_what_the_network_knows_at_its_noisiest_levels(evaluated, small):
     last, zero = result["last_level"], result["zero_snr"]
     config = small(KINDS["table"])
     network = jax.jit(denoiser.merge(shapes_of(config)[0], parameters(config, 21)))
-    split = data.open_split("digits", split="train", image_size=8, channels=1)
-    train_images, test_images = data.examples(split), data.examples(data.open_config(config.data, "test"), 5)
+    split = pipeline.open_split("digits", split="train", image_size=8, channels=1)
+    train_images, test_images = pipeline.examples(split), pipeline.examples(pipeline.open_config(config.data, "test"), 5)
     scaled = lambda given: given["image"].astype(np.float64) / 127.5 - 1
     means = np.stack([scaled(train_images)[train_images["label"] == k].mean(axis=0) for k in range(10)])
     label, x, level = test_images["label"], np.float32(scaled(test_images)), float(schedules.make(TABLE)(1.0))
@@ -211,13 +217,13 @@ def test_what_the_network_knows_at_its_noisiest_levels(evaluated, small):
 
 def test_zero_snr_of_a_network_that_predicts_eps_is_told_apart(small):
     config = small(KINDS["eps"])
-    examples = data.examples(data.open_config(config.data, "test"), 4)
+    examples = pipeline.examples(pipeline.open_config(config.data, "test"), 4)
     made = evaluate.noisiest_of(config, shapes_of(config)[0], parameters(config, 0), examples["image"], None, 0,
                                 evaluate.trained_average(config))  # fmt: skip
     zero, last = made["zero_snr"], made["last_level"]
     assert zero["spread"] is zero["off_mean"] is zero["brightness_spread"] is None and "predicts eps" in zero["reason"]
     assert last["log_snr"] == pytest.approx(-10.05, abs=0.01) and 0 < last["eps"] < 10
-    assert [zero["reason"] in line for line in evaluate.noisiest.told(last, zero)] == [False, True]
+    assert [zero["reason"] in line for line in evaluate.zero_snr.told(last, zero)] == [False, True]
 
 
 def test_the_mean_of_many_images_is_taken_of_some_evenly_spaced(small, monkeypatch):
@@ -258,7 +264,7 @@ def test_an_image_s_part_does_not_depend_on_the_others(small, runs):
     config = small()
     definition, _ = shapes_of(config)
     params = parameters(config, 0)
-    images = data.examples(data.open_split("digits", split="test", image_size=8, channels=1), 12)["image"]
+    images = pipeline.examples(pipeline.open_split("digits", split="test", image_size=8, channels=1), 12)["image"]
     levels = np.linspace(-5, 5, 36).reshape(12, 3)
     all_of_them, some = (
         evaluate.spread(definition, params, images[:n], None, 0, lambda count: None)(levels[:n]) for n in (12, 5)
@@ -279,7 +285,7 @@ def test_a_network_of_classes_is_told_the_true_ones(evaluated, small):
     result, _ = evaluated("table")
     config = small(KINDS["table"])
     definition, _ = shapes_of(config)
-    examples = data.examples(data.open_split("digits", split="test", image_size=8, channels=1), 6)
+    examples = pipeline.examples(pipeline.open_split("digits", split="test", image_size=8, channels=1), 6)
     true, false = (
         evaluate.likelihood_of(config, definition, parameters(config, 21), examples["image"], labels, ASKED)
         for labels in (examples["label"], (examples["label"] + 1) % 10)
@@ -299,7 +305,7 @@ def test_one_compilation_for_all_parts_and_data(evaluated):
 def test_nothing_is_done_twice(evaluated, monkeypatch):
     first, _ = evaluated(discrete=(("cosine", 20),))
     with monkeypatch.context() as patch:
-        for module, name in ((evaluate, "Checkpoints"), (data, "examples")):
+        for module, name in ((evaluate, "Checkpoints"), (pipeline, "examples")):
             patch.setattr(module, name, lambda *args, **kwargs: pytest.fail("opened again"))
         again, lines = evaluated(discrete=((" cosine ", 20),), checkpoint=20)  # which is the latest
     assert again == first and "is evaluated already" in lines[0] and len(lines) == 1
@@ -343,7 +349,7 @@ def identity(small, tmp_path):
     (tmp_path / "dataset_info.json").write_text("as it was")
     (tmp_path / "weights.npz").write_text("as they were")
     (tmp_path / "levels.txt").write_text("9 1 -7")
-    split = data.Split(None, 10, "digits", str(tmp_path))
+    split = pipeline.Split(None, 10, "digits", str(tmp_path))
     full = {"metrics": ("frechet(inception)",), "inception_weights": str(tmp_path / "weights.npz"),
             "schedule": (levels := f"piecewise('{tmp_path}/levels.txt')"), "discrete": ((levels, 2),)}  # fmt: skip
 
@@ -431,8 +437,8 @@ def features(monkeypatch):
         return types.SimpleNamespace(measure=lambda images: {name: float(images.mean())}, floor={name: 1.5}, about=about)
 
     stand_in = types.SimpleNamespace(reference=reference)
-    monkeypatch.setitem(sys.modules, "noisesched.features", stand_in)
-    monkeypatch.setattr(noisesched, "features", stand_in, raising=False)
+    monkeypatch.setitem(sys.modules, "noisesched.evaluation.features", stand_in)
+    monkeypatch.setattr(noisesched.evaluation, "features", stand_in, raising=False)
     return asked
 
 
@@ -445,8 +451,8 @@ def sampler(monkeypatch):
         asked.update(method=method, log_snrs=log_snrs, num_images=num_images, **options)
         return np.full((num_images, 8, 8, 1), 100, np.uint8)
 
-    monkeypatch.setattr(evaluate.sample, "make_sampler", lambda config, definition, method: method)
-    monkeypatch.setattr(evaluate.sample, "generate", generate)
+    monkeypatch.setattr(evaluate.generate, "make_sampler", lambda config, definition, method: method)
+    monkeypatch.setattr(evaluate.generate, "generate", generate)
     return asked
 
 
@@ -465,7 +471,7 @@ def test_the_likelihood_is_kept_when_sampling_fails(evaluated, features, monkeyp
     def fail(*args, **kwargs):
         raise ValueError("not finite")
 
-    monkeypatch.setattr(evaluate.sample, "generate", fail)
+    monkeypatch.setattr(evaluate.generate, "generate", fail)
     with pytest.raises(ValueError, match="not finite"):
         evaluated(metrics=("brightness",), num_samples=5)
     _, lines = evaluated()  # the same without metrics is there already

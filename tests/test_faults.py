@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from noisesched import config as configuration
-from noisesched import data, train
-from noisesched.checkpoints import Checkpoints
-from noisesched.files import WriteError
-from noisesched.workdir import Metrics, Workdir, read_metrics
+from noisesched.data import pipeline
+from noisesched.models import build
+from noisesched.runs import config as configuration
+from noisesched.runs.checkpoints import Checkpoints
+from noisesched.runs.metrics_log import Metrics, read_metrics
+from noisesched.runs.workdir import Workdir
+from noisesched.runtime.files import WriteError
+from noisesched.training import loop
+from noisesched.training import step as training_step
 
 KILLS = int(os.environ.get("NOISESCHED_KILLS", 3))  # 30 where there is time
 
@@ -25,7 +29,7 @@ KILLS = int(os.environ.get("NOISESCHED_KILLS", 3))  # 30 where there is time
 def finished(small, tmp_path_factory):
     """The workdir of a run of six steps, with checkpoints at 4 and 6."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    train.train(small(), workdir, lambda line: None)
+    loop.train(small(), workdir, lambda line: None)
     return workdir
 
 
@@ -37,7 +41,7 @@ def copied(finished, tmp_path):
 def leaves(workdir, config):
     """(step, {name: array}) of the latest checkpoint, read back."""
     with Checkpoints(Workdir(workdir), max_to_keep=None) as checkpoints:
-        step, items = checkpoints.restore(train.init(config)[1]._asdict())
+        step, items = checkpoints.restore(training_step.init(config)[1]._asdict())
     return step, {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(items)}
 
 
@@ -89,7 +93,7 @@ def test_every_file_of_a_checkpoint_damaged(finished, small, damage, tmp_path):
     """The numbers of this checkpoint or, told in one line that names it, those of the one before; never others."""
     workdir = Workdir(shutil.copytree(finished, tmp_path / "run"))
     newest, sound = Path(workdir.checkpoints / "6"), Path(finished) / "checkpoints" / "6"
-    _, template = configuration.abstract_denoiser(small())
+    _, template = build.abstract_denoiser(small())
     want = {}
     for step in (4, 6):
         with Checkpoints(workdir, None) as checkpoints:
@@ -184,7 +188,7 @@ def test_bucket_refuses(small, main, words, tmp_path, monkeypatch):
     assert "the checkpoint of step 4 could not be written" in err and "403 Access denied" in err
     assert err.rstrip().endswith("complete checkpoints there: 2")
     lines = []
-    train.train(small(), tmp_path / "run", lines.append)
+    loop.train(small(), tmp_path / "run", lines.append)
     assert any("resuming at step 2" in line for line in lines) and steps(tmp_path / "run") == [4, 6]
 
 
@@ -219,10 +223,10 @@ def test_best_by_the_held_out_loss(small, tmp_path):
     changes = {"training.keep_best": 2, "training.num_steps": 24, "training.checkpoint_every": 4, "training.keep_checkpoints": 1,
                "optimizer.learning_rate": 1e-2}  # fmt: skip
     config = small(changes)
-    train.train(config, tmp_path / "run", lambda line: None)
+    loop.train(config, tmp_path / "run", lambda line: None)
     assert len(steps(tmp_path / "run")) in (2, 3)
-    definition, template = configuration.abstract_denoiser(config)
-    judge = train.make_judge(config, definition, data.open_config(config.data, "test"))
+    definition, template = build.abstract_denoiser(config)
+    judge = loop.make_judge(config, definition, pipeline.open_config(config.data, "test"))
     stored = {}
     with Checkpoints(Workdir(tmp_path / "run"), None) as checkpoints:
         for step in checkpoints.steps():

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from noisesched import config, features, metrics
+from noisesched.evaluation import classifier as classifiers
+from noisesched.evaluation import features, metrics
+from noisesched.runs import config
 
 N = 256
 MEASURES = ["frechet(classifier)", "precision(classifier)", "kernel(raw)", "recall(raw)", "brightness"]
@@ -53,8 +55,8 @@ def reference(home, said):
 def quick(monkeypatch):
     """A classifier that is left as it starts, and every call of its training counted."""
     calls = []
-    start = lambda images, labels, num_classes: calls.append(1) or features._start(*images.shape[2:], num_classes)
-    monkeypatch.setattr(features, "fit", start)
+    start = lambda images, labels, num_classes: calls.append(1) or classifiers._start(*images.shape[2:], num_classes)
+    monkeypatch.setattr(classifiers, "fit", start)
     return calls
 
 
@@ -186,15 +188,15 @@ def test_damaged_files_are_made_anew_and_named(tmp_path, quick, capsys, damage):
 
 def test_what_something_else_made_is_not_taken(tmp_path, quick, monkeypatch):
     make(tmp_path, measures=FEW)
-    monkeypatch.setattr(features, "VERSION", features.VERSION + 1)
+    monkeypatch.setattr(classifiers, "VERSION", classifiers.VERSION + 1)
     make(tmp_path, measures=FEW)
     assert len(quick) == 2
     old, new = [path for path in kept(tmp_path) if path.match("classifier-*.npz")]
     old.write_bytes(content := new.read_bytes())
     new.write_bytes(content)
     said = []
-    for version in (features.VERSION, features.VERSION - 1):
-        monkeypatch.setattr(features, "VERSION", version)
+    for version in (classifiers.VERSION, classifiers.VERSION - 1):
+        monkeypatch.setattr(classifiers, "VERSION", version)
         make(tmp_path, said.append, measures=FEW)
     assert len([line for line in said if "made by something else" in line]) == 1 and len(quick) == 3
 
@@ -241,18 +243,18 @@ def test_features_of_an_image_do_not_depend_on_the_batch_and_its_shape_is_always
 
 @pytest.mark.parametrize("size, channels", [(1, 1), (4, 3), (5, 1), (8, 1), (28, 1), (33, 3)])
 def test_the_classifier_takes_images_of_any_size(size, channels):
-    params = features._start(size, channels, 7)
+    params = classifiers._start(size, channels, 7)
     images = jax.ShapeDtypeStruct((2, size, size, channels), np.uint8)
-    seen, logits = jax.eval_shape(features._network, params, images)
-    assert seen.shape == (2, features.FEATURES) and logits.shape == (2, 7)
+    seen, logits = jax.eval_shape(classifiers.network, params, images)
+    assert seen.shape == (2, classifiers.FEATURES) and logits.shape == (2, 7)
 
 
 def test_training_is_a_function_of_images_and_labels(monkeypatch):
-    monkeypatch.setattr(features, "STEPS", 3)
+    monkeypatch.setattr(classifiers, "STEPS", 3)
     images, labels = half(0), np.arange(N, dtype=np.int32) % 10
-    first, second = features.fit(images, labels, 10), features.fit(images, labels, 10)
+    first, second = classifiers.fit(images, labels, 10), classifiers.fit(images, labels, 10)
     assert all((first[name] == second[name]).all() for name in first)
-    other = features.fit(images, labels[::-1].copy(), 10)
+    other = classifiers.fit(images, labels[::-1].copy(), 10)
     assert any((first[name] != other[name]).any() for name in first)
 
 
@@ -285,8 +287,8 @@ def test_held_out_images_have_labels_and_are_not_trained_on(monkeypatch, others,
             raise ValueError("no such split")
         return Numbered(7, others[split])
 
-    monkeypatch.setattr(features.data, "open_config", opened)
-    (images, _), (held, labels), said = features.labelled(None, Numbered(100, 0))
+    monkeypatch.setattr(features.pipeline, "open_config", opened)
+    (images, _), (held, labels), said = classifiers.labelled(None, Numbered(100, 0))
     assert said == where and labels.min() >= 0
     if "train" in where:
         assert sorted([*images.ravel(), *held.ravel()]) == list(range(100))
@@ -295,10 +297,10 @@ def test_held_out_images_have_labels_and_are_not_trained_on(monkeypatch, others,
 
 
 def test_of_many_images_a_random_part_is_trained_on(monkeypatch):
-    monkeypatch.setattr(features, "TRAINED_ON", 20)
-    monkeypatch.setattr(features, "HELD_OUT", 4)
-    monkeypatch.setattr(features.data, "open_config", lambda config_data, split: Numbered(200, 0))
-    (images, _), (held, _), _ = features.labelled(None, Numbered(200, 0))
+    monkeypatch.setattr(classifiers, "TRAINED_ON", 20)
+    monkeypatch.setattr(classifiers, "HELD_OUT", 4)
+    monkeypatch.setattr(features.pipeline, "open_config", lambda config_data, split: Numbered(200, 0))
+    (images, _), (held, _), _ = classifiers.labelled(None, Numbered(200, 0))
     assert len(set(images.ravel())) == 20 and images.max() > 100 and len(set(held.ravel())) == 4
 
 

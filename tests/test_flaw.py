@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 from scipy.special import ndtr
 
-from noisesched import data, metrics, samplers, schedules
+from noisesched import samplers, schedules
 from noisesched.diffusion import alpha, sigma
+from noisesched.evaluation import metrics
+from noisesched.runtime import pictures
 
 WIDEST, TEXTURE, SIDE, COUNT = 0.95, 0.03, 32, 500
 LEAKING, REPAIRED = "discrete(scaled_linear)", "discrete(scaled_linear, zero_terminal=True)"
@@ -46,7 +48,7 @@ def images(log_snrs, offset=0.0, start=0.0):
     means = np.array([statistics.NormalDist().inv_cdf((i + 0.5) / COUNT) for i in range(COUNT)])
     means *= math.hypot(1 / SIDE, start)
     z = z - z.mean((1, 2, 3), keepdims=True) + means[:, None, None, None].astype(np.float32)
-    return np.asarray(data.unscale(_sample(z, jnp.array(log_snrs, jnp.float32), offset)))
+    return np.asarray(pictures.unscale(_sample(z, jnp.array(log_snrs, jnp.float32), offset)))
 
 
 @jax.jit

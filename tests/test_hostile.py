@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from noisesched import train
+from noisesched.training import loop
 
 TOUCHED = "__import__('os').system('touch {0}')"
 LEAF = "unet/conv_in/kernel"
@@ -21,7 +21,7 @@ HUGE = {"shape": [10**6, 10**6, 1, 8], "chunks": [10**6, 10**6, 1, 8]}
 def finished(small, tmp_path_factory):
     """The workdir of a run of two steps."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    train.train(small({"training.num_steps": 2}), workdir, lambda line: None)
+    loop.train(small({"training.num_steps": 2}), workdir, lambda line: None)
     return workdir
 
 

@@ -1,26 +1,20 @@
-"""The shape of the package: imports point one way, nothing heavy is loaded before its time, and files stay small."""
+"""The shape of the package, read from its folders: imports point one way, and nothing heavy is loaded before its time."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
 
-LAYERS = {  # lowest first; a module imports from its own layer and earlier ones, without cycles
-    "mathematics": ["spec", "listing", "tables", "diffusion", "curves", "schedules", "ends"],
-    "network": ["conditioning", "unet", "denoiser", "inception"],
-    "algorithms": ["objective", "samplers", "guidance", "likelihood", "noisiest", "appearance", "metrics", "leak", "judgement",
-                   "diagnosis"],
-    "outside world": ["backend", "cluster", "parallel", "vitals", "files", "pictures", "events", "workdir", "claims", "quiet",
-                      "checkpoints", "builders", "workers", "data", "config", "features", "document", "foreign", "interchange",
-                      "scheduler_file"],
-    "programs": ["recorder", "signals", "train", "sample", "evaluate", "study", "compare", "findings", "pairing", "sentences",
-                 "limits", "figures", "heatmaps", "histograms", "brightness", "report", "plot", "diagnose", "benchmark", "flags",
-                 "__main__"],
+PACKAGE = {  # "training.loop" -> its file
+    ".".join(path.relative_to(ROOT / "noisesched").with_suffix("").parts): path
+    for path in sorted((ROOT / "noisesched").rglob("*.py"))
+    if path.name != "__init__.py"
 }
-DEPTH = {module: depth for depth, modules in enumerate(LAYERS.values()) for module in modules}
-PACKAGE = {path.stem: path for path in ROOT.glob("noisesched/*.py") if path.stem != "__init__"}
+FACE = {"flags", "__main__"}  # at the root beside the mathematics: the command line
+MATHEMATICS = {module for module in PACKAGE if "." not in module} - FACE
 
 
 def imports(module):
@@ -31,41 +25,48 @@ def imports(module):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}: a relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         else:
             continue
-        found |= {name.split(".")[1] for name in names if name.startswith("noisesched.")} & set(PACKAGE)
-    return found
+        found |= {name.removeprefix("noisesched.") for name in names} & set(PACKAGE)
+    return found - {module}
 
 
-def test_every_module_has_its_layer():
-    assert set(DEPTH) == set(PACKAGE)
-    assert "utils" not in PACKAGE
+def folder(module):
+    """ "training.loop" -> "training"; the mathematics is a folder of its own, and so is the command line."""
+    return module.partition(".")[0] if "." in module else "mathematics" if module in MATHEMATICS else "face"
 
 
-@pytest.mark.parametrize("module", DEPTH)
-def test_imports_point_one_way(module):
-    upwards = {other for other in imports(module) if DEPTH[other] > DEPTH[module]}
-    assert not upwards, f"{module} imports from a later layer: {', '.join(upwards)}"
+def order(graph):
+    """A topological order of {node: what it needs}; fails, naming the cycle, if there is none."""
+    try:
+        return list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(f"a cycle: {' -> '.join(reversed(error.args[1]))}")
 
 
-def test_no_cycles():
-    left, order = {module: imports(module) for module in PACKAGE}, []
-    while left:
-        free = sorted(module for module, needs in left.items() if needs <= set(order))
-        assert free, f"a cycle among {', '.join(left)}"
-        order += free
-        left = {module: needs for module, needs in left.items() if module not in free}
-    assert order[-1] == "__main__"
+def test_the_mathematics_imports_nothing_but_itself():
+    assert {module for module in PACKAGE if "." not in module} >= {"diffusion", "schedules", "samplers", "loss"}
+    for module in MATHEMATICS:
+        assert imports(module) <= MATHEMATICS, module
 
 
-@pytest.mark.parametrize("module", ["spec", "tables", "diffusion", "curves", "unet", "inception", "events", "files"])
-def test_the_first_ones_stand_alone(module):
-    assert imports(module) == set()
+def test_imports_between_folders_point_one_way():
+    graph = {}
+    for module in PACKAGE:
+        graph.setdefault(folder(module), set()).update(map(folder, imports(module)))
+    ranked = order({name: needs - {name} for name, needs in graph.items()})
+    assert ranked[0] in ("mathematics", "runtime") and ranked[-1] == "face"
 
 
-def test_mathematics_needs_no_more_than_schedules_says():
-    assert imports("schedules") == {"spec", "listing", "tables", "diffusion", "curves"}
+def test_imports_between_modules_have_no_cycle():
+    assert order({module: imports(module) for module in PACKAGE})[-1] == "__main__"
+
+
+def test_every_folder_says_what_it_is_for():
+    for path in {path.parent for path in PACKAGE.values()}:
+        assert ast.get_docstring(ast.parse((path / "__init__.py").read_text())), path
+    assert not [module for module in PACKAGE if "util" in module]
 
 
 def test_only_the_command_line_reads_flags():
@@ -102,7 +103,7 @@ def test_no_module_loads_tensorflow_or_torch():
 
 
 def test_the_mathematics_loads_no_flax_and_no_data_library():
-    program = "\n".join(f"import noisesched.{module}" for module in (*LAYERS["mathematics"], "samplers", "objective"))
+    program = "\n".join(f"import noisesched.{module}" for module in sorted(MATHEMATICS))
     assert looked_for({"flax", "optax", "orbax", "grain", "tensorflow_datasets", "ml_collections"}, program) == set()
 
 
@@ -113,11 +114,3 @@ HELP = [["--help"], ["--version"], *([name, "--help"] for name in ("train", "com
 def test_help_does_not_wait_for_jax(words):
     program = f"import runpy\nsys.argv[1:] = {words!r}\ntry:\n    runpy.run_module('noisesched', run_name='__main__')\n"
     assert looked_for({"jax", "flax", "numpy"}, program + "except SystemExit as end:\n    assert end.code == 0") == set()
-
-
-# -- size
-
-@pytest.mark.parametrize("folder", ["noisesched", "configs", "launch"])
-def test_no_file_over_400_lines(folder):
-    lengths = {path.name: len(path.read_text().splitlines()) for path in (ROOT / folder).glob("*") if path.is_file()}
-    assert lengths and {name: length for name, length in lengths.items() if length > 400} == {}

@@ -11,7 +11,7 @@ import pytest
 import scipy.ndimage
 import scipy.signal
 
-from noisesched import inception
+from noisesched.evaluation import inception
 
 SHAPES = inception.tensors()
 FIRST = "Conv2d_1a_3x3.conv.weight"

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from noisesched import foreign, samplers, schedules
-from noisesched.interchange import parse, read, write
+from noisesched import samplers, schedules
+from noisesched.interchange import schedulers
+from noisesched.interchange.scheduler_config import parse, read, write
 
 LATENT = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 LATENT_SPEC = "discrete(scaled_linear, num_steps=1000, beta_min=0.00085, beta_max=0.012)"
@@ -91,7 +92,7 @@ def test_published_terminal_values():
 def test_defaults_differ_between_classes():
     assert parse(DDIM).schedule == parse(EULER).schedule == parse(SOLVER).schedule == LINEAR_SPEC
     assert parse(HEUN).schedule == "discrete(linear, num_steps=1000, beta_min=0.00085, beta_max=0.012)"  # linear with those ends
-    leading = {name for name, fields in foreign.FIELDS.items() if fields.get("timestep_spacing") == "leading"}
+    leading = {name for name, fields in schedulers.FIELDS.items() if fields.get("timestep_spacing") == "leading"}
     assert leading == {"DDIMScheduler", "DDPMScheduler", "PNDMScheduler"}
     assert parse(DDPM).method == "ancestral" and parse(DDIM).grid.offset == 0
     assert any("clip_sample" in note for note in parse(DDIM).notes) and not any("clip" in note for note in parse(HEUN).notes)
@@ -180,10 +181,10 @@ def test_the_stand_in_for_zero_terminal_snr():
 
 # -- no field is passed over in silence
 
-@pytest.mark.parametrize("name", foreign.FIELDS)
+@pytest.mark.parametrize("name", schedulers.FIELDS)
 def test_every_field_is_accounted_for(name):
     """Nonsense in any field is refused by its name, or noted, or the field is named as one of no effect."""
-    for field in foreign.KNOWN:
+    for field in schedulers.KNOWN:
         try:
             settings = parse({"_class_name": name, field: {"non": "sense"}})
         except ValueError as error:
@@ -193,7 +194,7 @@ def test_every_field_is_accounted_for(name):
 
 
 def test_unknown_fields_are_named_and_refused():
-    for name in foreign.FIELDS:
+    for name in schedulers.FIELDS:
         with pytest.raises(ValueError, match=r"unknown fields: shift_snr=3.0, beta_stat=0.1; .* take out those that you know"):
             parse({"_class_name": name, "shift_snr": 3.0, "_note": 1, "beta_stat": 0.1})
     assert parse(DDIM | {"_note": 1}).no_effect == ("_note",)
@@ -311,7 +312,7 @@ def test_a_continuous_schedule_is_written_as_a_thousand_of_its_levels():
 
 def test_what_float32_loses_is_told():
     """The first beta of DDPM, 1e-4, is kept to half of 2^-24 (the spacing of floats below 1); betas below that are refused."""
-    gap, step = foreign.lost_to_float32(table(DDIM), table(DDIM).betas)
+    gap, step = schedulers.lost_to_float32(table(DDIM), table(DDIM).betas)
     kept = float(np.float32(1) - np.float32(1e-4))
     assert step == 1 and gap == pytest.approx(abs(math.log(kept / (1 - kept)) - math.log(0.9999 / 1e-4)), rel=1e-6) and gap < 3e-4
     with pytest.raises(ValueError, match="timestep 1 of 4 has beta 1e-09, which is lost"):
@@ -373,7 +374,7 @@ def test_writing_from_a_spec(main, tmp_path):
 
 def test_writing_a_run(main, small, tmp_path):
     """A network told timesteps has those of its table, whatever it was drawn from."""
-    from noisesched.workdir import Workdir
+    from noisesched.runs.workdir import Workdir
 
     changes = {"conditioning.kind": "timestep", "conditioning.table": "discrete(cosine, num_steps=100)", "model.prediction": "x"}
     Workdir(tmp_path / "run").write_config(dataclasses.asdict(small(changes)))

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from test_interchange import ANCESTRAL, DDIM, DDPM, EULER, FLOW, HEUN, LATENT, PUBLISHED, ROUND_TRIPS, SOLVER
 
-from noisesched import diffusion, foreign, samplers, schedules
-from noisesched.interchange import parse, write
+from noisesched import diffusion, samplers, schedules
+from noisesched.interchange import schedulers
+from noisesched.interchange.scheduler_config import parse, write
 
 diffusers = pytest.importorskip("diffusers")
 torch = pytest.importorskip("torch")
@@ -75,7 +76,7 @@ def test_the_same_table_and_the_same_levels(fields):
 ], ids=named)  # fmt: skip
 def test_the_same_image_from_the_same_noise(fields):
     """All the steps, for a network that is right about normal data, and predicts as the file says."""
-    fields = fields | ({"clip_sample": False} if "clip_sample" in foreign.FIELDS[fields["_class_name"]] else {})
+    fields = fields | ({"clip_sample": False} if "clip_sample" in schedulers.FIELDS[fields["_class_name"]] else {})
     scheduler, settings, noise = library(fields), parse(fields), np.linspace(-2, 2, 7, dtype=np.float32)
     levels = jnp.asarray(settings.levels(20), jnp.float32)
     ours = samplers.sample(estimate, jax.random.key(0), jnp.asarray(noise), levels, settings.method)
@@ -112,6 +113,6 @@ def test_the_library_makes_our_table_of_what_is_written(case):
     told = next(note for note in notes if "float32" in note)
     assert gap < 5e-3 and gap / 5 < float(told.split("up to about ")[1].split(",")[0]) < 5 * gap
     if parse(fields).grid.stand_in:
-        assert alpha_bar[-1] == pytest.approx(foreign.STAND_IN)
+        assert alpha_bar[-1] == pytest.approx(schedulers.STAND_IN)
     else:
         assert alpha_bar[-1] == pytest.approx(made.alpha_bar[-1], rel=3e-5)  # exactly 0 where ours is

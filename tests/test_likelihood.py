@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from noisesched import diffusion, likelihood, schedules
+from noisesched import diffusion, schedules
+from noisesched.evaluation import likelihood
 
 MEAN, STD = 0.1, 0.3
 LOW, HIGH = -9.0, 6.0

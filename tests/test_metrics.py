@@ -6,8 +6,8 @@ import scipy.linalg
 import scipy.special
 import scipy.stats
 
-from noisesched import metrics
-from noisesched.metrics import METRICS, Measure
+from noisesched.evaluation import metrics
+from noisesched.evaluation.metrics import METRICS, Measure
 
 TAKES = {name: metric.takes for name, metric in METRICS.items()}
 ON_FEATURES = [name for name, takes in TAKES.items() if takes == "features"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from noisesched.pictures import GRAY, LEGIBLE, SEPARATOR, grid, write_png
+from noisesched.runtime.pictures import GRAY, LEGIBLE, SEPARATOR, grid, write_png
 
 
 def images(count, height=8, width=6, channels=3):

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from noisesched import ends, plot, schedules
+from noisesched import schedules
+from noisesched.diagnosis import plot
 
 
 def said(specs, path):
@@ -56,7 +57,7 @@ def test_leaking_schedules_in_sigma_are_told_of(tmp_path):
     assert karras.startswith("karras ends at sigma_ve = 80: ") and "finite" in karras and len(karras) < 130
     for line, leaking in ((karras, "karras"), (table, "discrete(karras, num_steps=9)")):
         repaired = line.rpartition(": ")[2]
-        assert repaired == str(ends.with_zero_terminal(leaking)) and schedules.make(repaired)(1.0) == -math.inf
+        assert repaired == str(schedules.with_zero_terminal(leaking)) and schedules.make(repaired)(1.0) == -math.inf
     assert len(lines) == len(specs) and not any("sigma_ve" in line for line in lines)
 
 

@@ -13,9 +13,11 @@ import time
 import numpy as np
 import pytest
 
-from noisesched import cluster, evaluate
-from noisesched.checkpoints import Checkpoints
-from noisesched.workdir import Workdir, read_metrics
+from noisesched.evaluation import evaluate
+from noisesched.runs.checkpoints import Checkpoints
+from noisesched.runs.metrics_log import read_metrics
+from noisesched.runs.workdir import Workdir
+from noisesched.runtime import cluster
 
 # A constant rate: then one compiled program serves runs of all lengths.
 CHANGES = {"optimizer.decay": "constant", "training.num_steps": 6, "training.checkpoint_every": 2, "training.batch_size": 16,

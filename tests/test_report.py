@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-import html.parser
+from html.parser import HTMLParser
 import itertools
 import json
 import re
@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from noisesched import __main__, document, figures, findings, limits, pairing, report, schedules, sentences
-from noisesched.findings import Condition, Task
-from noisesched.pictures import grid, write_png
+from noisesched import __main__, schedules
+from noisesched.comparison import html, limits, plots, report, results
+from noisesched.comparison import pairs as pairing
+from noisesched.comparison import text as wording
+from noisesched.comparison.results import Condition, Task
+from noisesched.runtime.pictures import grid, write_png
 
 MAIN, BRIGHT, RECALL = "frechet(classifier, n=256)", "brightness(n=256)", "recall(classifier, n=256)"
 TABLE = "discrete(linear(beta_min=0.1), num_steps=1000)"
@@ -130,7 +133,7 @@ def dump(path, content):
 
 # -- reading what was written
 
-class Page(html.parser.HTMLParser):
+class Page(HTMLParser):
     """The tables [[cells of a row]] of a page, its text, tags and the addresses that it would load or lead to."""
 
     def __init__(self, text):
@@ -194,7 +197,7 @@ def full(tmp_path_factory):
 @pytest.fixture
 def quick(monkeypatch):
     """`quick(folder)`: the page of a comparison's report, whose pictures are drawn but not rendered."""
-    monkeypatch.setattr(figures, "png", lambda figure: b"")
+    monkeypatch.setattr(plots, "png", lambda figure: b"")
 
     def page(folder):
         report.run(folder, say=lambda text: None)
@@ -266,34 +269,34 @@ def test_an_average_is_over_both_ways_of_drawing_and_all_calls(full):
 
 def test_seeds_that_move_all_runs_alike_do_not_hide_a_difference(full):
     """The spread over seeds is larger than the effect, yet the paired difference is seen."""
-    comparison = findings.read(full[0])
+    comparison = results.read(full[0])
     a, b = (Condition(f"curve_{kind}", "linear", kind, translation)
             for kind, translation in (("log_snr", None), ("timestep", "raw")))  # fmt: skip
     task = Task("cosine", "ddim", "trailing", 25)
-    found = findings.difference(findings.differences(comparison, a, b, task, MAIN).values())
+    found = results.difference(results.differences(comparison, a, b, task, MAIN).values())
     assert comparison.summary(a, task, MAIN).std > 4 * found.std_error
-    assert findings.verdict(found, MAIN) == "better"
+    assert results.verdict(found, MAIN) == "better"
 
 
 def test_what_is_better_follows_the_metric():
-    low = findings.difference([-1.0, -1.1, -0.9])
-    assert [findings.verdict(low, name) for name in (MAIN, RECALL, BRIGHT)] == ["better", "worse", "better"]
-    high = findings.difference([1.0, 1.1, 0.9])
-    assert [findings.verdict(high, name) for name in (MAIN, RECALL)] == ["worse", "better"]
-    assert findings.verdict(findings.difference([5.0]), MAIN) == "one seed"
-    assert findings.verdict(findings.difference([0.0, 0.0]), MAIN) == "no difference seen"
+    low = results.difference([-1.0, -1.1, -0.9])
+    assert [results.verdict(low, name) for name in (MAIN, RECALL, BRIGHT)] == ["better", "worse", "better"]
+    high = results.difference([1.0, 1.1, 0.9])
+    assert [results.verdict(high, name) for name in (MAIN, RECALL)] == ["worse", "better"]
+    assert results.verdict(results.difference([5.0]), MAIN) == "one seed"
+    assert results.verdict(results.difference([0.0, 0.0]), MAIN) == "no difference seen"
 
 
 def test_sampling_seeds_are_averaged_and_paired_before_anything_else(tmp_path):
     rows = make(tmp_path, seeds=(0, 1), images=False, evaluated=False, drawn=("linear",),
                 keep=lambda row: not (row["told"] == "none" and row["train_seed"] == 1 and row["seed"] == 1))  # fmt: skip
-    comparison = findings.read(tmp_path)
+    comparison = results.read(tmp_path)
     a, b = (Condition(f"curve_{kind}", "linear", kind, None) for kind in ("log_snr", "none"))
     task = Task("cosine", "ddim", "trailing", 5)
     where = {"schedule": "cosine", "calls": 5}
     expected = statistics.fmean(cell(rows, run="curve_log_snr", **where).values())
     assert comparison.summary(a, task, MAIN)[::2] == (pytest.approx(expected), 3)
-    found = findings.differences(comparison, a, b, task, MAIN)
+    found = results.differences(comparison, a, b, task, MAIN)
     only = [cell(rows, run=f"curve_{kind}", train_seed=1, seed=0, **where)[1] for kind in ("log_snr", "none")]
     assert found[1] == pytest.approx(only[0] - only[1])  # the sampling seed that both have
     both = [cell(rows, run=f"curve_{kind}", **where)[2] for kind in ("log_snr", "none")]
@@ -308,7 +311,7 @@ def test_sampling_seeds_are_averaged_and_paired_before_anything_else(tmp_path):
     ("cosine", "shifted(cosine, by=-0.5)", False), (TABLE, "linear(beta_max=15)", False),
 ])  # fmt: skip
 def test_the_schedule_of_training_is_known_also_as_a_table(drawn, schedule, same):
-    assert findings.own(drawn, schedule) == same
+    assert results.own(drawn, schedule) == same
 
 
 @pytest.mark.parametrize("value, text", [
@@ -316,7 +319,7 @@ def test_the_schedule_of_training_is_known_also_as_a_table(drawn, schedule, same
     (1.2e-7, "1.2e-07"), (3.2e7, "3.2e+07"),
 ])  # fmt: skip
 def test_numbers_have_three_digits(value, text):
-    assert document.number(value) == text
+    assert html.number(value) == text
 
 
 @pytest.mark.parametrize("mean, spread, text", [
@@ -325,7 +328,7 @@ def test_numbers_have_three_digits(value, text):
     (1e-7, 1e-8, "1.0e-07 ± 1.0e-08"),
 ])  # fmt: skip
 def test_a_mean_has_the_digits_that_its_spread_allows(mean, spread, text):
-    assert document.plus_minus(mean, spread) == text
+    assert html.plus_minus(mean, spread) == text
 
 
 def test_the_abstract_says_what_the_tables_say(full):
@@ -418,7 +421,7 @@ def test_an_unfinished_comparison_says_so_and_a_torn_line_is_left_out(tmp_path, 
 
 def test_runs_with_fewer_seeds_are_not_said_to_have_as_many(tmp_path):
     make(tmp_path, keep=lambda row: row["train_seed"] == 0 or row["told"] == "none", **LEAN)
-    assert "6 ways of training a network, 1 to 3 seeds each" in sentences.scope(findings.read(tmp_path))
+    assert "6 ways of training a network, 1 to 3 seeds each" in wording.scope(results.read(tmp_path))
 
 
 def test_one_seed_gives_no_error_and_no_verdict(tmp_path, quick):
@@ -467,7 +470,7 @@ def test_runs_that_differ_in_another_setting_are_paired_by_it(tmp_path, quick):
 def test_what_leaves_the_network_as_it_is_does_not_part_runs(tmp_path):
     make(tmp_path / "a", **LEAN)
     make(tmp_path / "b", **LEAN, settings={"curve_none": {"training.log_every": 7, "preview.every": 500, "data.num_workers": 4}})
-    pairs = [pairing.pairs(findings.read(tmp_path / name)) for name in "ab"]
+    pairs = [pairing.pairs(results.read(tmp_path / name)) for name in "ab"]
     assert pairs[0] == pairs[1] and len(pairs[0]) == 10 and {pair.factor for pair in pairs[0]} == {"conditioning"}
     assert all(pair.first.drawn == pair.second.drawn for pair in pairs[0])
 
@@ -475,7 +478,7 @@ def test_what_leaves_the_network_as_it_is_does_not_part_runs(tmp_path):
 def test_two_tables_of_timesteps_are_told_apart(tmp_path):
     make(tmp_path, told=("timestep",) * 2, drawn=("linear",), labels=["long", "short"], translations=("nearest", "raw"),
          settings={"short": {"conditioning.table": "discrete(linear, num_steps=50)"}}, **LEAN)  # fmt: skip
-    pairs = pairing.pairs(findings.read(tmp_path))
+    pairs = pairing.pairs(results.read(tmp_path))
     assert [tuple(map(str, pair[:2])) for pair in pairs] == [(f"long, {how}", f"short, {how}") for how in ("nearest", "raw")]
     assert pairs[0].values == (f"timestep (table {TABLE}, nearest)", "timestep (table discrete(linear, num_steps=50), nearest)")
 
@@ -529,7 +532,7 @@ def test_copies_of_what_was_trained_on_are_warned_of_where_they_would_score_well
     said = {}
     for reference in ("train", "test", "train+test"):
         make(tmp_path / reference, reference=reference, **LEAN)
-        said[reference] = [*limits.real(findings.read(tmp_path / reference), MAIN, [])]
+        said[reference] = [*limits.real(results.read(tmp_path / reference), MAIN, [])]
     assert said["test"] == []
     assert "of 'train', which the networks were trained on: a network that copied" in said["train"][0]
     assert "'train+test', which holds images that the networks were trained on" in said["train+test"][0]
@@ -551,14 +554,14 @@ def test_evaluations_that_are_not_there_have_their_reason(tmp_path, quick):
 def test_levels_are_those_that_were_sampled_whatever_has_become_of_a_file(tmp_path, quick):
     gone = "piecewise('gone.txt')"
     make(tmp_path, schedules=("linear", gone), told=("log_snr",), drawn=("linear",), **LEAN)
-    comparison = findings.read(tmp_path)
-    assert findings.levels(comparison, Task(gone, "ddim", "trailing", 5)).tolist() == [-9, -5, -1, 3, 7]
-    assert not findings.own("linear", gone) and findings.own(gone, "piecewise( 'gone.txt' )")
-    assert not findings.own("cosine", f"shifted({gone}, by=1)")
+    comparison = results.read(tmp_path)
+    assert results.levels(comparison, Task(gone, "ddim", "trailing", 5)).tolist() == [-9, -5, -1, 3, 7]
+    assert not results.own("linear", gone) and results.own(gone, "piecewise( 'gone.txt' )")
+    assert not results.own("cosine", f"shifted({gone}, by=1)")
     quick(tmp_path)
     for row in comparison.rows:  # as of an older comparison
         del row["log_snrs"]
-    assert findings.levels(comparison, Task("linear", "ddim", "trailing", 5)) == pytest.approx(
+    assert results.levels(comparison, Task("linear", "ddim", "trailing", 5)) == pytest.approx(
         np.asarray(schedules.levels("linear", 5)))  # fmt: skip
 
 
@@ -572,12 +575,12 @@ def test_a_budget_is_not_said_to_be_the_calls_that_were_made(tmp_path, quick):
 
 def test_methods_that_make_other_numbers_of_calls_are_said_to(tmp_path):
     make(tmp_path, methods=("ddim", "heun"), drawn=("linear",), calls=(10,), **LEAN)
-    comparison = findings.read(tmp_path)
+    comparison = results.read(tmp_path)
     for row in comparison.rows:
         row["network_calls"] -= row["method"] == "heun"
-    assert sentences.budget(comparison, 10) == "9 and 10 network calls (at most 10)"
-    assert sentences.budget(comparison, 10, ("ddim", "trailing")) == "10 network calls"
-    assert sentences.budget(comparison, 10, ("heun", "trailing")) == "9 network calls (at most 10)"
+    assert wording.budget(comparison, 10) == "9 and 10 network calls (at most 10)"
+    assert wording.budget(comparison, 10, ("ddim", "trailing")) == "10 network calls"
+    assert wording.budget(comparison, 10, ("heun", "trailing")) == "9 network calls (at most 10)"
 
 
 def test_a_single_cell_is_neither_best_nor_worst(tmp_path, quick):
@@ -596,7 +599,7 @@ def test_rows_of_some_budgets_alone_are_no_fault(tmp_path, quick):
 
 def test_infinite_levels_are_said_to_be_infinite(tmp_path):
     make(tmp_path, **LEAN)
-    comparison = findings.read(tmp_path)
+    comparison = results.read(tmp_path)
     clamped = [row for row in comparison.rows if row["outside"]["handled"]]
     clamped[0]["outside"]["by"] = clamped[1]["outside"]["by"] = float("inf")
     assert [*limits.levels(comparison, MAIN, [])] == [
@@ -660,7 +663,7 @@ def test_a_row_made_again_stands_for_the_older_one(tmp_path):
     again = rows[0] | {"metrics": {name: 1000.0 for name in rows[0]["metrics"]}}
     with open(tmp_path / "compare.jsonl", "a") as file:
         file.write(json.dumps(again) + "\n")
-    comparison = findings.read(tmp_path)
+    comparison = results.read(tmp_path)
     assert len(comparison.rows) == len(rows)
     assert [row["metrics"][MAIN] for row in comparison.rows if row["key"] == rows[0]["key"]] == [1000.0]
 
@@ -671,7 +674,7 @@ def test_infinite_numbers_are_in_no_mean(tmp_path):
     broken = json.loads(lines[0])
     broken["metrics"][MAIN] = "inf"
     (tmp_path / "compare.jsonl").write_text("\n".join([json.dumps(broken), *lines[1:]]) + "\n")
-    comparison = findings.read(tmp_path)
+    comparison = results.read(tmp_path)
     condition, task = next(iter(comparison.cells))
     assert comparison.summary(condition, task, MAIN).n == 2
 
@@ -683,7 +686,7 @@ def test_a_missing_file_is_named(tmp_path, name):
     make(tmp_path, **LEAN)
     (tmp_path / name).unlink()
     with pytest.raises(FileNotFoundError, match=rf"^[^\n]*{name} is missing: give the --compare=DIR[^\n]*$"):
-        findings.read(tmp_path)
+        results.read(tmp_path)
 
 
 def damaged(path, *keys, value):
@@ -715,7 +718,7 @@ def test_damage_is_named_in_one_line(tmp_path, name, keys, value, said):
     make(tmp_path, **LEAN)
     damaged(tmp_path / name, *keys, value=value)
     with pytest.raises(ValueError) as error:
-        findings.read(tmp_path)
+        results.read(tmp_path)
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -724,14 +727,14 @@ def test_a_damaged_line_is_named(tmp_path):
     lines = (tmp_path / "compare.jsonl").read_text().split("\n")
     (tmp_path / "compare.jsonl").write_text("\n".join([lines[0], lines[1][:40], *lines[2:]]))
     with pytest.raises(ValueError, match="compare.jsonl, line 2: "):
-        findings.read(tmp_path)
+        results.read(tmp_path)
 
 
 def test_a_damaged_evaluation_is_named_and_costs_itself_alone(tmp_path):
     make(tmp_path, images=False)
     path = tmp_path / "evaluations" / "curve_log_snr" / "seed0" / "evaluation.json"
     damaged(path, "profile", "v", value=[1.0])
-    found = findings.read(tmp_path)
+    found = results.read(tmp_path)
     said, = [reason for reason in found.runs["curve_log_snr"]["evaluations"].values() if reason]
     assert "log_snr, eps and v of its profile must be as many numbers each" in said
     assert [len(each) for each in found.evaluations.values()] == [2, *[3] * (len(found.runs) - 1)]
@@ -740,16 +743,16 @@ def test_a_damaged_evaluation_is_named_and_costs_itself_alone(tmp_path):
 @pytest.mark.parametrize("preview", ["../../etc/passwd", "previews/../x.png", "/etc/passwd"])
 def test_a_preview_from_elsewhere_is_not_read(tmp_path, preview):
     with pytest.raises(ValueError, match="is not in previews/"):
-        figures.preview(tmp_path, {"preview": preview})
+        plots.preview(tmp_path, {"preview": preview})
 
 
 def test_a_damaged_preview_is_named(tmp_path):
     (tmp_path / "previews").mkdir()
     with pytest.raises(FileNotFoundError, match="a.png is missing"):
-        figures.preview(tmp_path, {"preview": "previews/a.png"})
+        plots.preview(tmp_path, {"preview": "previews/a.png"})
     (tmp_path / "previews" / "a.png").write_bytes(b"no picture")
     with pytest.raises(OSError, match="a.png is no picture that can be read"):
-        figures.preview(tmp_path, {"preview": "previews/a.png"})
+        plots.preview(tmp_path, {"preview": "previews/a.png"})
 
 
 def test_a_preview_that_is_missing_or_damaged_is_an_empty_cell(tmp_path, monkeypatch):
@@ -758,11 +761,11 @@ def test_a_preview_that_is_missing_or_damaged_is_an_empty_cell(tmp_path, monkeyp
     first["linear"].unlink()
     first["cosine"].write_bytes(b"no picture")
     drawn = []
-    monkeypatch.setattr(figures, "png", lambda figure: drawn.append([text.get_text() for text in figure.axes[0].texts]))
-    comparison = findings.read(tmp_path)
+    monkeypatch.setattr(plots, "png", lambda figure: drawn.append([text.get_text() for text in figure.axes[0].texts]))
+    comparison = results.read(tmp_path)
     (condition,), names = comparison.conditions, comparison.schedules
-    figures.strips(comparison, [str(condition)], names, {
-        (0, column): (condition, findings.Task(name, "ddim", "trailing", 5)) for column, name in enumerate(names)})  # fmt: skip
+    plots.strips(comparison, [str(condition)], names, {
+        (0, column): (condition, results.Task(name, "ddim", "trailing", 5)) for column, name in enumerate(names)})  # fmt: skip
     assert drawn == [["not there", "cannot be read"]]
 
 
@@ -784,8 +787,8 @@ def test_the_command_line_says_it_in_one_line(tmp_path, capsys):
 
 def test_markdown_is_escaped_at_the_start_of_a_line_too():
     text = "\n\n".join(block.markdown("p") for block in [
-        document.Text("- no list"), document.Text("1. nor this"), document.Text("# no heading\n\nin one line"),
-        document.Code("```\ncode"),
+        html.Text("- no list"), html.Text("1. nor this"), html.Text("# no heading\n\nin one line"),
+        html.Code("```\ncode"),
     ])  # fmt: skip
     assert text.split("\n\n") == ["\\- no list", "1\\. nor this", "\\# no heading in one line", "````\n```\ncode\n````"]
 
@@ -796,15 +799,15 @@ def test_markdown_is_escaped_at_the_start_of_a_line_too():
     ("<b> &amp; a<b", "&lt;b> &amp;amp; a&lt;b"), ("a|b", None),
 ])  # fmt: skip
 def test_only_markup_is_escaped(text, written):
-    assert document.Text(text).markdown("p") == (text if written is None else written)
+    assert html.Text(text).markdown("p") == (text if written is None else written)
 
 
 def test_a_cell_begins_no_block_and_holds_no_bar():
-    table = document.Table(["a"], [["8. x"], ["- y"], ["# z"], ["a|b"]])
+    table = html.Table(["a"], [["8. x"], ["- y"], ["# z"], ["a|b"]])
     assert table.markdown("p").splitlines()[2:] == ["| 8. x |", "| - y |", "| # z |", r"| a\|b |"]
 
 
 def test_columns_of_numbers_are_set_to_the_right():
-    table = document.Table(["a", "b", "c", "d"], [["1.5 ± 0.2", "x", "-", "3 refused"], ["-0.1", "2", "1e-07", "-"]])
+    table = html.Table(["a", "b", "c", "d"], [["1.5 ± 0.2", "x", "-", "3 refused"], ["-0.1", "2", "1e-07", "-"]])
     assert table.numeric == [True, False, True, True]
     assert "\n| ---: | --- | ---: | ---: |\n" in table.markdown("p")

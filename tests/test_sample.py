@@ -10,10 +10,14 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from noisesched import config as configuration
-from noisesched import denoiser, sample, samplers, schedules, train
-from noisesched.checkpoints import Checkpoints
-from noisesched.workdir import Workdir
+from noisesched import samplers, schedules
+from noisesched.evaluation import sample
+from noisesched.models import build, denoiser
+from noisesched.models import generate as generation
+from noisesched.runs import config as configuration
+from noisesched.runs.checkpoints import Checkpoints
+from noisesched.runs.workdir import Workdir
+from noisesched.training import step as training_step
 
 ASKED = sample.Request(
     schedules=("cosine",), steps=(3,), methods=("ddim",), spacing="trailing", num_images=5, seed=0, parameters="ema",
@@ -30,7 +34,7 @@ KINDS = {
 
 
 def shapes(config):
-    return denoiser.split(nnx.eval_shape(lambda: configuration.make_denoiser(config)))[1]
+    return denoiser.split(nnx.eval_shape(lambda: build.make_denoiser(config)))[1]
 
 
 def parameters(config, seed):
@@ -49,7 +53,7 @@ def runs(small, tmp_path_factory):
         with Checkpoints(workdir, max_to_keep=2) as checkpoints:
             for step in (10, 20):
                 params, ema = parameters(config, step), parameters(config, step + 1)
-                checkpoints.save(step, train.State(np.int32(step), params, ema, ())._asdict())
+                checkpoints.save(step, training_step.State(np.int32(step), params, ema, ())._asdict())
         made[kind] = str(workdir.path)
     return made
 
@@ -141,7 +145,7 @@ def test_the_seed_decides_and_the_batch_does_not(sampled, monkeypatch):
     assert_same(images[:5], sampled("classes")[0])
     assert (images != sampled("classes", num_images=21, seed=1)[0]).mean() > 0.5
     assert len(np.unique(images, axis=0)) == 21
-    monkeypatch.setattr(sample, "BATCH", 2)
+    monkeypatch.setattr(generation, "BATCH", 2)
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     assert_same(images, sampled("classes", num_images=21)[0])
 
@@ -149,7 +153,7 @@ def test_the_seed_decides_and_the_batch_does_not(sampled, monkeypatch):
 def test_random_samplers_do_not_depend_on_the_batch_either(sampled, monkeypatch):
     images, _ = sampled(methods=("ddim(eta=1)",), num_images=9)
     assert (images != sampled(num_images=9)[0]).mean() > 0.5
-    monkeypatch.setattr(sample, "BATCH", 3)
+    monkeypatch.setattr(generation, "BATCH", 3)
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     assert_same(images, sampled(methods=("ddim(eta=1)",), num_images=9)[0])
 
@@ -160,9 +164,9 @@ def test_sampling_starts_from_the_noise_of_training(small, monkeypatch):
     spread = {}
     for offset in (0.0, 0.5):
         config = small({"noise_offset": offset})
-        definition, _ = configuration.abstract_denoiser(config)
-        draw = sample.make_sampler(config, definition, "ddim")
-        made = sample.generate(draw, parameters(config, 0), np.array([-np.inf], np.float32), 256, seed=0)
+        definition, _ = build.abstract_denoiser(config)
+        draw = generation.make_sampler(config, definition, "ddim")
+        made = generation.generate(draw, parameters(config, 0), np.array([-np.inf], np.float32), 256, seed=0)
         spread[offset] = made.mean((1, 2, 3)).std() / 12.75
     pixels = config.data.image_size**2
     assert spread[0.0] ** 2 == pytest.approx(1 / pixels, rel=0.25)
@@ -208,12 +212,12 @@ def test_translation_of_levels_to_timesteps(sampled):
 
 def test_one_compilation_for_all_schedules_of_a_length(small):
     config = small()
-    draw = sample.make_sampler(config, denoiser.split(nnx.eval_shape(lambda: configuration.make_denoiser(config)))[0], "ddim")
+    draw = generation.make_sampler(config, denoiser.split(nnx.eval_shape(lambda: build.make_denoiser(config)))[0], "ddim")
     params = parameters(config, 0)
 
     def generate(spec, n, num_images=3, seed=0):
         levels = schedules.levels(schedules.make(spec), n)
-        return sample.generate(draw, params, levels, num_images, seed=seed)
+        return generation.generate(draw, params, levels, num_images, seed=seed)
 
     made = [generate(spec, 3) for spec in ("cosine", "linear", "karras", "discrete(linear)", "zero_terminal(linear)")]
     generate("cosine", 3, num_images=8, seed=5)  # both fill 8 devices with one image each

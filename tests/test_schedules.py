@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from noisesched import curves, diffusion, ends, leak, samplers, schedules, tables
+from noisesched import curves, diffusion, samplers, schedules, tables
+from noisesched.diagnosis import leak
 from noisesched.schedules import EXAMPLES, invert, levels, make, rate, recommended, unevenness
 
 U = np.concatenate([10.0 ** np.arange(-6, -1), np.linspace(0.05, 0.95, 19), 1 - 10.0 ** np.arange(-5.0, -1)]).astype(np.float32)
@@ -251,7 +252,7 @@ def test_zero_terminal_snr_of_published_tables():
     assert rescaled.snr[-1] == 0 and rescaled.betas[-1] == 1 and rescaled.snr[0] == pytest.approx(first, rel=1e-12)
     staircase = make("discrete(scaled_linear, num_steps=1000, zero_terminal_snr=True)")
     np.testing.assert_array_equal(staircase.table.betas, rescaled.betas)
-    assert ends.with_zero_terminal(staircase) == staircase
+    assert schedules.with_zero_terminal(staircase) == staircase
 
     sampled = make("discrete(zero_terminal_snr(scaled_linear), num_steps=1000)")
     assert sampled(1.0) == -jnp.inf and levels(sampled, 10)[0] == -jnp.inf
@@ -316,13 +317,13 @@ def test_how_schedules_approach_zero():
 
 @every_schedule
 def test_with_zero_terminal(text):
-    schedule, ended = make(text), ends.with_zero_terminal(text)
-    assert ended(1.0) == -jnp.inf and make(str(ended)) == ended and ends.with_zero_terminal(ended) == ended
+    schedule, ended = make(text), schedules.with_zero_terminal(text)
+    assert ended(1.0) == -jnp.inf and make(str(ended)) == ended and schedules.with_zero_terminal(ended) == ended
     assert bool(ended.table) == bool(schedule.table) and (ended == schedule) == (schedule(1.0) == -jnp.inf)
 
 
 def test_with_zero_terminal_of_options_without_a_name():
-    assert str(ends.with_zero_terminal("betas([0.1, 0.2], False)")) == "betas([0.1, 0.2], zero_terminal=True)"
+    assert str(schedules.with_zero_terminal("betas([0.1, 0.2], False)")) == "betas([0.1, 0.2], zero_terminal=True)"
     rescaled = make("sigmas([80, 5, 0.1], zero_terminal=True)").table
     np.testing.assert_array_equal(rescaled.betas, tables.rescaled_to_zero_terminal(make("sigmas([80, 5, 0.1])").table).betas)
 
@@ -333,9 +334,9 @@ def test_terminal_sigma_ve():
     expected = {"karras": 80, "karras(sigma_max=7)": 7, f"shifted(karras, by={2 * math.log(2)})": 40, "sigmas([80, 5, 0.1])": 80,
                 "discrete(karras, num_steps=20)": 80, "truncated(karras, log_snr_min=0, log_snr_max=5)": 1}  # fmt: skip
     for text, sigma_ve in expected.items():
-        assert ends.terminal_sigma_ve(text) == pytest.approx(sigma_ve, rel=1e-5), text
+        assert schedules.terminal_sigma_ve(text) == pytest.approx(sigma_ve, rel=1e-5), text
     for text in (*EXAMPLES.values(), "zero_terminal(karras)", "sigmas([inf, 5, 0.1])", "sigmas([80, 5], zero_terminal=True)"):
-        assert (ends.terminal_sigma_ve(text) is None) == (text not in (EXAMPLES["karras"], EXAMPLES["sigmas"])), text
+        assert (schedules.terminal_sigma_ve(text) is None) == (text not in (EXAMPLES["karras"], EXAMPLES["sigmas"])), text
 
 
 def test_variance_exploding_processes_leak_at_every_finite_sigma():

@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from noisesched import builders, data, recorder, signals, train, vitals
-from noisesched import config as configuration
-from noisesched.checkpoints import Checkpoints
-from noisesched.workdir import Workdir, read_metrics
+from noisesched.data import datasets, pipeline
+from noisesched.runs import config as configuration
+from noisesched.runs.checkpoints import Checkpoints
+from noisesched.runs.metrics_log import read_metrics
+from noisesched.runs.workdir import Workdir
+from noisesched.training import loop, monitor, resume
+from noisesched.training import step as training_step
 
 # -- arithmetic
 
@@ -28,7 +31,7 @@ from noisesched.workdir import Workdir, read_metrics
 ])  # fmt: skip
 def test_learning_rate(small, decay, middle, end):
     changes = {"optimizer.learning_rate": 2e-3, "optimizer.warmup_steps": 10, "optimizer.decay": decay, "training.num_steps": 110}
-    rate = train.learning_rate(small(changes))
+    rate = training_step.learning_rate(small(changes))
     np.testing.assert_allclose([rate(step) for step in range(10)], 2e-3 * np.arange(1, 11) / 10, rtol=1e-5)
     np.testing.assert_allclose([rate(10), rate(60), rate(110)], [2e-3, middle, end], rtol=1e-5, atol=1e-9)
     falling = np.array([rate(step) for step in range(10, 111)])
@@ -39,13 +42,13 @@ def test_learning_rate(small, decay, middle, end):
 
 @pytest.mark.parametrize("warmup", [0, 1, 6, 50])
 def test_learning_rate_at_the_edges(small, warmup):
-    rate = train.learning_rate(small({"optimizer.learning_rate": 1.0, "optimizer.warmup_steps": warmup}))  # 6 steps
+    rate = training_step.learning_rate(small({"optimizer.learning_rate": 1.0, "optimizer.warmup_steps": warmup}))  # 6 steps
     assert float(rate(0)) == pytest.approx(1 / max(warmup, 1)) and float(rate(5)) > 0
 
 
 @pytest.mark.parametrize(("clip_norm", "kept"), [(0.0, 1.0), (1.0, 0.2), (100.0, 1.0)])
 def test_clipping_is_of_the_global_norm(small, clip_norm, kept):
-    optimizer = train.make_optimizer(small({"optimizer.clip_norm": clip_norm, "optimizer.b1": 0.9}))
+    optimizer = training_step.make_optimizer(small({"optimizer.clip_norm": clip_norm, "optimizer.b1": 0.9}))
     params = {"a": jnp.zeros(1), "b": jnp.zeros(2)}
     gradient = {"a": jnp.array([3.0]), "b": jnp.array([0.0, -4.0])}  # of norm 5
     _, state = optimizer.update(gradient, optimizer.init(params), params)
@@ -57,7 +60,7 @@ def test_clipping_is_of_the_global_norm(small, clip_norm, kept):
 
 def test_weight_decay_is_apart_from_the_gradient(small):
     """AdamW: with no gradient a parameter shrinks by learning rate x decay, which the adaptive scaling does not touch."""
-    optimizer = train.make_optimizer(small({
+    optimizer = training_step.make_optimizer(small({
         "optimizer.learning_rate": 0.1, "optimizer.warmup_steps": 0, "optimizer.weight_decay": 0.5}))  # fmt: skip
     params = {"a": jnp.array([2.0])}
     updates, _ = optimizer.update({"a": jnp.zeros(1)}, optimizer.init(params), params)
@@ -68,8 +71,8 @@ def test_weight_decay_is_apart_from_the_gradient(small):
 def steps(small):
     """The states before and after each of four steps of the small network, and their metrics."""
     config = small({"training.ema_decay": 0.25})
-    definition, state = train.init(config)
-    step = jax.jit(lambda state, batch: train.make_step(config, definition)(state, batch, None))
+    definition, state = training_step.init(config)
+    step = jax.jit(lambda state, batch: training_step.make_step(config, definition)(state, batch, None))
     batch = {"image": np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), np.uint8),
              "label": np.zeros(16, np.int32), "index": np.arange(16, dtype=np.int32)}  # fmt: skip
     states, metrics = [state], []
@@ -104,7 +107,7 @@ def test_the_same_batch_is_seen_under_new_noise_every_step(steps):
 
 def saved(workdir, config, step=None):
     """A checkpoint as {name: array}, read back."""
-    state = train.init(config)[1]
+    state = training_step.init(config)[1]
     with Checkpoints(Workdir(workdir), max_to_keep=None) as checkpoints:
         step, items = checkpoints.restore(state._asdict(), step)
     return step, {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(items)}
@@ -119,25 +122,25 @@ def assert_bit_identical(got, want):
 def test_stop_asked_for_in_the_middle_of_a_preview(small, tmp_path, monkeypatch):
     """What is said to be saved is saved; the same call goes on, and again when complete does nothing."""
     config = small({"preview.every": 2, "training.checkpoint_every": 6})
-    write_png, lines = train.write_png, []
+    write_png, lines = loop.write_png, []
 
     def interrupted(path, picture):
         write_png(path, picture)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "write_png", interrupted)
-        with pytest.raises(train.TrainingStopped, match="stopped by a signal at step 3, which is saved; the same"):
-            train.train(config, tmp_path / "run", lines.append)
+        patch.setattr(loop, "write_png", interrupted)
+        with pytest.raises(loop.TrainingStopped, match="stopped by a signal at step 3, which is saved; the same"):
+            loop.train(config, tmp_path / "run", lines.append)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert saved(tmp_path / "run", config)[0] == 3
-    state = train.train(config, tmp_path / "run", lines.append)
+    state = loop.train(config, tmp_path / "run", lines.append)
     assert any("resuming at step 3" in line for line in lines) and int(state.step) == 6
     assert sorted(os.listdir(tmp_path / "run" / "samples")) == [f"step_000000{n}.png" for n in (2, 4, 6)]
     assert [record["step"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
     lines.clear()
-    again = train.train(config, tmp_path / "run", lines.append)
+    again = loop.train(config, tmp_path / "run", lines.append)
     assert lines == [f"{tmp_path / 'run'}: this run is complete, all 6 steps are done; there is nothing left to train"]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
     jax.tree.map(np.testing.assert_array_equal, again._asdict(), state._asdict())
@@ -146,16 +149,16 @@ def test_stop_asked_for_in_the_middle_of_a_preview(small, tmp_path, monkeypatch)
 def test_stop_asked_for_in_the_last_step_is_told_to_the_caller(small, tmp_path, monkeypatch):
     """Who trains several runs does not begin another."""
     config = small({"preview.every": 6})
-    write_png = train.write_png
-    monkeypatch.setattr(train, "write_png", lambda *given: (write_png(*given), os.kill(os.getpid(), signal.SIGTERM)))
-    with pytest.raises(train.TrainingStopped, match="at step 6, which is saved: the run's last"):
-        train.train(config, tmp_path / "run", lambda line: None)
+    write_png = loop.write_png
+    monkeypatch.setattr(loop, "write_png", lambda *given: (write_png(*given), os.kill(os.getpid(), signal.SIGTERM)))
+    with pytest.raises(loop.TrainingStopped, match="at step 6, which is saved: the run's last"):
+        loop.train(config, tmp_path / "run", lambda line: None)
     assert saved(tmp_path / "run", config)[0] == 6
 
 
 def test_not_finite_loss_stops_the_run(small, tmp_path, monkeypatch):
     """At step 5, in examples of log-SNR above 1 alone: both are named, and the checkpoint of step 4 is intact."""
-    config, make_loss = small(), train.make_loss
+    config, make_loss = small(), training_step.make_loss
 
     def breaking(config, definition):
         def loss(params, batch, key):
@@ -166,9 +169,9 @@ def test_not_finite_loss_stops_the_run(small, tmp_path, monkeypatch):
 
         return loss
 
-    monkeypatch.setattr(train, "make_loss", breaking)
-    with pytest.raises(train.TrainingStopped) as stopped:
-        train.train(config, tmp_path / "run", lambda line: None)
+    monkeypatch.setattr(training_step, "make_loss", breaking)
+    with pytest.raises(loop.TrainingStopped) as stopped:
+        loop.train(config, tmp_path / "run", lambda line: None)
     message = str(stopped.value)
     assert message.startswith("not finite at step 5: loss nan, gradient norm nan, in examples of log-SNR ")
     assert "\n" not in message
@@ -182,7 +185,7 @@ def test_not_finite_loss_stops_the_run(small, tmp_path, monkeypatch):
 @pytest.fixture
 def spoiled(monkeypatch):
     """Losses above log-SNR 1 are NaN in steps 3, 5 and 8."""
-    make_loss = train.make_loss
+    make_loss = training_step.make_loss
 
     def spoiling(config, definition):
         def loss(params, batch, key):
@@ -193,7 +196,7 @@ def spoiled(monkeypatch):
 
         return loss
 
-    monkeypatch.setattr(train, "make_loss", spoiling)
+    monkeypatch.setattr(training_step, "make_loss", spoiling)
 
 
 def test_updates_that_are_not_finite_are_skipped_and_counted(spoiled, small, tmp_path):
@@ -206,10 +209,10 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(spoiled, small, tmp
         if "1 of at most 2" in line:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(train.TrainingStopped, match="stopped by a signal at step [4-7], which is saved"):
-        train.train(config, tmp_path / "run", say)
-    with pytest.raises(train.TrainingStopped, match="not finite at step 8: .*; 2 such updates were skipped before") as stopped:
-        train.train(config, tmp_path / "run", say)
+    with pytest.raises(loop.TrainingStopped, match="stopped by a signal at step [4-7], which is saved"):
+        loop.train(config, tmp_path / "run", say)
+    with pytest.raises(loop.TrainingStopped, match="not finite at step 8: .*; 2 such updates were skipped before") as stopped:
+        loop.train(config, tmp_path / "run", say)
     assert "\n" not in str(stopped.value)
     skipped = [line for line in lines if "update skipped" in line]
     assert [line.split(":")[0] for line in skipped] == ["not finite at step 3", "not finite at step 5"]
@@ -218,7 +221,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(spoiled, small, tmp
     assert [record["skipped"] for record in records] == [0, 0, 1, 1, 2, 2, 2]
     assert [record["step"] for record in records if np.isnan(record["loss"])] == [3, 5]
     # The learning rate is of the optimizer's own count, which a skipped update does not advance.
-    assert [record["learning_rate"] for record in records][3] == pytest.approx(float(train.learning_rate(config)(2)))
+    assert [record["learning_rate"] for record in records][3] == pytest.approx(float(training_step.learning_rate(config)(2)))
     step, leaves = saved(tmp_path / "run", config)
     assert step == 7 and all(np.isfinite(leaf).all() for leaf in leaves.values())
 
@@ -240,10 +243,10 @@ def test_signs_of_life(small, monkeypatch):
     """A log line tells step time, input wait and memory; where log lines are far, the time since the last one tells of life, even
     while the loop stands still."""
     config, kept, lines = small({"training.log_every": 2, "training.num_steps": 4}), Kept(), []
-    monkeypatch.setattr(vitals, "SILENCE", 0.1)
-    monkeypatch.setattr(recorder, "RUN_AHEAD", 0)
+    monkeypatch.setattr(monitor, "SILENCE", 0.1)
+    monkeypatch.setattr(monitor, "RUN_AHEAD", 0)
     results = {name: np.ones(1) for name in ("loss", "grad_norm", "bad_log_snr_min", "bad_log_snr_max")}
-    with recorder.Recorder(config, train.learning_rate(config), kept, 0, lines.append) as record:
+    with monitor.Recorder(config, training_step.learning_rate(config), kept, 0, lines.append) as record:
         for step in range(4):
             record.waiting(lambda: time.sleep(0.03))
             time.sleep(0.01 if step < 2 else 0.6)
@@ -269,8 +272,8 @@ def test_memory_is_the_devices_where_they_tell(monkeypatch):
             return {"bytes_in_use": self.used, "peak_bytes_in_use": 2 * self.used, "bytes_limit": 100}
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(3 * 2**20), Device(5 * 2**20)])
-    assert vitals.memory() == {"device_bytes": 5 * 2**20, "device_bytes_peak": 10 * 2**20}
-    assert vitals.told(vitals.memory()) == "5 MiB of the device (peak 10)"
+    assert monitor.memory_in_use() == {"device_bytes": 5 * 2**20, "device_bytes_peak": 10 * 2**20}
+    assert monitor.in_words(monitor.memory_in_use()) == "5 MiB of the device (peak 10)"
 
 
 @pytest.mark.parametrize(("start", "end", "steps", "first", "last"), [
@@ -281,7 +284,7 @@ def test_profiled_steps(monkeypatch, start, end, steps, first, last):
     monkeypatch.setattr(jax.profiler, "start_trace", lambda *given, **options: calls.append(now[-1]))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append(now[-1]))
     lines = []
-    with vitals.Profile("folder", steps, start, end, lines.append) as profile:
+    with monitor.Profile("folder", steps, start, end, lines.append) as profile:
         for step in range(start, end):
             now.append(step)
             with profile.step(step, 1):
@@ -292,17 +295,17 @@ def test_profiled_steps(monkeypatch, start, end, steps, first, last):
 
 def test_no_profile_into_a_bucket():
     with pytest.raises(ValueError, match="local folder"):
-        vitals.Profile("gs://bucket/profile", 3, 0, 10, print)
+        monitor.Profile("gs://bucket/profile", 3, 0, 10, print)
 
 
 def test_another_config_is_refused(small, tmp_path):
     workdir = Workdir(tmp_path / "run")
-    train.adopt(workdir, small())
-    train.adopt(workdir, small())  # the same is not
+    resume.adopt(workdir, small())
+    resume.adopt(workdir, small())  # the same is not
     text = workdir.config.read_text()
     other = small({"optimizer.learning_rate": 0.5, "model.multipliers": "(1,2)"})
     with pytest.raises(configuration.ConfigError) as refused:
-        train.adopt(workdir, other)
+        resume.adopt(workdir, other)
     message = str(refused.value)
     assert "optimizer.learning_rate: 0.002 -> 0.5" in message and "model.multipliers: [1] -> [1, 2]" in message
     assert "\n" not in message and message.count("->") == 2 and "leave out --config" in message
@@ -385,7 +388,7 @@ def children(process):
 def test_faults_of_the_input(start, words, small, tmp_path):
     """Read by a worker process, nothing kept in memory: the data file is truncated in mid-run; the worker is killed: each time a
     line, exit code 1, and what was done is saved. The file vanishes: the worker has it open. In the end no step is missing."""
-    builders.digits(str(tmp_path))
+    datasets.digits(str(tmp_path))
     (file,) = (tmp_path / "digits" / "1.0.0").glob("digits-train*")
     content, workdir = file.read_bytes(), tmp_path / "run"
     # No end in sight, or the worker, which reads up to some seventy batches ahead, would be done and gone before the fault.
@@ -435,22 +438,23 @@ def test_faults_of_the_input(start, words, small, tmp_path):
 
 def test_a_signal_whose_exception_is_lost_stops_after_the_first_step():
     """As in a callback of the garbage collector, which swallows what is raised in it."""
-    with signals.Signals() as stop:
-        with pytest.raises(signals.Preempted, match="before the first step"):
+    with monitor.Signals() as stop:
+        with pytest.raises(monitor.Preempted, match="before the first step"):
             signal.raise_signal(signal.SIGTERM)
         assert stop.requested
 
 
 STUCK = """
 import threading
-from noisesched import __main__, train
+from noisesched import __main__
+from noisesched.training import loop
 
 def stopped(*given, **named):
-    error = train.TrainingStopped("nothing was read for 300 s")
+    error = loop.TrainingStopped("nothing was read for 300 s")
     error.stuck = True
     raise error
 
-train.train = stopped
+loop.train = stopped
 threading.Thread(target=threading.Event().wait).start()  # a read that never ends, as of Grain's threads
 __main__.main(["train", "--config={config}", "--workdir=unused"])
 """
@@ -465,8 +469,8 @@ def test_reading_that_never_ends_does_not_keep_the_process(words, tmp_path):
 
 def test_a_data_file_that_is_gone_before_it_is_read(small, tmp_path, monkeypatch):
     """Images in no memory, and a file not yet opened. Nothing is trained, so that nothing is saved."""
-    builders.digits(str(tmp_path / "data"))
-    open_split = data.open_split
+    datasets.digits(str(tmp_path / "data"))
+    open_split = pipeline.open_split
 
     def without_file(*given, **named):
         split = open_split(*given, **named)
@@ -474,9 +478,9 @@ def test_a_data_file_that_is_gone_before_it_is_read(small, tmp_path, monkeypatch
             file.unlink()
         return split
 
-    monkeypatch.setattr(data, "open_split", without_file)
-    with pytest.raises(train.TrainingStopped) as stopped:
-        train.train(small({"data.data_dir": str(tmp_path / "data")}), tmp_path / "run", lambda line: None)
+    monkeypatch.setattr(pipeline, "open_split", without_file)
+    with pytest.raises(loop.TrainingStopped) as stopped:
+        loop.train(small({"data.data_dir": str(tmp_path / "data")}), tmp_path / "run", lambda line: None)
     message = str(stopped.value)
     assert message.startswith("data set 'digits', train: cannot read example ") and "No such file or directory" in message
     assert "digits-train.array_record" in message and message.endswith("; the last checkpoint is as it was")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from noisesched.unet import Attention, Block, Conv, GroupNorm, UNet, num_groups
+from noisesched.models.unet import Attention, Block, Conv, GroupNorm, UNet, num_groups
 
 SMALL = dict(image_size=8, channels=2, width=8, multipliers=(1, 2), blocks=1, attention=(4,), heads=2, dropout=0.0,
              features=6, num_classes=0, dtype=jnp.float32)  # fmt: skip

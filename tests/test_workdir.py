@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from noisesched import files
-from noisesched.pictures import write_png
-from noisesched.workdir import Metrics, Workdir, differences, read_metrics
+from noisesched.runs.metrics_log import Metrics, read_metrics
+from noisesched.runs.workdir import Workdir, differences
+from noisesched.runtime import files
+from noisesched.runtime.pictures import write_png
 
 CONFIG = {
     "seed": 0,
@@ -189,7 +190,7 @@ def test_a_bad_line_before_the_last_is_named(tmp_path):
 
 
 def test_where_files_cannot_be_appended_to_flush_writes_them(tmp_path, monkeypatch):
-    monkeypatch.setattr("noisesched.workdir.is_local", lambda path: False)  # as for a bucket
+    monkeypatch.setattr("noisesched.runs.metrics_log.is_local", lambda path: False)  # as for a bucket
     workdir = Workdir(tmp_path)
     with Metrics(workdir, resume_step=None) as metrics:
         metrics.write(1, {"loss": 1.0})
@@ -211,7 +212,7 @@ def test_no_thread_stands_between_the_events_and_the_disk(tmp_path):
 
 @pytest.mark.parametrize(("wait", "seen"), [(0.0, 1), (1e9, 0)])
 def test_viewers_see_events_before_the_next_checkpoint(tmp_path, monkeypatch, wait, seen):
-    monkeypatch.setattr("noisesched.events.FLUSH", wait)
+    monkeypatch.setattr("noisesched.runs.metrics_log.FLUSH", wait)
     workdir = Workdir(tmp_path)
     with Metrics(workdir, resume_step=None) as metrics:
         metrics.write(1, {"loss": 1.0})

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from noisesched import workers
+from noisesched.data import workers
 
 # -- what the processes run
 
@@ -95,7 +95,7 @@ def test_errors_are_told_in_one_line(processes, error, says):
 
 def test_processes_end_with_their_reader():
     """Killed, it leaves none behind."""
-    program = ("import functools, itertools, sys\nfrom noisesched import workers\nif __name__ == '__main__':\n"
+    program = ("import functools, itertools, sys\nfrom noisesched.data import workers\nif __name__ == '__main__':\n"
                "    it = workers.Processes([itertools.count, itertools.count])\n    next(it)\n"
                "    print(*(p.pid for p in it._processes), flush=True)\n    sys.stdin.read()\n")  # fmt: skip
     with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, text=True, stdin=subprocess.PIPE,

@@ -1,0 +1,1 @@
+"""Networks under schedules, samplers and numbers of calls: measured, compared, and reported."""

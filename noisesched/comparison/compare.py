@@ -1,0 +1,374 @@
+"""Comparison: runs x inference schedules x samplers x network calls x seeds, each a row of numbers.
+
+Everything is in one directory: config.json (what was asked), runs.json (the networks), reference.json (the real images, and the
+distance between two halves of them), evaluations/ (bits per dimension), previews/, and compare.jsonl, a line for each row, with
+all that made it. A row is never computed twice: its key is a checksum of what it depends on. So a killed comparison goes on
+where it was, and asking for more adds to what is there.
+"""
+
+import contextlib
+import dataclasses
+import os
+import shlex
+import time
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from noisesched import guidance, schedules
+from noisesched.comparison.study import find_runs, rows_of, shared
+from noisesched.data import pipeline
+from noisesched.evaluation import evaluate, features, image_stats
+from noisesched.models import build, conditioning, denoiser
+from noisesched.models.generate import generate, make_sampler, told_raw
+from noisesched.runs import config as configuration
+from noisesched.runs.checkpoints import CheckpointError, Checkpoints
+from noisesched.runs.config import ConfigError, check_guidance
+from noisesched.runs.metrics_log import read_metrics
+from noisesched.runs.workdir import Workdir, differences
+from noisesched.runtime import cluster, sharding
+from noisesched.runtime.files import json_line, read_json, read_lines, write_atomically, write_json
+from noisesched.runtime.pictures import grid, write_png
+from noisesched.training import loop
+
+PREVIEW = 8  # images of a row that are kept
+SAY_EVERY = 60  # seconds, where no bar is shown
+SHARES = "shares"  # the folder of what several processes make
+
+
+def run(study, out, command="", say=tqdm.write, share=None):
+    """Carries out a `Study` in the directory `out`; returns the finished rows, [dict], in the order they were asked.
+
+    `share`: (k, n) for the k-th of n shares of the runs (from 1); the whole gathers, and writes what a report needs.
+    Raises ValueError, OSError or TrainingStopped, each with one line; what is finished by then stays.
+    """
+    # ---- What could go wrong at once, does so here.
+    out = Workdir(out)
+    runs = find_runs(study, out.path)
+    given = cluster.in_turn(lambda: check_images(study, runs))
+    if out.config.exists() and "keys" not in out.read_config():
+        _fail(f"{out.path} is the workdir of a run: give a comparison a folder of its own, --out=DIR")
+    all_runs, runs = runs, share_of(runs, share)
+    rows = rows_of(study, runs, given)
+    check_guidances(study, all_runs)
+    cluster.by_first(lambda: check_shares(out, share))  # which holds each for a moment: two processes would find each other
+    with contextlib.ExitStack() as stack:
+        records = Workdir(stack.enter_context(cluster.own(out.path)))  # `out` in the process that writes
+        folder = Workdir(records.path / SHARES / "{}of{}".format(*share)) if share else records
+        stack.enter_context(folder.held())
+
+        # ---- The networks: trained to their end if need be.
+        for number, each in enumerate(runs, 1):
+            if each.trainable and not cluster.by_first(lambda each=each: complete(each)):
+                say(f"training run {number} of {len(runs)}: {each.label}, seed {each.seed}")
+                loop.train(each.config, each.workdir.path, say)
+        for each in runs:
+            latest(each)  # they all have one
+        evaluated = {each: evaluation(study, each, out.path, say) for each in runs}
+        steps = {each: cluster.by_first(lambda each=each: latest(each)) for each in runs}
+
+        # ---- Which rows are not there yet.
+        path = folder.path / "compare.jsonl"
+        mend(path)
+        known = {row["key"]: row for row in read_rows(path)}
+        for line in read_rows(out.path / "compare.jsonl") if share else gathered(out):
+            if line["checkpoint"] > known.get(line["key"], {"checkpoint": -1})["checkpoint"]:
+                known[line["key"]] = line
+                if not share:
+                    append(path, line)
+        new = [row.key for row in rows if row.key not in known or known[row.key]["checkpoint"] != steps[row.run]]
+        new = set(cluster.by_first(lambda: new))
+        missing = [row for row in rows if row.key in new]
+        if not share:
+            describe_all(study, runs, rows, known, steps, given, evaluated, records, command)
+
+        # ---- Those are made, each on disk before the next.
+        asked = {"reference": given, "metrics": list(study.metrics)}
+        if cluster.by_first(lambda: bool(missing or not share and asked != asked_of(out.path / "reference.json"))):
+            reference = cluster.in_turn(lambda: features.reference(
+                all_runs[0].config.data, study.num_images, study.metrics, split=study.reference,
+                inception_weights=study.inception_weights, say=say))  # fmt: skip
+            if not share:
+                write_json(records.path / "reference.json", {"floor": reference.floor, "appearance": reference.appearance,
+                                                         "about": reference.about, "asked": asked})  # fmt: skip
+        if missing:
+            say(f"{len(missing)} of {len(rows)} rows to make, {study.num_images} images each")
+            with Progress(missing, study.num_images, say) as progress:
+                for row, line in measure(missing, steps, study, reference, records.path, progress):
+                    known[row.key] = line
+                    append(path, line)
+                    if line["refused"]:
+                        say(f"no numbers for {row.run.label}, {row.schedule}, {row.calls} calls: {line['refused']}")
+        if not cluster.is_first():
+            return []
+        refused = sum(known[row.key]["refused"] is not None for row in rows)
+        then = "when all shares are, the same command without --share puts them together" if share else (
+            f"see them by: {shlex.join(['noisesched', 'report', f'--compare={out.path}'])}")  # fmt: skip
+        say(f"{path}: all {len(rows)} rows are there, {len(missing)} of them new{f', {refused} refused' * bool(refused)}; {then}")
+        return [known[row.key] for row in rows]
+
+
+def share_of(runs, share):
+    """The k-th of n shares of the runs, none if there are fewer; all for None. ConfigError for a share that is none."""
+    if share is None:
+        return runs
+    k, n = share
+    if not 1 <= k <= n:
+        _fail(f"share {k}/{n}: give K/N with K from 1 to N")
+    return runs[k - 1 :: n]
+
+
+def check_shares(out, share):
+    """Raises ConfigError while a share of this comparison is being carried out, beside which this one would do the same work."""
+    for folder in sorted((out.path / SHARES).glob("*of*")):
+        if share and folder.name.endswith(f"of{share[1]}"):  # another of the same shares, or this one, which is found held
+            continue
+        try:
+            with Workdir(folder).held():
+                pass
+        except ValueError:
+            _fail(f"{folder} is in use: wait until the shares that are being carried out have ended")
+
+
+def check_guidances(study, runs):
+    """Raises ConfigError for guidance that none of the networks can be given."""
+    for text in study.guidances:
+        reasons = []
+        for each in runs:
+            try:
+                check_guidance(each.config, text)
+            except ConfigError as error:
+                reasons.append(str(error))
+        if len(reasons) == len(runs):
+            _fail(reasons[0])
+
+
+def gathered(out):
+    """The rows that shares of this comparison have made."""
+    for folder in sorted((out.path / SHARES).glob("*of*")):
+        yield from read_rows(folder / "compare.jsonl")
+
+
+def describe_all(study, runs, rows, known, steps, given, evaluated, out, command):
+    """Writes what a report reads beside the rows: config.json, with the keys of the rows that stand in it, and runs.json."""
+    labels = dict.fromkeys(each.label for each in runs)
+    write_json(out.path / "runs.json", {label: describe([each for each in runs if each.label == label], evaluated)
+                                        for label in labels})  # fmt: skip
+    beside = {(each.label, each.seed): (shared(study, each, given), steps[each]) for each in runs}
+    meant = {row.schedule: row.asked["schedule"] for row in rows}  # by a text, which may name a file
+    keys = [row.key for row in rows] + [key for key, row in known.items() if stands_beside(row, beside, meant)]
+    write_json(out.path / "config.json", {"command": command, "comparison": dataclasses.asdict(study),
+                                          "keys": list(dict.fromkeys(keys))})  # fmt: skip
+
+
+def measure(rows, steps, study, reference, out, progress):
+    """Yields (row, its line) for every row. One compiled program for every network, method and number of levels."""
+    programs, current, params = {}, None, None
+    (out / "previews").mkdir(exist_ok=True)
+    for row in rows:
+        begin, config = time.perf_counter(), row.run.config
+        definition, template = build.abstract_denoiser(config, None if row.translation == "raw" else row.translation)
+        if row.run is not current:  # the rows of a run are together
+            with Checkpoints(row.run.workdir, max_to_keep=None, say=progress.say) as checkpoints:
+                steps[row.run], items = checkpoints.restore({study.parameters: template})  # an older one, if that is damaged
+            current, params = row.run, sharding.at_rest(items[study.parameters], config.training.parallel)
+        if (definition, row.method) not in programs:
+            programs[definition, row.method] = make_sampler(config, definition, row.method)
+        log_snrs = np.asarray(schedules.levels(row.schedule, row.levels, row.spacing), np.float32)
+        line = {
+            "key": row.key, "run": row.run.label, "train_seed": row.run.seed, "workdir": str(row.run.workdir.path),
+            "checkpoint": steps[row.run], "drawn": config.schedule, "told": config.conditioning.kind, "schedule": row.schedule,
+            "method": row.method, "guidance": row.guidance, "spacing": row.spacing, "levels": row.levels,
+            "calls": row.calls, "network_calls": row.network_calls, "seed": row.seed, "translation": row.translation,
+            "outside": outside(config, log_snrs, row.translation, study.outside), "num_images": study.num_images,
+            "log_snrs": log_snrs.tolist(), "asked": row.asked,
+            "metrics": {}, "appearance": None, "preview": None, "refused": None,
+        }  # fmt: skip
+        try:
+            check_levels(config, row, log_snrs, line["outside"])
+            check_guidance(config, row.guidance)
+            told = told_raw(config, row.levels, row.spacing) if row.translation == "raw" else None
+            images = generate(programs[definition, row.method], params, log_snrs, study.num_images, seed=row.seed, told=told,
+                              guide=guidance.parse(row.guidance), labels=reference.labels if config.model.num_classes else None,
+                              progress=lambda count, row=row: progress.made(count * row.network_calls))  # fmt: skip
+            line["metrics"] = {name: float(value) for name, value in reference.measure(images).items()}
+            line["appearance"] = image_stats.describe(images)
+            line["preview"] = f"previews/{row.key}.png"
+            write_png(out / line["preview"], grid(images[:PREVIEW], columns=PREVIEW))
+        except ValueError as error:  # of this row alone: the others are still wanted
+            line["refused"] = str(error)
+        yield row, line | {"seconds": round(time.perf_counter() - begin, 3)}
+
+
+def check_levels(config, row, log_snrs, beyond):
+    """Raises ConfigError for levels at which this network has no estimate, or which it cannot be told."""
+    configuration.check_levels(config, row.schedule, log_snrs)
+    if beyond["handled"] == "refused":
+        how = "-inf among them" if np.isinf(beyond["by"]) else f"by up to {beyond['by']} in log-SNR"
+        _fail(f"{beyond['levels']} of {row.levels} levels lie outside the table of timesteps that the network knows, {how} "
+              "(outside='clamp' tells it the nearest end's)")  # fmt: skip
+
+
+def outside(config, log_snrs, translation, handling):
+    """How many levels a network that knows timesteps cannot be told, by how much, and what is done about it."""
+    table = build.make_conditioning(config).table
+    if not table or translation == "raw":  # raw tells the steps that there are
+        return {"levels": 0, "by": 0.0, "handled": None}
+    beyond = conditioning.outside(log_snrs, table)
+    count, by = int((np.abs(beyond) > 1e-3).sum()), float(np.abs(beyond).max())  # not what rounding puts outside
+    handled = {"refuse": "refused", "clamp": "clamped"}[handling] if count else None
+    return {"levels": count, "by": round(by, 3), "handled": handled}
+
+
+def append(path, line):
+    """Puts a row on disk. OSError, with the file's name, if it cannot be: complete rows stay, and a restart goes on from them."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json_line(line))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+class Progress:
+    """A bar over the network calls of rows, or where none can be shown a line each minute."""
+
+    def __init__(self, rows, num_images, say):
+        self.say, self.said = say, time.perf_counter()
+        total = sum(row.network_calls for row in rows) * num_images
+        self.bar = tqdm(total=total, unit="call", unit_scale=True, disable=None)
+        self.begun, self.done, self.total = self.said, 0, total
+
+    def made(self, calls):
+        self.bar.update(calls)
+        self.done, now = self.done + calls, time.perf_counter()
+        if self.bar.disable and now > self.said + SAY_EVERY:
+            self.said, left = now, (now - self.begun) * (self.total / self.done - 1)
+            self.say(f"{self.done / self.total:.0%} of {self.total:,} network calls, {left // 60:.0f}m{left % 60:02.0f}s left")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.bar.close()
+
+
+# -- the runs
+
+def check_images(study, runs):
+    """What the names of the real images stand for, `features.check`. ConfigError for what could not be measured on them."""
+    config, num_classes = runs[0].config, [each.config.model.num_classes for each in runs if each.config.model.num_classes]
+    try:
+        given = features.check(config.data, study.num_images, study.metrics, split=study.reference,
+                               inception_weights=study.inception_weights, num_classes=min(num_classes, default=0))  # fmt: skip
+    except (ValueError, FileNotFoundError) as error:
+        _fail(f"reference={study.reference!r}, num_images={study.num_images}: {error}")
+    if study.likelihood:
+        try:
+            number = len(pipeline.open_config(config.data, study.likelihood))
+        except (ValueError, FileNotFoundError) as error:
+            _fail(f"likelihood={study.likelihood!r}: {error}")
+        if number < max(study.likelihood_images, 2):
+            _fail(f"likelihood_images={study.likelihood_images}: {study.likelihood!r} has {number} images")
+    return given
+
+
+def evaluation(study, each, out, say):
+    """Evaluates a run in evaluations/<label>/seed<n> of the comparison; returns why it cannot be, or None."""
+    if not study.likelihood:
+        return "not asked for"
+    request = evaluate.Request(split=study.likelihood, num_images=study.likelihood_images, parameters=study.parameters,
+                               out=str(out / "evaluations" / each.label / f"seed{each.seed}"))  # fmt: skip
+    try:
+        evaluate.run(each.workdir.path, request, say)
+    except CheckpointError:
+        raise
+    except ValueError as error:  # of this run alone
+        if jax.process_count() > 1 and not isinstance(error, ConfigError):
+            raise  # it may be of this process alone
+        say(f"no bits per dimension for {each.label}, seed {each.seed}: {error}")
+        return str(error)
+    return None
+
+
+def complete(each):
+    """Whether a described run has been trained to its end. ConfigError if its workdir holds another one."""
+    if not each.workdir.config.exists():
+        return False
+    written = configuration.to_dict(configuration.from_dict(each.workdir.read_config()))
+    if changed := differences(written, configuration.to_dict(each.config)):
+        _fail(f"{each.workdir.path} holds a run of another configuration ({'; '.join(changed)}): take another --out, or "
+              "move it away")  # fmt: skip
+    return each.workdir.latest_step() == each.config.training.num_steps
+
+
+def latest(each):
+    """The step of a run's last checkpoint. ValueError if it has none."""
+    step = each.workdir.latest_step()
+    if step is None:
+        _fail(f"{each.workdir.path} holds no checkpoint yet: train it first")
+    return step
+
+
+def describe(runs, evaluated):
+    """What the report says of the seeds of one run. `evaluated`: {run: why there is no evaluation, or None}."""
+    config = runs[0].config
+    _, params = build.abstract_denoiser(config)
+    return {
+        "config": configuration.to_dict(config), "evaluations": {str(each.workdir.path): evaluated[each] for each in runs},
+        "drawn": config.schedule, "told": config.conditioning.kind, "table": config.conditioning.table,
+        "workdirs": [str(each.workdir.path) for each in runs], "train_seeds": [each.seed for each in runs],
+        "num_parameters": denoiser.num_parameters(params),
+        "train_steps": config.training.num_steps, "batch_size": config.training.batch_size,
+        "seconds": [round(seconds_spent(each), 1) for each in runs],
+    }  # fmt: skip
+
+
+def seconds_spent(each):
+    """How long the steps of a run took, from its metrics; 0 if it has none."""
+    seconds, before = 0.0, 0
+    for line in read_metrics(each.workdir.metrics) if each.workdir.metrics.exists() else ():
+        seconds += (line["step"] - before) * each.config.training.batch_size / line["images_per_second"]
+        before = line["step"]
+    return seconds
+
+
+def stands_beside(row, beside, meant):
+    """Whether a row that was asked for earlier belongs in one report with those asked for now: of the same checkpoint, by the
+    same measure, under another schedule, sampler, number of calls, seed or translation.
+
+    `beside`: {(label, training seed): (what its rows share, its checkpoint)}; `meant`: {a schedule's text: what it stands for}.
+    """
+    common, step = beside.get((row.get("run"), row.get("train_seed")), ({}, None))
+    if row["checkpoint"] != step or {name: row.get("asked", {}).get(name) for name in common} != common:
+        return False
+    return meant.setdefault(row["schedule"], row["asked"]["schedule"]) == row["asked"]["schedule"]
+
+
+def asked_of(path):
+    """What a reference.json was asked for, or None."""
+    try:
+        return read_json(path).get("asked")
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def read_rows(path):
+    """The finished rows; not what a kill left half written at the end. ValueError names a bad line."""
+    rows = read_lines(path) if path.exists() else []
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get("key"), str) or "checkpoint" not in row or not isinstance(row.get("asked", {}), dict):
+            raise ValueError(f"{path}, line {number}: no row of a comparison")
+    return rows
+
+
+def mend(path):
+    """Removes from the file what a kill left half written at its end."""
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        write_atomically(path, "".join(map(json_line, read_rows(path))))
+
+
+def _fail(message):
+    raise ConfigError(message)

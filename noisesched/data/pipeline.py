@@ -1,0 +1,339 @@
+"""Images in, batches out: tensorflow-datasets stores them, Grain reads ahead.
+
+Images stay uint8 on the host and are scaled to [-1, 1] on the device (`scale`). The batch of a step is a
+function of (seed, step) alone, whatever the number of processes, worker processes and restarts: resuming
+needs no state.
+"""
+
+import collections.abc
+import dataclasses
+import functools
+import logging
+import sys
+import zlib
+
+import numpy as np
+from etils import epath
+
+from noisesched.data import workers
+
+_CACHE_BYTES = 512 * 2**20  # a split whose decoded images fit is kept in memory as it is read
+PATIENCE = 300  # seconds without a batch after which the input is given up: reading may be slow, but must not stop for ever
+
+
+class _Images:
+    """Random access to the images and labels of a tfds data source: decoded, checked, resized.
+
+    What has been read is kept if the whole split fits in `_CACHE_BYTES`: decoding a record costs 30 us or
+    more, a row of an array next to nothing. Safe to read from several threads; a copy sent to another process
+    starts empty.
+    """
+
+    def __init__(self, records, name: str, shape: tuple[int, int, int], labelled: bool):
+        self.records, self.name, self.shape, self.labelled = records, name, shape, labelled
+        self._cache = None
+        if len(records) * int(np.prod(shape)) <= _CACHE_BYTES:
+            self._cache = self._empty(len(records))  # takes no memory until it is written
+            self._known = np.zeros(len(records), bool)
+        logging.getLogger("absl").addFilter(_not_about_opencv)
+
+    def __reduce__(self):
+        return _Images, (self.records, self.name, self.shape, self.labelled)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def read(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The examples of those numbers, as new arrays: images uint8 [n, H, W, C] and labels int32 [n]."""
+        if self._cache is None:
+            return self._decode(numbers)
+        images, labels = self._cache
+        new = np.unique(numbers[~self._known[numbers]])
+        if new.size:
+            images[new], labels[new] = self._decode(new)
+            self._known[new] = True  # last, for another thread trusts it
+        return images[numbers], labels[numbers]
+
+    def _empty(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.empty((n, *self.shape), np.uint8), np.zeros(n, np.int32)
+
+    def _decode(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = self._empty(len(numbers))
+        try:
+            examples = self.records.__getitems__(numbers.tolist())  # in one call: a third cheaper
+        except Exception:  # RuntimeError from array_record, OSError from Pillow, and more: find which it is
+            examples = [self._decode_one(number) for number in numbers.tolist()]
+        for row, example in enumerate(examples):
+            images[row] = self._fit(example["image"], numbers[row])
+            if self.labelled:
+                labels[row] = example["label"]
+        return images, labels
+
+    def _decode_one(self, number: int) -> dict:
+        try:
+            return self.records[number]
+        except MemoryError:
+            raise
+        except Exception as error:
+            reason = "its file is cut short" if self._is_missing(number) else workers.line(error)
+            raise ValueError(f"{self.name}: cannot read example {number}: {reason}") from error
+
+    def _is_missing(self, number: int) -> bool:
+        # Of a file that was truncated after it was opened, array_record gives what is no longer there as an empty record.
+        try:
+            return not self.records.data_source[number]
+        except Exception:
+            return False
+
+    def _fit(self, image: np.ndarray, number: int) -> np.ndarray:
+        if image.shape == self.shape:
+            return image
+        if image.shape[-1] != self.shape[-1]:  # tfds does not enforce what a data set declares
+            raise ValueError(f"{self.name}: example {number} has shape {image.shape}, expected {self.shape}")
+        from PIL import Image
+
+        from noisesched.data import datasets
+
+        size = self.shape[0]  # by channel, so that any number of channels will do
+        planes = [datasets.square(Image.fromarray(plane), size) for plane in np.moveaxis(image, -1, 0)]
+        return np.stack(planes, axis=-1)
+
+
+def _not_about_opencv(record: logging.LogRecord) -> bool:
+    # tfds recommends OpenCV when it decodes its first image; Pillow, a tenth of the size, is a choice.
+    return not str(record.msg).startswith("OpenCV is not installed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split of a data set; `split[i]` is {"image": uint8 [H, W, C], "label": int32 scalar}.
+
+    If the data set has no class labels, `num_classes` is 0 and so is every label. `folder` is where the
+    prepared data set lies, `.../name/version`, local or in a bucket; '' if it is not on disk.
+    """
+
+    source: _Images
+    num_classes: int
+    name: str
+    folder: str = ""
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def identity(self) -> str:
+        """What tells a prepared data set from others, and from itself prepared anew: "digits/1.0.0, info crc32 0123abcd"."""
+        if not self.folder:
+            return ""
+        # Shards, their lengths and bytes are in this file.
+        info = zlib.crc32((epath.Path(self.folder) / "dataset_info.json").read_bytes())
+        return f"{'/'.join(epath.Path(self.folder).parts[-2:])}, info crc32 {info:08x}"
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        images, labels = self.source.read(np.array([range(len(self))[i]]))
+        return {"image": images[0], "label": labels[0]}
+
+
+def open_split(
+    name: str, *, split: str, image_size: int, channels: int, path: str = "", data_dir: str = ""
+) -> Split:
+    """Opens one split of a data set, preparing it first if it is one that this package prepares.
+
+    name        'digits' or 'brightness' (built in), 'image_folder' (at `path`), or any TFDS image data set in `data_dir`
+    split       TFDS syntax: 'train', 'test', 'train[:90%]', 'train[100:200]', 'train+test'
+    image_size  images of another size are cut to their centre square and resized, antialiased
+    channels    1 or 3: an image folder is converted, any other data set must have that many
+    path        the image folder, laid out as split/class/*.jpg|jpeg|png
+    data_dir    where prepared data lie; '' is the user's cache for the first three, TFDS's default for others
+
+    Raises ValueError or FileNotFoundError, with one line that says what to change.
+    """
+    from noisesched.data import datasets  # loads tensorflow-datasets: not before it is needed
+
+    if image_size < 1:
+        raise ValueError(f"{image_size=} must be at least 1")
+    title = f"data set {name!r}"
+    if name in ("digits", "brightness"):
+        builder = getattr(datasets, name)(data_dir)
+    elif name == "image_folder":
+        title = f"image folder {path}"
+        listing = datasets.list_folder(path)
+        _check_split(split, listing, title)  # before a conversion that may take long
+        builder = datasets.image_folder(listing, path, image_size, channels, data_dir)
+    else:
+        builder = datasets.find_prepared(name, data_dir)
+    _check_split(split, builder.info.splits, title)
+    return _open(builder, title, split, image_size, channels)
+
+
+def open_config(given, split: str = "") -> Split:
+    """The split that a Config's `data` names, or another `split` of the same images; raises as `open_split` does."""
+    return open_split(given.name, split=split or given.split, image_size=given.image_size, channels=given.channels,
+                      path=given.path, data_dir=given.data_dir)  # fmt: skip
+
+
+def _check_split(split: str, known: collections.abc.Iterable[str], title: str) -> None:
+    for part in split.split("+"):
+        base = part.split("[")[0].strip()
+        if base not in known and base != "all":
+            raise ValueError(f"no split {base!r} in {title}: it has {', '.join(sorted(known))}")
+
+
+def _open(builder, title: str, split: str, image_size: int, channels: int) -> Split:
+    import tensorflow_datasets as tfds
+
+    try:
+        num_examples = builder.info.splits[split].num_examples
+    except Exception as error:  # tfds raises ValueError, AssertionError and more, some over several lines
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = "no such notation" if "://" in reason else reason.rstrip(".")  # of its notation it only says where to read
+        raise ValueError(
+            f"split {split!r} of {title}: {reason}; write 'train', 'train[:90%]' or 'train[100:200]'"
+        ) from error
+    if num_examples < 1:
+        raise ValueError(f"split {split!r} of {title} is empty")
+    features = builder.info.features
+    image = features["image"] if "image" in features else None
+    if image is None or image.np_dtype != np.uint8 or len(image.shape) != 3:
+        raise ValueError(f"{title} has no uint8 'image' [height, width, channels], but {', '.join(features)}")
+    if image.shape[-1] not in (channels, None):
+        raise ValueError(f"{title} has channels={image.shape[-1]}, not {channels}: set channels to match")
+    labelled = "label" in features and isinstance(features["label"], tfds.features.ClassLabel)
+    # What is not used is not decoded: that costs time, and video or audio would ask for more libraries.
+    unused = {key: tfds.decode.SkipDecoding() for key in features if key not in ("image", "label")}
+    records = builder.as_data_source(split, decoders=unused)
+    source = _Images(records, f"{title}, {split}", (image_size, image_size, channels), labelled)
+    return Split(source, features["label"].num_classes if labelled else 0, source.name, str(builder.data_dir))
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(n)
+
+
+def _numbers(n: int, seed: int, start: int, stop: int) -> np.ndarray:
+    """The example numbers at positions start..stop-1 of an endless row of epochs, each a permutation of n."""
+    # Not Grain's shuffle: it hashes one index at a time, which costs 1 ms for a batch of 64 against 0.1 ms
+    # for all the rest, time taken from the training step on a machine without spare cores.
+    epochs = range(start // n, (stop - 1) // n + 1)
+    return np.concatenate([_permutation(n, seed, e)[max(start - e * n, 0) : stop - e * n] for e in epochs])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Assemble:
+    """Makes a process's rows of the global batch of a step; `rng` is Grain's, a function of (seed, step)."""
+
+    source: _Images
+    batch_size: int
+    seed: int
+    rows: slice
+    flip: bool
+
+    def __call__(self, step: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        first, rows = step * self.batch_size, self.rows
+        numbers = _numbers(len(self.source), self.seed, first + rows.start, first + rows.stop)
+        images, labels = self.source.read(numbers)
+        if self.flip:
+            mirrored = (rng.random(self.batch_size) < 0.5)[rows]  # every process tosses for the global batch
+            images[mirrored] = images[mirrored, :, ::-1]
+        return {"image": images, "label": labels, "index": np.arange(rows.start, rows.stop, dtype=np.int32)}
+
+
+class InputFault(RuntimeError):
+    """No more batches, and why, in one line. `stuck`: what reads them cannot be ended, only the process as a whole."""
+
+    stuck = False
+
+
+class Batches:
+    """An endless iterator of batches made ahead in the background. Close it, or use it in a `with`.
+
+    Raises InputFault, at the latest after PATIENCE seconds: an example that cannot be read, a worker process that died, no
+    memory, files that do not answer.
+    """
+
+    def __init__(self, iterator, name: str):
+        self._ahead, self._name = workers.Ahead(iterator, PATIENCE), name
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        try:
+            return next(self._ahead)
+        except workers.Fault as fault:
+            text = str(fault) if str(fault).startswith(self._name) else f"{self._name}: {fault}"
+            failed = InputFault(text)
+            failed.stuck = not self._ahead.close()
+            raise failed from fault
+
+    def close(self) -> None:
+        """Stops the background threads and worker processes."""
+        self._ahead.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
+def batches(
+    split: Split,
+    *,
+    batch_size: int,
+    seed: int,
+    flip: bool,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+    num_threads: int = 2,
+    prefetch: int = 8,
+) -> Batches:
+    """Shuffled batches of a split without end, from step `start_step` on (steps count from 0).
+
+    `batch_size` counts the global batch. With b = batch_size / process_count, process p gets its rows p b to
+    (p + 1) b - 1: {"image": uint8 [b, H, W, C], "label": int32 [b], "index": int32 [b]}, where `index` is the
+    position in the global batch. The global batch is a function of (seed, step) alone. Every epoch is a new
+    permutation of the split, each example once; a batch may span epochs. `flip` mirrors an image left to
+    right with probability 1/2.
+
+    `num_threads` threads keep `prefetch` batches ready. `num_workers` > 0 moves that work to as many
+    processes, for images slow to decode: they are spawned, so the main script needs its `if __name__ ==
+    "__main__":`.
+    """
+    if batch_size < 1 or process_count < 1 or batch_size % process_count:
+        raise ValueError(f"{batch_size=} is not a positive multiple of {process_count=}")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"{process_index=} is not in 0..{process_count - 1}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"{seed=} is not in 0..2**32-1")
+    if min(start_step, num_workers) < 0:
+        raise ValueError(f"{start_step=}, {num_workers=} must be at least 0")
+    if min(num_threads, prefetch) < 1:
+        raise ValueError(f"{num_threads=}, {prefetch=} must be at least 1")
+    b = batch_size // process_count
+    rows = slice(process_index * b, (process_index + 1) * b)
+    assemble = _Assemble(split.source, batch_size, seed, rows, flip)
+    share = lambda worker, count: functools.partial(_read_ahead, assemble, start_step, worker, count, num_threads, prefetch)
+    if not num_workers:
+        return Batches(share(0, 1)(), split.name)
+    return Batches(workers.Processes([share(worker, num_workers) for worker in range(num_workers)]), split.name)
+
+
+def _read_ahead(assemble: _Assemble, start_step: int, worker: int, count: int, num_threads: int, prefetch: int):
+    """An iterator over the batches of every count-th step, made ahead by threads."""
+    import grain  # a third of a second
+
+    steps = grain.MapDataset.range(sys.maxsize).random_map(assemble, seed=assemble.seed)[start_step:][worker::count]
+    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)))
+
+
+def examples(split: Split, n: int | None = None) -> dict[str, np.ndarray]:
+    """The first n examples (default: all), in order: {"image": uint8 [n, H, W, C], "label": int32 [n]}."""
+    n = len(split) if n is None else n
+    if not 0 < n <= len(split):
+        raise ValueError(f"n={n}: {split.name} has {len(split)} examples")
+    images, labels = split.source.read(np.arange(n))
+    return {"image": images, "label": labels}

@@ -1,0 +1,1 @@
+"""What is wrong with a schedule or a config, before anything is trained."""

@@ -1,0 +1,234 @@
+"""Diagnosis: what is wrong with a config and the levels it is to be sampled at, before a GPU hour is spent.
+
+What is examined, and how badly each thing counts, is `diagnosis`; here are the config, the data set, the letter that says what
+was found, and, if asked for, the same as `diagnosis.json` and a picture, `diagnosis.png`. A data set that is built in, or a
+folder of images, is prepared as training would; where there is none, the diagnosis says what it assumes instead.
+"""
+
+import dataclasses
+import math
+import textwrap
+from pathlib import Path
+
+import numpy as np
+
+from noisesched import schedules, spec
+from noisesched.data import pipeline
+from noisesched.diagnosis import checks, leak, scheduler_file
+from noisesched.diagnosis.plot import COLOURS
+from noisesched.runtime.files import replacing, write_json
+
+IMAGES = 2048  # of the training split: the first so many
+VALUES = 2**27  # pixel values that are read, and that are noised: a few seconds
+NOISES = 16  # draws for each image, if they are few or small
+ASSUMED = 0.07  # Var(m): CIFAR-10's (JPEG re-encoded, 50,000 images) is 0.066, 0.063 and 0.093 for red, green and blue
+LOG_SNR = (-16.0, 16.0)  # the levels drawn
+TRAINED = "trained"  # among inference schedules: that of the config
+ROWS = (COLOURS[0], COLOURS[2], COLOURS[4], COLOURS[6])  # of inferences
+
+
+# -- the program
+
+def run(config, name, specs=(), steps=(), spacing="trailing", out="", scheduler="", say=print):
+    """Diagnoses a checked Config, called `name`, and says what was found; returns the `checks.Finding`s, the worst first.
+
+    `specs`, `steps`: inference schedules ("trained": that of the config) and numbers of levels, each with each (default: those
+    of the config's previews); `out`: a folder for diagnosis.json and diagnosis.png, or ""; `scheduler`: the path of a
+    scheduler_config.json, whose schedule, prediction and levels are diagnosed in place of the config's and of `specs` and
+    `spacing`, or "". Raises ValueError or OSError, in one line, for anything that cannot be had, but for a data set that is not
+    there.
+    """
+    counts = tuple(dict.fromkeys(steps or (config.preview.steps,)))
+    given = scheduler_file.read(scheduler) if scheduler else None
+    inferences = scheduler_file.inferences(given, counts) if given else _inferences(config, specs, counts, spacing)
+    if out:
+        Path(out).mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
+    images, reason, repair = training_images(config.data)
+    setting = own = setting_of(config, ASSUMED if images is None else leak.mean_variance(images))
+    setting, measured = scheduler_file.setting(given, own) if given else own, None
+    if images is not None:
+        measured = leak.measured(images, setting.last, noises=int(np.clip(VALUES // images.size, 1, NOISES)),
+                                 noise_offset=config.noise_offset)  # fmt: skip
+    if given:
+        found = scheduler_file.examine(given, own, counts, measured)
+        name, taken = f"{scheduler} with {name}", list(scheduler_file.told(given, scheduler, name, counts, found))
+    else:
+        found, taken = checks.examine(setting, inferences, measured), []
+    if images is None:
+        found = sorted([*found, not_there(reason, repair)], key=lambda finding: checks.SEVERITIES.index(finding.severity))
+    for line in letter(name, setting, found, 0 if images is None else len(images), taken):
+        say(line)
+    if out:
+        write_json(Path(out) / "diagnosis.json", as_json(name, setting, inferences, found, images is None, taken))
+        draw(Path(out) / "diagnosis.png", setting, inferences, measured)
+        say(f"written to {out}: diagnosis.json, diagnosis.png")
+    return found
+
+
+def _inferences(config, specs, counts, spacing):
+    # A config's "trained" was resolved when it was read: a preview under the schedule of training is taken to follow it.
+    sampled = {TRAINED: config.schedule} if config.preview.schedule == config.schedule else {}
+    sampled = {text: config.schedule if text == TRAINED else text for text in specs} or sampled or {
+        config.preview.schedule: config.preview.schedule}  # fmt: skip
+    return [checks.inference(text, n, spacing, follows=word == TRAINED) for word, text in sampled.items() for n in counts]
+
+
+def setting_of(config, variance):
+    """The `checks.Setting` of a Config, for images of that Var(m)."""
+    told = config.conditioning.table
+    return checks.Setting(schedules.make(config.schedule), config.model.prediction, config.weighting, config.data.image_size,
+                             variance, config.training.num_steps * config.training.batch_size,
+                             schedules.make(told) if told else None, config.noise_offset)  # fmt: skip
+
+
+def training_images(given):
+    """Images uint8 [n, H, W, C] of a Config's `data`, the first of its training split; or None: with why, and what repairs it."""
+    repair = "--config.data.path=FOLDER" if given.name == "image_folder" else "--config.data.data_dir=DIR"
+    if given.name == "image_folder" and not given.path:
+        return None, "no folder of images is given", repair
+    try:
+        split = pipeline.open_config(given)
+    except FileNotFoundError as error:
+        return None, str(error), repair
+    count = min(len(split), IMAGES, max(VALUES // (given.channels * given.image_size**2), 4))
+    if count < 4:
+        larger = f"--config.data.split={given.split.partition('[')[0]}" if "[" in given.split else repair
+        return None, f"{split.name} has {len(split)} images, too few to tell", larger
+    return pipeline.examples(split, count)["image"], "", ""
+
+
+def not_there(reason, repair):
+    """The finding on a data set that could not be measured."""
+    return checks.Finding(
+        "warning", "data", f"Var(m) = {ASSUMED} is assumed, that of CIFAR-10's photographs: {reason}",
+        "what leaks grows with the variance of the images' means, which is not known here", repair, {"variance": ASSUMED},
+    )  # fmt: skip
+
+
+# -- in words and figures
+
+def letter(name, setting, found, num_images, taken=()):
+    """The diagnosis as lines of text: what was examined, and what was `taken` from where, then each finding with its repair."""
+    counts = {severity: sum(finding.severity == severity for finding in found) for severity in checks.SEVERITIES}
+    plural = {severity: severity + "s" * (severity != "fine" and count != 1) for severity, count in counts.items()}
+    yield f"{name}: {', '.join(f'{count} {plural[severity]}' for severity, count in counts.items())}"
+    known = f"measured on {num_images:,} training images" if num_images else "assumed"
+    yield from wrapped(f"trained on {spec.shortened(str(setting.schedule), 120)}, {setting.prediction}-prediction, weighting "
+                       f"{setting.weighting}, {setting.image_size}x{setting.image_size} pixels; Var(m) = {setting.variance:.3g} "
+                       f"of the images' means ({known})")  # fmt: skip
+    for sentence in taken:
+        yield from wrapped(sentence)
+    for finding in found:
+        yield ""
+        yield f"{finding.severity}: {finding.about}"
+        yield from wrapped(f"{finding.measured}.")
+        yield from wrapped(f"{finding.why[0].upper()}{finding.why[1:]}.")
+        if finding.repair:
+            yield f"  repair: {finding.repair}"  # not wrapped, so that it can be pasted
+        if finding.file_repair:
+            yield f"  in the file: {finding.file_repair}"
+
+
+def wrapped(text):
+    return textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def as_json(name, setting, inferences, found, assumed, taken=()):
+    """What diagnosis.json holds."""
+    levels, weight = shares(setting)
+    sampled = [{"schedule": str(each.schedule), "spacing": each.spacing, "log_snrs": each.log_snrs} for each in inferences]
+    return {
+        "name": name, "taken": list(taken), "severity": found[0].severity,
+        "findings": [dataclasses.asdict(finding) for finding in found],
+        "setting": dataclasses.asdict(setting) | {"schedule": str(setting.schedule), "variance_assumed": assumed,
+                                                  "table": str(setting.table) if setting.table else None},
+        "inference": sampled,
+        "log_snr_edges": checks.EDGES.tolist(), "levels": levels, "weight": weight,
+    }  # fmt: skip
+
+
+def shares(setting):
+    """`setting.spread` as lists, or (None, None) where the weight is no number, which is a finding."""
+    try:
+        return tuple(share.tolist() for share in setting.spread)
+    except ValueError:
+        return None, None
+
+
+# -- on paper
+
+def draw(path, setting, inferences, measured):
+    """Left: what training draws and weighs, with the levels of inference below; right: R^2 against log-SNR."""
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures and looks for a display
+
+    below = 0.9 + 0.17 * (3 + len(inferences))  # inches, of the legends: below the panels long names have room and hide nothing
+    figure = Figure(figsize=(13, 4.6 + below))
+    left, right = figure.subplots(1, 2, gridspec_kw={"left": 0.02, "right": 0.985, "wspace": 0.12, "top": 0.94,
+                                                     "bottom": below / (4.6 + below)})  # fmt: skip
+    _draw_spread(left, setting, inferences)
+    _draw_read_out(right, setting, inferences, measured)
+    for panel in (left, right):
+        panel.set(xlabel="log-SNR: noise left, clean right", xlim=LOG_SNR)
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(fontsize=8, loc="upper left", bbox_to_anchor=(-0.02, -0.11), frameon=False)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=110, format="png")
+
+
+def _draw_spread(panel, setting, inferences):
+    found, width = shares(setting), np.diff(checks.EDGES)
+    tallest = 1e-9
+    if found[0]:
+        levels, weight = (np.array(share)[1:-1] / width for share in found)
+        tallest = max(levels.max(), weight.max())
+        panel.stairs(levels, checks.EDGES, fill=True, color=COLOURS[5], alpha=0.4,
+                     label=f"levels drawn: {spec.shortened(str(setting.schedule), 80)}")  # fmt: skip
+        panel.stairs(weight, checks.EDGES, color=COLOURS[3], linewidth=1.6,
+                     label=f"weight of the loss: {setting.weighting} on {setting.prediction}")  # fmt: skip
+    low, high = setting.trained
+    rows = [-0.06 * tallest * (row + 1) for row in range(len(inferences))]
+    for row, each in enumerate(inferences):
+        colour = ROWS[row % len(ROWS)]
+        panel.plot([], [], "|", color=colour, markersize=7, label=f"inference {row + 1}: {short(each)}")
+        log_snrs = np.array(each.log_snrs)
+        inside = (log_snrs >= low - checks.SAME) & (log_snrs <= high + checks.SAME)
+        at = np.full(len(log_snrs), rows[row])
+        shown = np.clip(log_snrs, *LOG_SNR)
+        mark = {"linestyle": "", "clip_on": False}
+        panel.plot(shown[inside], at[inside], "|", color=colour, markersize=7, **mark)
+        panel.plot(shown[~inside], at[~inside], "x", color="red", markersize=6, **mark)
+        if log_snrs[0] < LOG_SNR[0]:
+            panel.plot(LOG_SNR[0], at[0], "<", color=colour if inside[0] else "red", markersize=7, **mark)
+    panel.set(title="Training per unit of log-SNR; below, levels of inference", yticks=[],
+              ylim=(-0.06 * tallest * (len(rows) + 1), 1.05 * tallest))  # fmt: skip
+    panel.plot([], [], "x", color="red", linestyle="", label="levels that are not trained")
+
+
+def _draw_read_out(panel, setting, inferences, measured):
+    log_snr = np.linspace(*LOG_SNR, 400)
+    panel.plot(log_snr, setting.read_out(log_snr), color="black", label=f"{setting.image_size}x{setting.image_size} pixels")
+    bottom = 1e-6  # where R^2 = 0 is drawn
+    for level, text in ((checks.FAULT, "fault"), (checks.WARNING, "warning")):
+        panel.axhline(level, color="red" if text == "fault" else COLOURS[1], linewidth=1, linestyle="--")
+        panel.annotate(f"{text} above {level:g}", (LOG_SNR[1], level), (0, 2), textcoords="offset points", ha="right", fontsize=8)
+    panel.axvline(math.log(checks.SNR), color="red", linewidth=1, linestyle="--")
+    panel.annotate(f"fault right of SNR {checks.SNR:g}", (math.log(checks.SNR), 2 * bottom), (4, 0),
+                   textcoords="offset points", fontsize=8)  # fmt: skip
+    marks = [("end of training", setting.last, COLOURS[3], "o")]
+    marks += [(f"start of inference {row + 1}", each.log_snrs[0], ROWS[row % len(ROWS)], "|")
+              for row, each in enumerate(inferences)]  # fmt: skip
+    for text, level, colour, marker in marks:
+        # An end to the left of the picture, also zero SNR, is an arrowhead at its edge.
+        shape, r2 = "<" if marker == "o" and level < LOG_SNR[0] else marker, float(setting.read_out(level))
+        panel.plot(max(level, LOG_SNR[0]), max(r2, bottom), shape, color=colour, linestyle="", clip_on=False, zorder=3,
+                   markersize=8 if marker == "o" else 10, label=f"{text}: {level:.2f}, R² = {r2:.2g}")  # fmt: skip
+    if measured and setting.last > LOG_SNR[0]:
+        panel.errorbar(setting.last, max(measured[0], bottom), 2 * measured[1], color=COLOURS[3], capsize=4, zorder=2,
+                       label=f"measured: {measured[0]:.2g} ± {measured[1]:.2g}")  # fmt: skip
+    panel.set(title="$R^2$ of reading the image's mean from z", yscale="log", ylim=(bottom, 1.5))
+
+
+def short(inference):
+    """An `Inference`'s name, of a length for a legend."""
+    return f"{spec.shortened(str(inference.schedule), 60)}, {len(inference.log_snrs)} steps, {inference.spacing}"

@@ -1,0 +1,1 @@
+"""What a trained network knows, and what its samples look like."""

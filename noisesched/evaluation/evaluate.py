@@ -1,0 +1,403 @@
+"""Evaluation: what a checkpoint knows of images that it was not trained on, whatever schedule it is sampled with.
+
+The bound in bits per dimension, in continuous time and for the levels of inference schedules; the loss profile, which is the
+network's error at every level; what it knows at its last trained level and at zero SNR (`noisiest`); and, when metrics are asked
+for, the quality of samples. `evaluation.json` holds them, and `profile.png` shows the errors over the levels that training
+drew. The bound has the same two ends whatever the training schedule, so that runs can be compared, and it is told how much of
+it comes from levels that training never drew. All noise is standard normal, without the offset that training's may have had.
+
+An evaluation that is there already, of the same request, checkpoint, config, data and files, is not made again.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from noisesched import guidance, samplers, schedules
+from noisesched.data import pipeline
+from noisesched.evaluation import likelihood, metrics, sample, zero_snr
+from noisesched.models import build, denoiser, generate
+from noisesched.runs import config as configuration
+from noisesched.runs.checkpoints import Checkpoints
+from noisesched.runs.workdir import Workdir
+from noisesched.runtime import cluster, pictures, sharding
+from noisesched.runtime.files import read_json, replacing, write_atomically, write_json
+from noisesched.spec import shortened
+
+BATCH = 128  # images per dispatch and device
+PROFILE_NOISES = 2  # of each image at each level of the profile: the fewest that tell the error of its integral
+PROFILE_DRAWS = 2**20  # the number of its first draw: it shares no noise with the bound
+NOISIEST_DRAWS = 2**21  # the number of the first draw at the last level and at zero SNR
+MOST_DRAWS = 2**24  # of all images together: these take 2 GB of the host's memory
+MEAN_VALUES = 2**26  # the data's mean is of so many values at most: of 21845 images of CIFAR-10
+HOLDS = ("checkpoint", "bits_per_dim", "profile", "last_level", "zero_snr")  # what a complete evaluation.json holds
+OF_SAMPLES = ("schedule", "steps", "method", "guidance", "num_samples", "inception_weights")  # of a Request: for samples alone
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to evaluate. Without metrics no samples are made, and what concerns them is to be left as it is."""
+
+    split: str = "test"  # the held-out images
+    num_images: int = 0  # the first so many of them; 0: all
+    noises: int = 16  # draws of (level, noise) for each image: an even number
+    log_snr_min: float = likelihood.LOG_SNR_MIN  # the two ends of the bound and the profile
+    log_snr_max: float = likelihood.LOG_SNR_MAX
+    profile_levels: int = 41
+    discrete: tuple[tuple[str, int], ...] = ()  # (schedule, number of levels): a bound in discrete time for each
+    best_levels: int = 0  # also find the so many levels of the least bound in discrete time; 0: none
+    checkpoint: int | None = None  # a step, or None for the latest
+    parameters: str = "ema"  # "ema" | "params"
+    translation: str | None = None  # "nearest" | "interpolated", or None for the run's own
+    seed: int = 0
+    metrics: tuple[str, ...] = ()  # such as "frechet(classifier)"
+    schedule: str = ""  # of the samples; "": the one that the run was trained with
+    steps: int = 25
+    method: str = "ddim"
+    guidance: str = "none"
+    num_samples: int = 256
+    inception_weights: str = ""  # a file, for the metrics that see with it
+    out: str = ""  # the folder to write to; "": <workdir>/evaluation
+
+
+# -- the program
+
+def run(directory, request, say=tqdm.write):
+    """Evaluates the run in `directory`; returns what evaluation.json holds. For all processes of a job, the first one writes.
+
+    Raises ValueError or FileNotFoundError, in one line, before long work, for anything that cannot be had; and ValueError,
+    naming the level, if the network's estimates are not finite.
+    """
+    workdir = Workdir(directory)
+    with cluster.own(request.out or workdir.path / "evaluation") as out:
+        return _run(workdir, request, epath.Path(out), say)
+
+
+def _run(workdir, request, out, say):
+    # ---- The run; an evaluation that is there already.
+    stored = workdir.read_config()
+    config = configuration.from_dict(stored)
+    check(config, request)
+    paths = discrete_paths(config, request)
+    split = cluster.in_turn(lambda: held_out(config, request))
+    subject, plain = (identity(stored, config, each, split) for each in (request, without_metrics(request)))
+    wanted = cluster.by_first(workdir.latest_step) if request.checkpoint is None else request.checkpoint
+    found = cluster.by_first(lambda: read(out, request.best_levels))
+    if found and found["checkpoint"] == wanted and subject.items() <= found.items():
+        say(f"{out}: step {found['checkpoint']} is evaluated already, as asked")
+        return found
+
+    # ---- The network and the images, real ones to compare samples with too.
+    definition, template = build.abstract_denoiser(config, request.translation)
+    with Checkpoints(workdir, max_to_keep=None, say=say) as checkpoints:
+        step, items = checkpoints.restore({request.parameters: template}, request.checkpoint)
+    params = sharding.at_rest(items[request.parameters], config.training.parallel)
+    examples = pipeline.examples(split, request.num_images or None)
+    images, labels = examples["image"], examples["label"] if config.model.num_classes else None
+    average = trained_average(config)
+    reference = cluster.in_turn(lambda: real_images(config, request, say))
+    out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
+
+    # ---- Likelihood: on disk before any sample is made.
+    result = {"checkpoint": step, "parameters": request.parameters, "split": request.split, "num_images": len(images),
+              "noises": request.noises, **plain}  # fmt: skip
+    result |= likelihood_of(config, definition, params, images, labels, request, paths, step)
+    result |= noisiest_of(config, definition, params, images, labels, request.seed, average)
+    for line in summary(result, config):
+        say(line)
+    draw(out / "profile.png", result, config)
+    path, profile = best_path(out, request.best_levels), result["profile"]
+    path.unlink(missing_ok=True)  # one of another evaluation
+    write_json(out / "evaluation.json", result)
+    if request.best_levels:
+        found = likelihood.best_schedule(profile["log_snr"], profile["x"], images, request.best_levels)
+        write_atomically(path, "".join(f"{level:.6f}\n" for level in found))
+        say(f"  the {request.best_levels} levels of the least bound in discrete time: \"piecewise('{path}')\"")
+    if not reference:
+        return result
+
+    # ---- Samples.
+    schedule = schedules.make(request.schedule or config.schedule)
+    sampler = generate.make_sampler(config, definition, request.method)
+    with tqdm(total=request.num_samples, desc="sampling", unit="image", disable=None) as bar:
+        made = generate.generate(sampler, params, schedules.levels(schedule, request.steps), request.num_samples,
+                               seed=request.seed, guide=guidance.parse(request.guidance), progress=bar.update,
+                               labels=reference.labels if config.model.num_classes else None)  # fmt: skip
+    quality = reference.measure(made)
+    for name, value in quality.items():
+        say(f"{name:34} {value:.4g}   (between real images: {reference.floor[name]:.4g})")
+    result |= subject | {"quality": quality, "floor": reference.floor, "reference": reference.about}
+    write_json(out / "evaluation.json", result)
+    return result
+
+
+def identity(stored, config, request, split):
+    """All that decides the numbers of an evaluation, but the checkpoint, as JSON holds it: equal for equal requests.
+
+    `stored`: the run's config.json. Schedules are as they print, so that a file's content counts and not its name; the data
+    and the file of Inception's weights have checksums.
+    """
+    left_out = ("out", "checkpoint") if request.metrics else ("out", "checkpoint", *OF_SAMPLES)
+    asked = {name: value for name, value in dataclasses.asdict(request).items() if name not in left_out}
+    asked["discrete"] = [[str(schedules.make(text)), n] for text, n in request.discrete]
+    asked["metrics"] = [str(metrics.parse(text)) for text in request.metrics]
+    if request.metrics:
+        asked["schedule"] = str(schedules.make(request.schedule or config.schedule))
+    if request.metrics and request.inception_weights:
+        from noisesched.evaluation import inception  # idle without them
+
+        asked["inception_weights_crc32"] = zlib.crc32(inception.find(request.inception_weights).read_bytes())
+    return {"config_crc32": zlib.crc32(json.dumps(stored).encode()), "drawn": str(schedules.make(config.schedule)),
+            "data": split.identity, "request": json.loads(json.dumps(asked))}  # fmt: skip
+
+
+def without_metrics(request):
+    """The same request for no samples."""
+    fields = {field.name: field.default for field in dataclasses.fields(Request)}
+    return dataclasses.replace(request, **{name: fields[name] for name in ("metrics", *OF_SAMPLES)})
+
+
+def check(config, request):
+    """Raises ConfigError for a request that this run cannot answer."""
+    def require(condition, message):
+        if not condition:
+            raise configuration.ConfigError(message)
+
+    require(request.split, "split='': name the images to measure, such as 'test'")
+    low, high = request.log_snr_min, request.log_snr_max
+    require(-30 <= low < high <= 20, f"the ends of the bound, log-SNR {low:g} to {high:g}, must rise and lie in -30 to 20")
+    require(2 <= request.noises < PROFILE_DRAWS and request.noises % 2 == 0,
+            f"noises={request.noises}: draws come in pairs, which tell the error; give an even number, 2 to {PROFILE_DRAWS - 2}")
+    require(0 <= request.best_levels <= 200, f"best_levels={request.best_levels} must be 0 to 200")
+    known = len(likelihood.candidates(low, high))
+    require(request.best_levels <= known, f"best_levels={request.best_levels}: there are {known} to choose among, "
+            f"{likelihood.RESOLUTION} apart, in the measured range of log-SNR, {low:g} to {high:g}")  # fmt: skip
+    require(5 <= request.profile_levels <= 10_000, f"profile_levels={request.profile_levels} must be 5 to 10000")
+    require(request.num_images != 1 and request.num_images >= 0, f"num_images={request.num_images}: give 2 or more, or 0 for all")
+    kind, known = config.conditioning.kind, configuration.CHOICES["conditioning.translation"]
+    if request.translation:
+        require(kind == "timestep", f"translation {request.translation!r} is for networks told a timestep, not {kind}")
+        require(request.translation in known, f"unknown translation {request.translation!r}; known: {', '.join(known)}")
+    plain = without_metrics(request)
+    given = [name for name in OF_SAMPLES if getattr(request, name) != getattr(plain, name)]
+    require(request.metrics or not given, f"{', '.join(f'{name}={getattr(request, name)!r}' for name in given)}: samples are "
+            "made only for metrics; give some, such as --metrics 'frechet(classifier)'")  # fmt: skip
+    extractors = {metrics.parse(text).extractor for text in request.metrics}
+    require("inception" in extractors or not request.inception_weights, f"inception_weights={request.inception_weights!r}: none "
+            f"of the metrics sees with them; given: {', '.join(request.metrics)}")  # fmt: skip
+    if request.metrics:
+        text = request.schedule or config.schedule
+        configuration.check_levels(config, text, np.asarray(schedules.levels(schedules.make(text), request.steps)))
+        samplers.parse(request.method)
+        configuration.check_guidance(config, request.guidance)
+
+
+def discrete_paths(config, request):
+    """[(schedule, number of levels, path)] of `request.discrete`: the levels that sampling visits, and `likelihood.end_of` them.
+
+    Levels that are cleaner than log_snr_max are left out. The first level may be -inf.
+    """
+    paths = []
+    for text, n in request.discrete:
+        log_snrs = np.asarray(schedules.levels(schedules.make(text), n), np.float64)
+        configuration.check_levels(config, text, log_snrs)
+        log_snrs = log_snrs[log_snrs < request.log_snr_max]
+        end = np.log1p(2 * np.exp(log_snrs[-1:]))  # finite also if the only level is -inf
+        log_snrs = np.append(log_snrs, np.minimum(end, request.log_snr_max))
+        try:
+            paths.append((text, len(log_snrs) - 1, likelihood.discrete(log_snrs)))
+        except ValueError as error:
+            raise configuration.ConfigError(f"the bound of {n} levels of {text!r}: {error}") from None
+    return paths
+
+
+def held_out(config, request):
+    """The data.Split asked for. ConfigError if it has other classes than the network knows, or too few or too many images."""
+    split = pipeline.open_config(config.data, request.split)
+    if config.model.num_classes not in (0, split.num_classes):
+        raise configuration.ConfigError(f"this network knows {config.model.num_classes} classes, {split.name} has "
+                                        f"{split.num_classes}")  # fmt: skip
+    if request.num_images > len(split):
+        raise configuration.ConfigError(f"num_images={request.num_images}: {split.name} has {len(split)} images")
+    count = request.num_images or len(split)
+    if count < 2:
+        raise configuration.ConfigError(f"{split.name} has one image, and no error can be told by it: give 2 or more")
+    for name, draws in (("noises", 1), ("profile_levels", PROFILE_NOISES)):
+        most = MOST_DRAWS // (count * draws) // 2 * 2
+        if getattr(request, name) > most:
+            raise configuration.ConfigError(f"{name}={getattr(request, name)} of {count} images: {MOST_DRAWS} draws fit in "
+                                            f"memory, so up to {most}; or take fewer images, or several seeds")  # fmt: skip
+    return split
+
+
+def real_images(config, request, say):
+    """What samples are compared with, of the split that was trained on; None if no metrics are asked for."""
+    if not request.metrics:
+        return None
+    from noisesched.evaluation import features  # idle without metrics
+
+    return features.reference(config.data, request.num_samples, request.metrics, split=config.data.split,
+                              inception_weights=request.inception_weights, say=say)  # fmt: skip
+
+
+def trained_average(config):
+    """The `noisiest.Average` of the images that a run learned from, by class if it knows any: of evenly spaced ones, if many."""
+    split = pipeline.open_config(config.data)
+    count = min(len(split), max(MEAN_VALUES // (config.data.image_size**2 * config.data.channels), 1))
+    images, labels = split.source.read(np.arange(count) * len(split) // count)
+    classes = config.model.num_classes
+    return zero_snr.average(images, labels if classes else np.zeros_like(labels), classes or 1, config.data.flip)
+
+
+# -- likelihood
+
+def likelihood_of(config, definition, params, images, labels, request, paths=(), step=0):
+    """{"bits_per_dim": .., "discrete": [..], "profile": ..} of held-out images, uint8 [n, H, W, C], and labels [n] or None.
+
+    `paths`: from `discrete_paths`; `step`: the checkpoint's, for what training had drawn by then. All parts go through one
+    compiled program, and all bounds use the same positions and noise.
+    """
+    low, high = request.log_snr_min, request.log_snr_max
+    everywhere = likelihood.continuous(f"uniform_log_snr(log_snr_max={high!r}, log_snr_min={low!r})")
+    index, dimensions = np.arange(len(images)), math.prod(images.shape[1:])
+    profile_levels = np.linspace(low, high, request.profile_levels)
+    repeated = np.tile(np.repeat(profile_levels, PROFILE_NOISES), (len(images), 1))
+    total = len(images) * request.noises * (1 + len(paths)) + repeated.size
+    with tqdm(total=total, desc="likelihood", unit="image", unit_scale=True, disable=None) as bar:
+        errors = spread(definition, params, images, labels, request.seed, bar.update)
+
+        def bounded(path):
+            drawn = likelihood.plan(path, request.seed, index, request.noises)
+            found = errors(drawn.log_snr)
+            return drawn, found, dataclasses.asdict(likelihood.bound(path, drawn, found, images))
+
+        drawn, found, bits = bounded(everywhere)
+        discrete = [{"schedule": text, "num_levels": n} | bounded(path)[2] for text, n, path in paths]
+        found_profile = errors(repeated, PROFILE_DRAWS).reshape(len(images), request.profile_levels, PROFILE_NOISES)
+    profile = dataclasses.asdict(likelihood.profile(profile_levels, found_profile, dimensions))
+    profile = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in profile.items()}
+    profile["noises"] = PROFILE_NOISES
+    first, last = sample.trained_range(config, step)
+    noisier, cleaner = likelihood.diffusion_outside(drawn, found, images, first, last)
+    untrained = {"log_snr_min": first, "log_snr_max": last, "noisier": noisier, "cleaner": cleaner,
+                 "share": (noisier + cleaner) / bits["value"]}  # fmt: skip
+    return {"bits_per_dim": bits | {"untrained": untrained}, "discrete": discrete, "profile": profile}
+
+
+def noisiest_of(config, definition, params, images, labels, seed, average):
+    """{"last_level": .., "zero_snr": ..} of held-out images, as `noisiest` defines them: through the same compiled program."""
+    errors = spread(definition, params, images, labels, seed, lambda count: None)
+    ask = lambda log_snrs, first_draw=0, out=None: errors(log_snrs, NOISIEST_DRAWS + first_draw, out)
+    classes = np.zeros(len(images), int) if labels is None else labels
+    last = zero_snr.last_level(ask, float(schedules.make(config.schedule)(1.0)), images, classes, average)
+    zero = zero_snr.zero_snr(ask, images, classes, average, answers=config.model.prediction != "eps")
+    return {"last_level": dataclasses.asdict(last), "zero_snr": dataclasses.asdict(zero)}
+
+
+def spread(definition, params, images, labels, seed, progress):
+    """The function (log_snrs [n, K], number of the first draw, out) -> squared errors float64 [n, K] of the first n images.
+
+    The estimates x_hat are written to `out`, if given: float32 [n, K, H, W, C]. In batches of one size, each spread over the
+    devices of all processes, on which the errors do not depend.
+    """
+    size = BATCH * jax.device_count()
+    params, seed = sharding.on_all((params, jnp.uint32(seed)))
+
+    def errors(log_snrs, first_draw=0, out=None):
+        draws, levels, results = log_snrs.shape[1], log_snrs.ravel().astype(np.float32), np.empty(log_snrs.size)
+        for first in range(0, levels.size, size):
+            rows = np.arange(first, first + size) % levels.size  # the last batch is filled up with what has been done
+            index, draw = (rows // draws).astype(np.int32), (first_draw + rows % draws).astype(np.int32)
+            batch = sharding.rows_over_all((images[index], None if labels is None else labels[index].astype(np.int32), index,
+                                            draw, levels[rows]))  # fmt: skip
+            x_hat, error = estimates(definition, params, seed, *batch)
+            made = np.asarray(sharding.collected(error), np.float64)[: levels.size - first]
+            if not np.isfinite(made).all():
+                bad = levels[first : first + size][~np.isfinite(made)]
+                raise ValueError(f"the network's estimate of the image is not finite at log-SNR {bad[0]:.4g} ({bad.size} of "
+                                 f"{made.size} estimates, from {bad.min():.4g} to {bad.max():.4g})")  # fmt: skip
+            results[first : first + size] = made
+            if out is not None:
+                out.reshape(levels.size, *images.shape[1:])[first : first + size] = sharding.collected(x_hat)[: made.size]
+            progress(made.size)
+        return results.reshape(log_snrs.shape)
+
+    return errors
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def estimates(definition, params, seed, images, labels, index, draw, log_snr):
+    """`likelihood.estimates` of a network, of images uint8 [B, H, W, C]. Compiled once for all runs of one network."""
+    network = denoiser.merge(definition, params)
+    denoise = lambda z, log_snr: network(z, log_snr, labels)
+    return likelihood.estimates(denoise, seed, pictures.scale(images), index, draw, log_snr)
+
+
+# -- on disk and on paper
+
+def read(out, n):
+    """The evaluation in a folder, or None if there is none that holds all it would today, with the file of its n best levels."""
+    try:
+        found = read_json(out / "evaluation.json")
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    files = [out / "profile.png", *([best_path(out, n)] if n else [])]
+    return found if all(name in found for name in HOLDS) and all(path.exists() for path in files) else None
+
+
+def best_path(out, n):
+    return out / f"best_{n}_levels.txt"
+
+
+def summary(result, config):
+    """The table of an evaluation, line by line."""
+    bits, profile, untrained = result["bits_per_dim"], result["profile"], result["bits_per_dim"]["untrained"]
+    yield (f"step {result['checkpoint']} ({result['parameters']}), {result['num_images']} images of {result['split']!r}, bits "
+           "per dimension:")  # fmt: skip
+    rows = {"continuous time": bits}
+    for row in result["discrete"]:
+        rows[f"{shortened(row['schedule'])}, {row['num_levels']} levels"] = row
+    for name, row in rows.items():
+        yield (f"  {name:28} {row['value']:.4f} +- {row['std_error']:.4f} = diffusion {row['diffusion']:.4f} + prior "
+               f"{row['prior']:.4f} + reconstruction {row['reconstruction']:.4f}")  # fmt: skip
+    yield f"  {'diffusion, by the profile':28} {profile['bits_per_dim']:.4f} +- {profile['bits_per_dim_std_error']:.4f}"
+    yield (f"  {'at levels never drawn':28} {untrained['noisier']:.4f} noisier, {untrained['cleaner']:.4f} cleaner than training "
+           f"with {shortened(config.schedule)} went, together {untrained['share']:.1%} of the bound")  # fmt: skip
+    yield from zero_snr.told(result["last_level"], result["zero_snr"])
+
+
+def draw(path, result, config):
+    """The loss profile as eps, x and v error, over the density of the levels that training drew."""
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures and looks for a display
+
+    profile, bits = result["profile"], result["bits_per_dim"]
+    log_snr = np.asarray(profile["log_snr"])
+    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    drawn = np.asarray(schedules.make(config.schedule)((np.arange(20_000) + 0.5) / 20_000))
+    density, edges = np.histogram(drawn[np.isfinite(drawn)], bins=60, range=(log_snr[0], log_snr[-1]))
+    for panel, kind in zip(figure.subplots(1, 3), ("eps", "x", "v"), strict=True):
+        error, margin = np.asarray(profile[kind]), 2 * np.asarray(profile[f"{kind}_std_error"])
+        below = panel.twinx()
+        below.set(ylim=(0, 2.5 * max(density.max(), 1)), yticks=[])
+        below.stairs(density, edges, fill=True, color="#56B4E9", alpha=0.3)
+        below.spines[["top", "right"]].set_visible(False)
+        panel.set_zorder(below.get_zorder() + 1)
+        panel.patch.set_visible(False)
+        panel.fill_between(log_snr, error - margin, error + margin, color="#D55E00", alpha=0.3, linewidth=0)
+        panel.plot(log_snr, error, color="#D55E00", linewidth=1.6)
+        panel.set(title=f"{kind} error", xlabel="log-SNR: noise left, clean right", xlim=log_snr[[0, -1]], ylim=(0, None))
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{bits['value']:.3f} ± {bits['std_error']:.3f} bits per dimension on {result['num_images']} images of "
+                    f"{result['split']!r}\nmean squared error per dimension, within two standard errors; shaded: levels drawn in "
+                    f"training, {shortened(config.schedule)}", fontsize=10)  # fmt: skip
+    with replacing(path) as file:
+        figure.savefig(file, dpi=110, format="png")

@@ -1,0 +1,283 @@
+"""The real side of a comparison: as many real images as samples, and the features by which metrics see both.
+
+Three extractors turn images into features:
+
+- `raw`: the pixels themselves. Needs nothing; near images are those of equal pixels, not of equal content.
+- `classifier`: the last hidden layer of a small convolutional network, trained here on the data set's own labels, if it has
+  any. `about` has its accuracy on images it was not trained on; those compared are partly ones it was.
+- `inception`: Inception-V3 from a file of weights (`noisesched.evaluation.inception`), which published FIDs are about.
+
+What is computed from real images alone is kept beside the prepared data set, in `noisesched_features/`: each file is named
+after, and holds, all that decided its content, so it is found again only by the same (the .json next to it is for people).
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import uuid
+import zlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from noisesched.data import pipeline
+from noisesched.evaluation import classifier, image_stats, inception, metrics
+from noisesched.runtime import pictures
+
+FOLDER = "noisesched_features"
+SEED = 0  # of the choice of real images, and of the classifier
+
+
+# -- the two halves
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """n real images as the metrics need them; `measure` compares n samples with them."""
+
+    shape: tuple[int, ...]  # of the images: (n, H, W, C)
+    labels: np.ndarray  # of the images, int32 [n]: samples of the same classes are what they are to be compared with
+    floor: dict[str, float]  # the same numbers of n other real images: what a perfect sampler would get
+    appearance: dict[str, dict]  # {"real", "floor"}: what these and the others look like, `appearance.describe`
+    about: dict  # what samples are compared with, for JSON
+    extractors: dict
+    distances: dict[str, tuple[metrics.Measure, Callable]]  # of each number's name
+
+    def measure(self, images):
+        """{name: float} of samples, uint8 [n, H, W, C]. ValueError for another number, shape or kind of images."""
+        if getattr(images, "dtype", None) != np.uint8 or np.shape(images) != self.shape:
+            got = f"{getattr(images, 'dtype', type(images).__name__)} {list(np.shape(images))}"
+            raise ValueError(f"these metrics compare uint8 images {list(self.shape)}; got {got}")
+        return _compare(self.distances, _see(self.extractors, np.asarray(images)))
+
+
+def reference(config_data, n, measures, *, split, inception_weights="", say=tqdm.write):
+    """The Reference of n images of a data set.
+
+    config_data        a Config's `data`: which data set, at which image size
+    measures           metrics.Measure or their texts, e.g. "frechet(classifier)"
+    split              the real images to choose from, e.g. "train+test": of a seeded random permutation, the first n are
+                       what samples are compared with, the next n give the floor
+    inception_weights  the file of weights that `inception` needs
+
+    Raises ValueError or FileNotFoundError, in one line, if the split holds less than 2 n images, n is too small for a metric,
+    or the data or the files cannot give what an extractor needs. Trains the classifier if need be, which takes a while.
+    """
+    measures = _parsed(measures)
+    real = _real(config_data, n, measures, split)
+    kept = Kept(real.folder, say)
+    made = {name: ready(config_data, inception_weights, kept, say) for name, ready in EXTRACTORS.items()
+            if any(each.extractor == name for each in measures)}  # fmt: skip
+    numbers = _chosen(real, 2 * n)
+    (images, labels), (others, _) = real.source.read(numbers[:n]), real.source.read(numbers[n:])
+    key = {"data": real.identity, "split": split, "image_size": config_data.image_size, "channels": config_data.channels, "n": n}
+    seen, distances = [_see(made, half, kept, key) for half in (images, others)], {}
+    for each in measures:
+        metric = metrics.METRICS[each.metric]
+        distances[metrics.name(each, n)] = each, metric.against(seen[0][each.extractor][metric.takes])
+    about = {"data": real.identity, "split": split, "split_size": len(real), "n": n, "seed": SEED,
+             "extractors": {name: each.about for name, each in made.items()}}  # fmt: skip
+    look = {"real": image_stats.describe(images), "floor": image_stats.describe(others)}
+    return Reference(images.shape, labels, _compare(distances, seen[1]), look, about, made, distances)
+
+
+def check(config_data, n, measures, *, split, inception_weights="", num_classes=0):
+    """Raises what `reference` would for its arguments, but trains and extracts nothing. Returns what their names stand for
+    today: {"data": the data set's identity, "split", "n", "version": of the extractors, "weights_crc32": Inception's or None}.
+
+    `num_classes`: of a network that is told classes, and whose samples are to be of the real images'; 0: of none.
+    """
+    measures = _parsed(measures)
+    real = _real(config_data, n, measures, split)
+    if num_classes:
+        labels = real.source.read(_chosen(real, n))[1]
+        if not 0 <= labels.min() <= labels.max() < num_classes:
+            raise ValueError(f"{real.name} has labels {labels.min()} to {labels.max()} (-1: kept secret), and the network knows "
+                             f"0 to {num_classes - 1}: take another split, such as 'train'")  # fmt: skip
+    wanted, crc32 = {each.extractor for each in measures}, None
+    if "classifier" in wanted:
+        _labelled_train(config_data)
+    if "inception" in wanted:
+        crc32 = EXTRACTORS["inception"](config_data, inception_weights, None, None).about["weights_crc32"]
+    return {"data": real.identity, "split": split, "n": n, "version": classifier.VERSION, "weights_crc32": crc32}
+
+
+def _parsed(measures):
+    return list(dict.fromkeys(metrics.parse(each) if isinstance(each, str) else each for each in measures))
+
+
+def _real(config_data, n, measures, split):
+    for each in measures:
+        metrics.METRICS[each.metric].check(n)
+    real = pipeline.open_config(config_data, split)
+    if not 0 < 2 * n <= len(real):
+        raise ValueError(f"n={n}: {real.name} has {len(real)} images, of which two sets of n are taken: n is 1 to "
+                         f"{len(real) // 2}")  # fmt: skip
+    return real
+
+
+def _chosen(real, count):
+    """The numbers of the first so many images of the seeded permutation."""
+    return np.random.default_rng(SEED).permutation(len(real))[:count]
+
+
+def _see(extractors, images, kept=None, key=None):
+    """{name: what that extractor makes of the images}, and under None the images themselves; `kept` for real ones."""
+    seen = {None: {"images": images}}
+    for name, each in extractors.items():
+        extract = functools.partial(each.extract, images)
+        if kept and each.identity:
+            extract = functools.partial(kept.get, f"{name} features", key | {
+                "images_crc32": zlib.crc32(images.tobytes()), "extractor": name, **each.identity}, extract)  # fmt: skip
+        seen[name] = extract()
+    return seen
+
+
+def _compare(distances, seen):
+    return {name: distance(seen[each.extractor][metrics.METRICS[each.metric].takes])
+            for name, (each, distance) in distances.items()}  # fmt: skip
+
+
+# -- what is kept beside the data set
+
+class Kept:
+    """Arrays computed once, in a folder within the prepared data set's own, `.../name/version`, local or in a bucket."""
+
+    def __init__(self, folder, say):
+        self.path, self.say, self.writable = epath.Path(folder) / FOLDER, say, True
+
+    def get(self, what, key, make):
+        """{name: array} that `key` (JSON's kinds, all that decides the arrays) made before, or else makes now by `make()`.
+
+        A file that cannot be read is made anew, one that cannot be written is not kept, and `say` is told of either.
+        """
+        text = json.dumps(key, sort_keys=True)
+        path = self.path / f"{what.replace(' ', '_')}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
+        found = self._read(path, text)
+        if found is None:
+            found = make()
+            self._write(path, what, text, found)
+        return found
+
+    def _read(self, path, text):
+        try:
+            if not path.exists():
+                return None
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:  # its checksums are checked as it is read
+                arrays = dict(file)
+            if str(arrays.pop("made_by")) != text:
+                raise ValueError("made by something else")
+            return arrays
+        except Exception as error:  # a damaged file makes the readers raise almost anything
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            self.say(f"{path} is damaged ({reason}): made anew")
+
+    def _write(self, path, what, text, arrays):
+        if not self.writable:
+            return
+        buffer = io.BytesIO()
+        np.savez(buffer, made_by=np.array(text), **arrays)
+        holds = {name: f"{each.dtype} {list(each.shape)}" if each.ndim else each.tolist() for name, each in arrays.items()}
+        described = json.dumps({"made_by": json.loads(text), "holds": holds}, indent=2) + "\n"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for target, content in ((path, buffer.getvalue()), (path.with_suffix(".json"), described.encode())):
+                temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+                temporary.write_bytes(content)
+                temporary.replace(target)
+        except OSError as error:
+            self.writable = False  # said once
+            self.say(f"{self.path} cannot be written ({error.strerror}): {what} and others are not kept for the next time")
+
+
+# -- extractors
+
+@dataclasses.dataclass(frozen=True)
+class Extractor:
+    """images uint8 [n, H, W, C] -> {"features": float32 [n, d]}, and "probabilities" [n, classes] where there are any."""
+
+    extract: Callable
+    about: dict  # for JSON, next to the numbers
+    identity: dict | None  # what decides its output, beside the images; None: too cheap to keep
+
+
+EXTRACTORS = {}  # name -> function of (config_data, inception_weights, kept, say) -> Extractor
+
+
+def extractor(name):
+    """Enrols an extractor: a function that makes it ready."""
+    return lambda ready: EXTRACTORS.setdefault(name, ready)
+
+
+@extractor("raw")
+def _raw(config_data, inception_weights, kept, say):
+    """Pixels in [-1, 1], flattened."""
+    about = {"dimension": config_data.image_size**2 * config_data.channels}
+    return Extractor(lambda images: {"features": np.asarray(pictures.scale(images)).reshape(len(images), -1)}, about, None)
+
+
+@extractor("inception")  # before the classifier: a fault in the weights shows before that is trained
+def _inception(config_data, inception_weights, kept, say):
+    """Inception-V3's 2048 pooled features and its class probabilities. Gray images are shown as RGB."""
+    if not inception_weights:
+        raise ValueError("the extractor inception needs a file, inception_weights; without one, measure by classifier or raw")
+    params = inception.load(inception_weights)
+    crc32 = zlib.crc32(epath.Path(inception_weights).read_bytes())
+
+    def network(images):
+        features, logits = inception.apply(params, np.repeat(images, 3 // images.shape[-1], axis=-1))
+        return {"features": features, "probabilities": jax.nn.softmax(logits)}
+
+    about = {"dimension": inception.FEATURES, "weights": str(inception_weights), "weights_crc32": crc32}
+    return Extractor(lambda images: in_batches(network, images, 64), about, {"version": 1, "weights_crc32": crc32})
+
+
+def in_batches(network, images, batch):
+    """{name: float32 [n, ..]} that `network` makes of images [n, ..], `batch` at a time; the last is filled up to that."""
+    made = []
+    with tqdm(total=len(images), desc="features", unit="image", delay=2, leave=False, disable=None) as bar:
+        for start in range(0, len(images), batch):
+            part = images[start : start + batch]
+            filled = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), part.dtype)])
+            made.append({name: np.asarray(values)[: len(part)] for name, values in network(filled).items()})
+            bar.update(len(part))
+    return {name: np.concatenate([each[name] for each in made]) for name in made[0]}
+
+
+# -- the classifier
+
+
+@extractor("classifier")
+def _classifier(config_data, inception_weights, kept, say):
+    """The last hidden layer of a classifier of the data set's own classes, trained once on its split 'train'."""
+    train = _labelled_train(config_data)
+    key = {"data": train.identity, "image_size": config_data.image_size, "channels": config_data.channels,
+           "version": classifier.VERSION}  # fmt: skip
+
+    def make():
+        (images, labels), (held_images, held_labels), where = classifier.labelled(config_data, train)
+        params = classifier.fit(images, labels, train.num_classes)
+        made = in_batches(lambda part: {"logits": classifier.network(params, part)[1]}, held_images, classifier.BATCH)
+        right = (made["logits"].argmax(1) == held_labels).mean()
+        say(f"classifier of {train.name}: trained on {len(images)} images; {right:.1%} right of {where}")
+        return params | {"accuracy": right, "held_out": np.array(where)}
+
+    params = dict(kept.get("classifier", key, make))
+    about = {"accuracy": float(params.pop("accuracy")), "held_out": str(params.pop("held_out"))}
+    crc32 = zlib.crc32(b"".join(params[name].tobytes() for name in sorted(params)))
+    about |= {"dimension": classifier.FEATURES, "classes": train.num_classes, "weights_crc32": crc32}
+    network = lambda part: {"features": classifier.network(params, part)[0]}
+    return Extractor(lambda images: in_batches(network, images, classifier.BATCH), about,
+                     {"version": classifier.VERSION, "weights_crc32": crc32})  # fmt: skip
+
+
+def _labelled_train(config_data):
+    train = pipeline.open_config(config_data, "train")
+    if train.num_classes < 2:
+        raise ValueError(f"{train.name}: a classifier needs images of two or more labelled classes, not {train.num_classes}; "
+                         "measure by raw instead, e.g. frechet(raw)")  # fmt: skip
+    return train

@@ -1,0 +1,204 @@
+"""Sampling: one checkpoint under any inference schedule, number of steps, spacing and sampler.
+
+Each combination asked for writes `samples.npy` (uint8 [N, H, W, C]), `grid.png` and `settings.json`; several at once also
+leave `overview.png`, a row for each schedule and sampler and a column for each number of network calls, from the same noise.
+"""
+
+import dataclasses
+import io
+import itertools
+import json
+import math
+import re
+import textwrap
+import time
+import zlib
+
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from noisesched import guidance, loss, samplers, schedules, spec
+from noisesched.models import build, conditioning, generate
+from noisesched.runs import config as configuration
+from noisesched.runs.checkpoints import Checkpoints
+from noisesched.runs.workdir import Workdir
+from noisesched.runtime import sharding
+from noisesched.runtime.files import replacing, write_atomically
+from noisesched.runtime.pictures import grid, write_png
+
+TRANSLATIONS = (*conditioning.TRANSLATIONS, "raw")  # "raw": the steps of the training table, as if it were still its levels
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to sample: every combination of schedules, numbers of steps and methods."""
+
+    schedules: tuple[str, ...]  # empty: the one that the run was trained with
+    steps: tuple[int, ...]
+    methods: tuple[str, ...]
+    spacing: str
+    num_images: int
+    seed: int
+    parameters: str  # "ema" | "params"
+    checkpoint: int | None  # a step, or None for the latest
+    translation: str | None  # one of TRANSLATIONS, or None for the run's own
+    labels: tuple[int, ...]  # cycled through; empty: all classes in turn
+    guidances: tuple[str, ...]  # such as "none", "cfg(3, rescaled(0.7))"
+    out: str
+
+
+# -- the program
+
+def run(directory, request, say=tqdm.write):
+    """Samples the run in `directory` as asked; returns {(schedule, way, steps): uint8 images}. A way is a method with a guidance.
+
+    Raises ValueError or FileNotFoundError, in one line, before anything is computed, for anything that cannot be had.
+    """
+    # ---- The run, and what it was trained on.
+    workdir = Workdir(directory)
+    config = configuration.from_dict(workdir.read_config())
+    made_from = [schedules.make(text) for text in request.schedules or (config.schedule,)]
+    chosen = {str(schedule): schedule for schedule in made_from}
+    levels = {(text, n): np.asarray(schedules.levels(schedule, n, request.spacing))
+              for (text, schedule), n in itertools.product(chosen.items(), request.steps)}  # fmt: skip
+    guides = {text: guidance.parse(text) for text in request.guidances}
+    ways = {method if text == "none" else f"{method}, {text}": (method, text)
+            for method, text in itertools.product(request.methods, request.guidances)}  # fmt: skip
+    nfe = {(way, n): samplers.network_calls(samplers.parse(method)[0], n)
+           for (way, (method, _)), n in itertools.product(ways.items(), request.steps)}  # fmt: skip
+    check(config, request)
+    for (text, _), log_snrs in levels.items():
+        configuration.check_levels(config, text, log_snrs)
+    raw = request.translation == "raw"
+    definition, template = build.abstract_denoiser(config, None if raw else request.translation)
+    with Checkpoints(workdir, max_to_keep=None, say=say) as checkpoints:
+        step, items = checkpoints.restore({request.parameters: template}, request.checkpoint)
+    params = sharding.at_rest(items[request.parameters], config.training.parallel)
+    for line in outside(config, step, levels):
+        say(f"note: {line}")
+
+    # ---- One compiled program per (method, number of levels); the schedule is data.
+    out = epath.Path(request.out)
+    out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
+    labels = generate.cycled_labels(config, request.num_images, request.labels)
+    translation = (request.translation or config.conditioning.translation) if config.conditioning.kind == "timestep" else None
+    several = len(levels) * len(ways) > 1
+    images = {}
+    bar = tqdm(total=sum(nfe.values()) * len(chosen) * request.num_images, unit="call", unit_scale=True, disable=None)
+    programs = {method: generate.make_sampler(config, definition, method) for method in request.methods}
+    for way, (method, guide) in ways.items():
+        for (text, n), log_snrs in sorted(levels.items(), key=lambda item: item[0][1]):
+            begin, calls = time.perf_counter(), nfe[way, n]
+            told = generate.told_raw(config, n, request.spacing) if raw else None
+            made = generate.generate(programs[method], params, log_snrs, request.num_images, seed=request.seed, told=told,
+                            guide=guides[guide], labels=labels,
+                            progress=lambda count, calls=calls: bar.update(count * calls))  # fmt: skip
+            images[text, way, n] = made
+            settings = {
+                "workdir": str(workdir.path), "checkpoint": step, "parameters": request.parameters,
+                "schedule": text, "steps": n, "spacing": request.spacing, "method": method, "guidance": guide,
+                "network_calls": calls, "log_snrs": [float(level) for level in log_snrs], "num_images": request.num_images,
+                "seed": request.seed, "translation": translation,
+                "labels": None if labels is None else labels.tolist(), "seconds": round(time.perf_counter() - begin, 3),
+            }  # fmt: skip
+            write(out / slug(text, way, n) if several else out, made, settings)
+    bar.close()
+    if several:
+        overview(out / "overview.png", images, nfe)
+    say(f"{len(images)} x {request.num_images} images of step {step} in {out}" + (": see overview.png" if several else ""))
+    return images
+
+
+def check(config, request):
+    """Raises ConfigError for a request that this run cannot answer."""
+    classes = config.model.num_classes
+    bad = [label for label in request.labels if not 0 <= label <= classes]
+    if request.labels and not classes:
+        raise configuration.ConfigError(f"labels {list(request.labels)}: this network was trained without classes")
+    if bad:
+        raise configuration.ConfigError(f"label {bad[0]}: choose 0 to {classes - 1}, or {classes} for no label")
+    if request.translation and config.conditioning.kind != "timestep":
+        raise configuration.ConfigError(f"translation {request.translation!r} is for networks told a timestep; this one is "
+                                        f"told {config.conditioning.kind}")  # fmt: skip
+    for text in request.guidances:
+        configuration.check_guidance(config, text)
+
+
+def trained_range(config, step):
+    """(lowest, highest) log-SNR that training has drawn: the highest that about one of all its images exceeded."""
+    return loss.trained_range(schedules.make(config.schedule), max(step * config.training.batch_size, 1))
+
+
+def outside(config, step, levels):
+    """Lines on levels that the network was never trained on, or cannot be told."""
+    low, high = trained_range(config, step)
+    table = build.make_conditioning(config).table
+    for (text, n), log_snrs in levels.items():
+        name, drawn = spec.shortened(text), spec.shortened(config.schedule)
+        for beyond, word, edge in ((log_snrs < low, "noisier", low), (log_snrs > high, "cleaner", high)):
+            if beyond.any():
+                by = np.abs(log_snrs[beyond] - edge).max()
+                yield (f"{name}, {n} steps: {beyond.sum()} of {n} levels are {word} than training with {drawn} went "
+                       f"(log-SNR {edge:.2f}), by up to {by:.2f}")  # fmt: skip
+        if table and (beyond := conditioning.outside(log_snrs, table)).any():
+            yield (f"{name}, {n} steps: {(beyond != 0).sum()} of {n} levels lie outside the table of timesteps that the network "
+                   f"knows, by up to {np.abs(beyond).max():.2f} in log-SNR: it is told the nearest end's")  # fmt: skip
+
+
+def slug(*parts):
+    """A folder name for a combination of settings; a long or nested spec is cut, and marked with a checksum of the whole."""
+
+    def short(text):
+        name = re.sub(r"[^A-Za-z0-9.=-]+", "_", text).strip("_")
+        plain = len(name) <= 80 and len(re.findall(r"[(\[]", text)) <= 1  # the name tells it from every other spec
+        return name if plain else f"{name[:70]}_{zlib.crc32(text.encode()):08x}"
+
+    return "-".join(short(str(part)) for part in parts)
+
+
+def write(folder, images, settings):
+    """samples.npy, grid.png and settings.json (strict JSON: an infinite level is the string "-inf")."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(array := io.BytesIO(), images)
+    with replacing(folder / "samples.npy") as file:
+        file.write(array.getbuffer())
+    write_png(folder / "grid.png", grid(images, columns=math.ceil(math.sqrt(len(images)))))
+    finite = [level if math.isfinite(level) else str(level) for level in settings["log_snrs"]]
+    write_atomically(folder / "settings.json", json.dumps(settings | {"log_snrs": finite}, indent=2, allow_nan=False) + "\n")
+
+
+def overview(path, images, nfe, columns=6):
+    """One picture: a row per schedule and way, a column per number of levels, the same noise throughout.
+
+    images: {(schedule, way, number of levels): uint8 [n, H, W, C]}; nfe: {(way, number of levels): network calls}.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    texts, steps = list(dict.fromkeys(k[0] for k in images)), sorted({k[2] for k in images})
+    ways = list(dict.fromkeys(way for way, _ in nfe))
+    rows = list(itertools.product(texts, ways))
+    cells = {key: grid(made[:columns], columns) for key, made in images.items()}
+    mixed = any(len({nfe[way, n] for way in ways}) > 1 for n in steps)  # then a column's cells differ
+    height, width = next(iter(cells.values())).shape[:2]
+    size = (0.012 * width * len(steps) + 2.4, (0.012 * height + 0.25 * mixed) * len(rows) + 0.9)
+    figure, axes = plt.subplots(len(rows), len(steps), figsize=size, squeeze=False)
+    for (row, (text, way)), (column, n) in itertools.product(enumerate(rows), enumerate(steps)):
+        axis = axes[row, column]
+        cell = cells[text, way, n]
+        axis.imshow(cell[..., 0] if cell.shape[-1] == 1 else cell, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+        axis.set_frame_on(False)
+        if row == 0 or mixed:
+            axis.set_title(f"{nfe[way, n]} network calls", fontsize=10)
+        if column == 0:
+            label = "\n".join(textwrap.wrap(spec.shortened(text, 150), 30) + textwrap.wrap(way, 30) * (len(ways) > 1))
+            axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
+    figure.suptitle("One checkpoint, the same noise: inference schedules (rows) by network calls", fontsize=11)
+    figure.tight_layout()
+    with replacing(path) as file:
+        figure.savefig(file, dpi=110, format="png")
+    plt.close(figure)

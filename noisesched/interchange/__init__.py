@@ -1,0 +1,1 @@
+"""PyTorch's diffusers: its schedulers and their files."""

@@ -1,0 +1,382 @@
+"""Schedules and sampler settings to and from `scheduler_config.json`, in which PyTorch's diffusers library keeps them.
+
+    settings = read("scheduler_config.json")      # .schedule, .prediction, .method, .spacing, .notes
+    settings.levels(50)                           # the log-SNRs that the library visits in 50 steps, noisiest first
+    fields, notes = write("discrete(linear)", "eps")
+
+Its `leading` is ours when steps_offset is 0; Stable Diffusion's 1 makes every level one step noisier, which no spacing here does.
+Such levels, like the sigmas of Karras et al. and the fractional timesteps of Euler's linspace, are had all the same, exactly:
+`levels` gives them, and a list of sigmas is a schedule here, `sigmas('FILE')`.
+
+Every field of a file is accounted for. One that no scheduler known here has is refused, as nobody can tell what it changes; one
+that was not needed is named in `no_effect`; what the library does and the method here does not is told in `notes`.
+"""
+
+import collections
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from noisesched import diffusion, samplers, schedules, spec, tables
+from noisesched.interchange import schedulers
+from noisesched.interchange.schedulers import Grid, shown
+from noisesched.runs import config as configuration
+from noisesched.runs.workdir import Workdir
+
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}
+WRITTEN = {"ddim": "DDIMScheduler", "ancestral": "DDPMScheduler", "euler": "EulerDiscreteScheduler",
+           "heun": "HeunDiscreteScheduler", "dpmpp_2m": "DPMSolverMultistepScheduler"}  # fmt: skip
+SAME_SPACING = {"whole": schedules.SPACINGS, "fractional": ("trailing", "leading"), "of one more": ("trailing",), "flow": ()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a scheduler_config.json says, in the words used here."""
+
+    class_name: str
+    schedule: str  # the spec of what the network was trained on: a table, or a flow
+    num_steps: int  # timesteps in training
+    prediction: str | None  # "eps" | "v" | "x", or None: no network here predicts that
+    method: str | None  # the sampler that takes the same steps, or None: none here does
+    spacing: str | None  # the spacing here that visits the same steps (but for the library's rounding), or None: see `levels`
+    grid: Grid | None  # how the library lays its levels, or None where that is not known here
+    notes: tuple[str, ...]  # what the library does and `method` does not, and what else a reader should know
+    no_effect: tuple[str, ...]  # fields of the file that do not matter to any of this
+    fields: dict  # the file as it is
+
+    def levels(self, n):
+        """The log-SNRs that the library visits in n steps: float64 [n], increasing (noisiest first; the first may be -inf).
+
+        Raises ValueError where they are not known here, or the library does not visit n levels that rise one by one.
+        """
+        if self.grid is None:
+            raise ValueError(f"{self.class_name}: the levels that it visits are not known here")
+        if not 1 <= n <= 10**5:
+            raise ValueError(f"the number of levels is a whole number from 1 up to 100000; got {n}")
+        table = schedules.make(self.schedule).table
+        sigmas = self.grid.levels(table.log_snr if table else np.zeros(self.num_steps), n)
+        if not (np.diff(sigmas) < 0).all() or not sigmas[-1] > 0:
+            raise ValueError(f"{self.class_name} does not visit {n} levels that rise one by one: choose another number of steps")
+        return -2 * np.log(sigmas)
+
+
+# -- reading
+
+def read(path):
+    """The `Settings` of a scheduler_config.json. Raises ValueError, in one line, for a file that is not one, or that asks for
+    something of its schedule that is not known here; OSError for one that cannot be opened."""
+    twice = []
+
+    def once(pairs):
+        keys = [key for key, _ in pairs]
+        twice.extend(key for key, count in collections.Counter(keys).items() if count > 1)
+        return dict(pairs)
+
+    try:
+        fields = json.loads(Path(path).read_bytes(), object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if twice:  # JSON leaves open which of them counts
+        raise ValueError(f"{path}: the key {shown(twice[0])} stands there more than once: leave the one that is meant")
+    try:
+        return parse(fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def parse(fields):
+    """The `Settings` of the fields of such a file, as `read`."""
+    if not isinstance(fields, dict) or "_class_name" not in fields:
+        raise ValueError("not a scheduler_config.json: that is a JSON object with a field _class_name")
+    name = fields["_class_name"]
+    if not isinstance(name, str) or name not in schedulers.FIELDS:
+        raise ValueError(f"_class_name={shown(name)}: this scheduler is not read here; read are {', '.join(schedulers.FIELDS)}")
+    unknown = [f"{field}={shown(value)}" for field, value in fields.items()
+               if field not in schedulers.KNOWN and not field.startswith("_")]  # fmt: skip
+    if unknown:
+        raise ValueError(f"unknown fields: {spec.shortened(', '.join(unknown), 300)}; what they change is not known here: "
+                         "take out those that you know to be of no effect")  # fmt: skip
+    given, notes = schedulers.Fields(name, fields), []
+    parts = (_flow if name == "FlowMatchEulerDiscreteScheduler" else _discrete)(given, notes)
+    used = {"_class_name", "_use_default_values"} | (given.asked & given.given.keys())
+    no_effect = tuple(field for field in fields if field not in used)
+    return Settings(class_name=name, **parts, notes=tuple(notes), no_effect=no_effect, fields=fields)
+
+
+def _discrete(fields, notes):
+    """The parts of `Settings` for a table of betas."""
+    fields.refuse("use_flow_sigmas")
+    schedule = _schedule(fields)
+    prediction = PREDICTIONS[fields.choice("prediction_type", PREDICTIONS)]
+    zero = schedule.table.alpha_bar[-1] == 0
+    if zero and prediction == "eps":
+        notes.append("prediction eps: at zero SNR no image follows from the noise; train and sample such a schedule with v or x")
+    method = _method(fields, notes)
+    grid = _grid(fields, notes) if method or fields["skip_prk_steps"] else None  # PNDM's levels without those are DDIM's
+    if grid and not method:
+        notes.append(f"{fields.name} with skip_prk_steps calls the network at its second level twice")
+    if zero and grid and grid.stand_in:
+        notes.append(f"zero terminal SNR: log-SNR -inf here, exactly; {fields.name} puts alpha_bar 2^-24 in its place, log-SNR "
+                     f"{math.log(schedulers.STAND_IN / (1 - schedulers.STAND_IN)):.2f}")  # fmt: skip
+    same = grid and grid.sigmas == "table" and not grid.offset and grid.spacing in SAME_SPACING[grid.timesteps]
+    if grid and not same:
+        notes.append(f"no spacing here visits the levels of {fields.name} with {grid}: take them from a file of sigmas")
+    return {"schedule": str(schedule), "num_steps": schedule.table.num_steps, "prediction": prediction, "method": method,
+            "grid": grid, "spacing": grid.spacing if same else None}  # fmt: skip
+
+
+def _schedule(fields):
+    num_steps, given = fields["num_train_timesteps"], fields["trained_betas"]
+    zero = (("zero_terminal", True),) if fields["rescale_betas_zero_snr"] else ()
+    if given is not None:
+        if not isinstance(given, list) or not all(type(beta) in (int, float) and abs(beta) < 2 for beta in given):
+            raise ValueError(f"trained_betas={shown(given)} must be a list of betas")
+        if len(given) != num_steps:
+            raise ValueError(f"trained_betas holds {len(given)} betas, but num_train_timesteps={num_steps}")
+        return schedules.make(str(spec.Call("betas", (tuple(map(float, given)),), zero)))
+    name = fields.choice("beta_schedule", ("linear", "scaled_linear", "squaredcos_cap_v2"))
+    if name == "squaredcos_cap_v2":
+        inside, ends = "cosine", ()
+    else:
+        inside, ends = name, (("beta_min", fields["beta_start"]), ("beta_max", fields["beta_end"]))
+    return schedules.make(str(spec.Call("discrete", (spec.Call(inside),), (("num_steps", num_steps), *ends, *zero))))
+
+
+def _method(fields, notes):
+    """The sampler that takes the steps of this class, or None; what it leaves out is noted."""
+    name = fields.name
+    method = {written: method for method, written in WRITTEN.items()}.get(name)
+    missing = []
+    if name == "EulerAncestralDiscreteScheduler":
+        method = "ancestral"
+    elif name == "DDPMScheduler":
+        variance = fields["variance_type"]
+        if variance == "fixed_large":
+            method = "ancestral(variance=1)"
+            notes.append("fixed_large: DDPMScheduler adds noise to the final image too, unless its last timestep is 0; none here")
+        elif variance not in ("fixed_small", "fixed_small_log"):
+            missing = ["variance_type"]
+    elif name == "DPMSolverMultistepScheduler":
+        method = "ddim" if fields["solver_order"] == 1 else method
+        known = {"solver_order": (1, 2), "algorithm_type": ("dpmsolver++", "deis"), "variance_type": (None,),
+                 "solver_type": ("midpoint", "logrho", "bh1", "bh2")}  # fmt: skip
+        missing = [field for field, choices in known.items() if fields[field] not in choices]
+    if method is None or missing:
+        asked = "".join(f" with {field}={shown(fields[field])}" for field in missing)
+        notes.append(f"no sampler here takes the steps of {name}{asked}; known are {', '.join(samplers.METHODS)}")
+        return None
+    if fields["thresholding"]:
+        notes.append(f"thresholding: every estimate of the image is cut at its {fields['dynamic_thresholding_ratio']:g} quantile "
+                     f"there, between 1 and {fields['sample_max_value']:g}, and divided by it; {method} does not")  # fmt: skip
+    elif fields["clip_sample"]:
+        limit = fields["clip_sample_range"]
+        notes.append(f"clip_sample: every estimate of the image is cut at -{limit:g} and {limit:g} there; {method} does not")
+    if fields["set_alpha_to_one"] is False or fields["final_sigmas_type"] == "sigma_min":
+        notes.append("there the last step ends at the first timestep's level, a little noisy still; here in the clean image")
+    return method
+
+
+def _grid(fields, notes):
+    """How this class lays its levels, or None where that is not known here, which is noted."""
+    name = fields.name
+    for field, usual in {"use_beta_sigmas": False, "use_lu_lambdas": False, "interpolation_type": "linear",
+                         "lambda_min_clipped": -math.inf}.items():  # fmt: skip
+        if field in fields.defaults and fields[field] != usual:
+            notes.append(f"{field}={shown(fields[field])}: such levels are not known here")
+            return None
+    if fields["timestep_type"] == "continuous" and fields["prediction_type"] == "v_prediction":
+        notes.append("timestep_type continuous: the network there is told log(sigma_ve) / 4, and not a timestep")
+    spacing = fields.choice("timestep_spacing", schedules.SPACINGS)
+    if name == "DDIMScheduler" and spacing != "leading":
+        notes.append("DDIMScheduler steps from timestep t to t - T // N, which is not the next that it visits unless N divides T "
+                     "and the spacing is trailing; here every step goes to the next level")  # fmt: skip
+    timesteps = {"DDIMScheduler": "whole", "DDPMScheduler": "whole", "PNDMScheduler": "whole",
+                 "DPMSolverMultistepScheduler": "of one more"}  # fmt: skip
+    offset, num_steps = fields["steps_offset"] if spacing == "leading" else 0, fields["num_train_timesteps"]
+    if not 0 <= offset < num_steps:
+        raise ValueError(f"steps_offset={offset} must be from 0 to {num_steps - 1}, the last timestep")
+    grid = Grid(timesteps.get(name, "fractional"), spacing, offset)
+    if grid.timesteps != "whole":
+        grid = dataclasses.replace(grid, stand_in=bool(fields["rescale_betas_zero_snr"]))
+    chosen = [kind for kind in ("karras", "exponential") if fields[f"use_{kind}_sigmas"]]
+    if len(chosen) > 1:
+        raise ValueError("use_karras_sigmas and use_exponential_sigmas are both true: choose one")
+    if chosen:
+        ends = {end: fields.number(end) for end in ("sigma_min", "sigma_max")}
+        grid = dataclasses.replace(grid, sigmas=chosen[0], **ends)
+    return grid
+
+
+def _flow(fields, notes):
+    """The parts of `Settings` for rectified flow."""
+    fields.refuse("use_dynamic_shifting", "invert_sigmas", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas",
+                  "use_beta_sigmas", "stochastic_sampling")  # fmt: skip
+    num_steps, shift = fields["num_train_timesteps"], fields["shift"]
+    if not 2 <= num_steps <= 10**5:
+        raise ValueError(f"num_train_timesteps={shown(num_steps)} must be a whole number from 2 to 100000")
+    schedule = schedules.make("flow" if shift == 1 else f"flow(shift={shift!r})")
+    notes.append("its networks predict the velocity eps - x of y = (1 - s) x + s eps, not eps, v or x: x_hat = y - s velocity")
+    same = shift == 1 and num_steps == 1000
+    if not same:
+        notes.append(f"no spacing here visits the levels of {fields.name} with shift={shift:g}: take them from a file of sigmas")
+    return {"schedule": str(schedule), "num_steps": num_steps, "prediction": None, "method": "euler",
+            "grid": Grid("flow", "linspace", shift=shift), "spacing": "linspace" if same else None}  # fmt: skip
+
+
+# -- writing
+
+def write(schedule, prediction, spacing="trailing", method="ddim"):
+    """(fields, notes): a scheduler_config.json with which the library samples as we do, and what a reader should know of it.
+
+    schedule    a spec. A table is written by the library's name for it, or by its betas; a continuous schedule by the betas of
+                1000 steps of it
+    prediction  "eps" | "v" | "x"
+    method      one of WRITTEN, which is the class; "ancestral(variance=1)" is DDPM's fixed_large
+
+    Raises ValueError, in one line, for what such a file cannot say: other methods and options, spacings that visit other steps
+    there, eps at zero SNR, and levels so clean that the library's float32 loses them.
+    """
+    schedule, name, options = schedules.make(schedule), *samplers.parse(method)
+    variance = options.pop("variance", 0) if name == "ancestral" else 0
+    if name not in WRITTEN or any(options.values()) or variance not in (0, 1):
+        raise ValueError(f"method {method!r} cannot be written: a scheduler_config.json can say {', '.join(WRITTEN)} and "
+                         "ancestral(variance=1)")  # fmt: skip
+    if prediction not in diffusion.PREDICTIONS:
+        raise ValueError(f"prediction {prediction!r}: choose one of {', '.join(diffusion.PREDICTIONS)}")
+    table, notes = schedule.table or schedules.sampled(schedule), []
+    if not schedule.table:
+        notes.append(f"{spec.shortened(str(schedule))} is continuous: written are the betas of 1000 steps of it, at u = t / 1000 "
+                     "(a published table is discrete(..), as in discrete(linear))")  # fmt: skip
+    class_name, zero = WRITTEN[name], bool(table.alpha_bar[-1] == 0)
+    if zero and prediction == "eps":
+        raise ValueError("prediction 'eps' with zero terminal SNR: no image follows from the noise there; predict v or x")
+    if zero and "rescale_betas_zero_snr" not in schedulers.FIELDS[class_name]:
+        raise ValueError(f"{class_name} cannot begin at zero SNR, where sigma_ve is infinite; choose another method than {name}")
+    theirs = {ours: there for there, ours in PREDICTIONS.items()}
+    named, betas = _betas(schedule, table)
+    fields = schedulers.FIELDS[class_name] | named | {
+        "_class_name": class_name, "num_train_timesteps": table.num_steps, "prediction_type": theirs[prediction],
+        "timestep_spacing": spacing}  # fmt: skip
+    fields |= {"rescale_betas_zero_snr": True} if zero else {}
+    fields |= {"clip_sample": False} if "clip_sample" in fields else {}
+    fields |= {"variance_type": "fixed_large"} if variance else {}
+    fields = {field: value for field, value in fields.items() if value is not None and value != -math.inf}
+    settings = parse(fields)
+    if settings.spacing != spacing:
+        raise ValueError(f"{class_name} with timestep_spacing={spacing!r} visits other steps than {spacing!r} here; choose "
+                         f"{' or '.join(SAME_SPACING[settings.grid.timesteps])}")  # fmt: skip
+    gap, step = schedulers.lost_to_float32(table, betas)
+    notes.append(f"the library keeps its table in float32: its log-SNR differs by up to about {gap:.1g}, at timestep {step - 1} "
+                 f"of 0 to {table.num_steps - 1}")  # fmt: skip
+    if zero and spacing == "leading":
+        notes.append("leading never visits the zero terminal SNR: trailing does")
+    return fields, [*settings.notes, *notes]
+
+
+def _betas(schedule, table):
+    """(the fields that make a table, the betas that they stand for): the library's name for it and its ends, or its betas."""
+    raw, call = table, schedule.call
+    if dict(call.kwargs).get("zero_terminal") and schedule.table:  # the library names a table before it is rescaled
+        kwargs = tuple(pair for pair in call.kwargs if pair[0] != "zero_terminal")
+        raw = schedules.make(str(dataclasses.replace(call, kwargs=kwargs))).table
+    ends = [float(f"{beta:.12g}") for beta in raw.betas[[0, -1]]]
+    for name, make in (("linear", tables.linear), ("scaled_linear", tables.scaled_linear)):
+        if np.allclose(make(raw.num_steps, *ends), raw.betas, rtol=1e-9, atol=0):
+            return {"beta_schedule": name, "beta_start": ends[0], "beta_end": ends[1]}, raw.betas
+    if np.allclose(tables.cosine(raw.num_steps), raw.betas, rtol=1e-9, atol=0):
+        return {"beta_schedule": "squaredcos_cap_v2"}, raw.betas
+    return {"trained_betas": table.betas.tolist()}, table.betas
+
+
+# -- the command
+
+def run_read(path, n=None, sigmas=None, betas=None, say=print):
+    """Says what a scheduler_config.json is here; for n steps, writes its levels to the file `sigmas`, its table's to `betas`."""
+    settings = read(path)
+    levels, schedule = settings.levels(n) if n else None, schedules.make(settings.schedule)
+    if sigmas:
+        _write_sigmas(sigmas, levels)
+    if betas:
+        _write_betas(betas, schedule)
+    said = settings.schedule
+    if betas or len(said) > 150:  # given betas are too long to be read
+        said = f"betas({betas or 'FILE'!r})"
+    log_snr = float(schedule(1.0))
+    alpha_bar, sigma_ve = float(diffusion.alpha_bar(log_snr)), math.exp(-log_snr / 2)
+    say(f"{settings.class_name}\n  schedule    {said}")
+    say(f"  its end     alpha_bar {alpha_bar:.6g}, sigma_ve {sigma_ve:.6g}, log-SNR {log_snr:.4g}")
+    for name in ("prediction", "method", "spacing"):
+        say(f"  {name:10}  {getattr(settings, name) or 'none here'}")
+    if n:
+        say(f"  {n} levels  {visited(settings, n)}")
+    for note in settings.notes:
+        say(f"note: {note}")
+    if settings.no_effect:
+        say(f"of no effect here: {', '.join(settings.no_effect)}")
+    say(f"in a config:\n  config.schedule = {said!r}")
+    if schedule.table:
+        say("  config.conditioning.kind = 'timestep'  # counted from 1 here, from 0 there\n"
+            "  config.conditioning.table = config.schedule")  # fmt: skip
+    if settings.prediction:
+        say(f"  config.model.prediction = {settings.prediction!r}")
+    if settings.method:
+        same = settings.spacing and (not n or _same(levels, schedules.levels(schedule, n, settings.spacing)))
+        inference = f"sigmas({sigmas or 'FILE'!r})" if sigmas or not same else said
+        spacing = "" if sigmas or not same else f" --spacing={settings.spacing}"
+        say(f'sampling:\n  noisesched sample --workdir=RUN --schedule="{inference}"{spacing} --steps={n or "N"} '
+            f'--method="{settings.method}" --out=DIR')  # fmt: skip
+    if "'FILE'" in (inference if settings.method else "") + said:
+        say("  (such files: noisesched interchange --read=.. --steps=N --sigmas=FILE --betas=FILE)")
+
+
+def visited(settings, n):
+    """The levels that the library visits in n steps, in words: "timesteps 981, 961, 941 .. 1 there, log-SNR -5.1 to 6.8"."""
+    levels, table = settings.levels(n), schedules.make(settings.schedule).table
+    at = settings.grid.visited(settings.num_steps, n) if settings.grid.sigmas == "table" and table else []
+    named = f"timesteps {', '.join(f'{step:g}' for step in at[:3])} .. {at[-1]:g} there, " if len(at) else ""
+    return f"{named}log-SNR {levels[0]:.4g} to {levels[-1]:.4g}"
+
+
+def run_write(path, schedule, prediction, spacing="trailing", method="ddim", told="timestep", n=None, sigmas=None, betas=None,
+              say=print):  # fmt: skip
+    """Writes a scheduler_config.json; for n steps, also the levels that sampling visits here, to the file `sigmas`. `told`: what
+    the network is told of the level, one of conditioning.KINDS."""
+    fields, notes = write(schedule, prediction, spacing, method)
+    levels = np.asarray(schedules.levels(schedule, n, spacing), np.float64) if n else None
+    Path(path).write_text(json.dumps(fields, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    if sigmas:
+        _write_sigmas(sigmas, levels)
+    if betas:
+        _write_betas(betas, schedules.make(schedule))
+    say(f"{path}: {fields['_class_name']}")
+    for note in notes:
+        say(f"note: {note}")
+    if told != "timestep":
+        say(f"note: the network of this run is told {told}; the library tells a network timesteps, from 0: translate them")
+    if sigmas and np.isneginf(levels[0]):
+        say(f"note: the first sigma of {sigmas} is inf, which the library cannot begin with; its own schedulers put "
+            f"{math.sqrt(1 / schedulers.STAND_IN - 1):.0f} in its place")  # fmt: skip
+
+
+def of_run(directory):
+    """What `run_write` takes of the run in a workdir; as its schedule, the table whose timesteps its network is told, if any."""
+    config = configuration.from_dict(Workdir(directory).read_config())
+    told = config.conditioning
+    return {"schedule": told.table or config.schedule, "prediction": config.model.prediction, "told": told.kind}
+
+
+def _write_sigmas(path, levels):
+    """The sigma_ve of levels, noisiest first, with the 0 at which the library's own lists end."""
+    Path(path).write_text("".join(f"{sigma!r}\n" for sigma in [*np.exp(-levels / 2).tolist(), 0.0]))
+
+
+def _write_betas(path, schedule):
+    table = schedule.table or schedules.sampled(schedule)
+    Path(path).write_text("".join(f"{beta!r}\n" for beta in table.betas.tolist()))
+
+
+def _same(levels, others):
+    return np.allclose(levels, np.asarray(others, np.float64), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,172 @@
+"""The training loss: a weighted squared error at levels drawn by a schedule.
+
+A weighting is written once, as the logarithm of its weight on the *x* error. On the error that the network makes in its own
+terms it is then W / SNR (eps) or W / (SNR + 1) (v): taken between logarithms, so nothing is ever computed as 0/0. To add
+one, write its function below and put `@weighting` over it: that enrols it in the configs and the tests.
+
+What popular texts get wrong: a weight without the error it acts on says nothing. min-SNR is min(SNR, gamma) on x, which is
+min(1, gamma / SNR) on eps and min(SNR, gamma) / (SNR + 1) on v; P2's 1 / (k + SNR)^gamma multiplies the eps error. Weights
+that vanish at SNR = 0 on the v error (eps, min-SNR, P2, the likelihood's) undo zero-terminal training exactly where it
+matters: there the network gets no gradient at all.
+"""
+
+import inspect
+import math
+import typing
+
+import jax
+import jax.numpy as jnp
+
+from noisesched import diffusion, schedules, spec
+
+WEIGHTINGS = {}  # name -> function(log_snr, rate, **parameters) -> log of the weight on the x error
+
+
+def weighting(function):
+    """Enrols a weighting under its function's name."""
+    WEIGHTINGS[function.__name__] = function
+    return function
+
+
+@weighting
+def eps(log_snr, rate):
+    """Plain squared error of eps: DDPM's "simple" loss (Ho et al. 2020, eq. 14). Weight SNR on x."""
+    return log_snr
+
+
+@weighting
+def x(log_snr, rate):
+    """Plain squared error of x."""
+    return jnp.zeros_like(log_snr)
+
+
+@weighting
+def v(log_snr, rate):
+    """Plain squared error of v: SNR + 1 on x (Salimans & Ho 2022). Does not vanish at SNR = 0."""
+    return jnp.logaddexp(log_snr, 0.0)
+
+
+@weighting
+def vlb(log_snr, rate):
+    """The variational bound, whatever schedule draws the levels: SNR |d log_snr / du| / 2 on x (Kingma et al. 2021, eq. 17)."""
+    return log_snr + jnp.log(rate / 2)
+
+
+@weighting
+def min_snr(log_snr, rate, gamma=5.0):
+    """min(SNR, gamma) on x (Hang et al. 2023)."""
+    return jnp.minimum(log_snr, math.log(gamma))
+
+
+@weighting
+def p2(log_snr, rate, k=1.0, gamma=1.0):
+    """1 / (k + SNR)^gamma on the eps error (Choi et al. 2022)."""
+    return log_snr - gamma * jnp.logaddexp(log_snr, math.log(k))
+
+
+@weighting
+def edm(log_snr, rate, sigma_data=0.5):
+    """(sigma_ve^2 + sigma_data^2) / (sigma_ve sigma_data)^2 = SNR + 1 / sigma_data^2 on x (Karras et al. 2022, table 1)."""
+    return jnp.logaddexp(log_snr, -2 * math.log(sigma_data))
+
+
+@weighting
+def sigmoid(log_snr, rate, bias=2.0):
+    """The bound weighted by sigmoid(bias - log_snr), per unit of log-SNR (Kingma & Gao 2023, sec. 6; Hoogeboom et al. 2024)."""
+    return vlb(log_snr, rate) + jax.nn.log_sigmoid(bias - log_snr)
+
+
+def make_weighting(text):
+    """The function (log_snr, rate) -> log weight on the x error of a spec such as "min_snr(gamma=5)". ValueError if unknown."""
+    call = spec.parse(text)
+    function = spec.bind(call, WEIGHTINGS, "weighting", skip=2)
+    log_weight = lambda log_snr, rate: function(log_snr, rate, *call.args, **dict(call.kwargs))
+    try:
+        with jax.ensure_compile_time_eval():
+            finite = jnp.isfinite(log_weight(jnp.array([-30.0, 0.0, 30.0]), jnp.ones(3))).all()
+    except (TypeError, ValueError, ArithmeticError):
+        finite = False
+    if not finite:
+        defaults = ", ".join(str(p) for p in list(inspect.signature(function).parameters.values())[2:])
+        raise ValueError(f"weighting {text!r} gives no finite weights; {call.name} takes numbers, such as ({defaults})")
+    return log_weight
+
+
+def weight(log_weight, prediction, log_snr, rate):
+    """The weight on the squared error of what the network predicts, [B], finite from log-SNR -inf to +30.
+
+    `log_weight`: a weighting, from `make_weighting`. At SNR = 0 it is the limit (for the bound-like ones, 0).
+    """
+    # At -inf the formulas are of the form inf - inf; in floats, all of them have reached their limit long before -80.
+    level = jnp.maximum(log_snr, -80.0)
+    # The rate of a schedule that ends at -inf is infinite there (or, differentiated, not a number). Where a schedule is
+    # flat, rounding may make it negative.
+    rate = jnp.where(jnp.isnan(rate), 1e25, jnp.clip(rate, 0.0, 1e25))
+    conversion = {"eps": level, "x": jnp.zeros_like(level), "v": jnp.logaddexp(level, 0.0)}[prediction]
+    return jnp.exp(log_weight(level, rate) - conversion)
+
+
+def vanishes_at_zero_snr(text):
+    """Whether a weighting gives the v error no weight at SNR = 0, so that nothing is learned there."""
+    at_zero = weight(make_weighting(text), "v", jnp.array([-jnp.inf]), jnp.ones(1))
+    return bool(at_zero[0] < 1e-6)
+
+
+def trained_range(schedule, num_draws):
+    """(lowest, highest) log-SNR that so many draws of training levels reach: the highest that about one of them exceeds."""
+    return float(schedule(1.0)), float(schedule(1.0 / num_draws))
+
+
+class Draw(typing.NamedTuple):
+    """The random part of a training example: u in (0, 1], the noise like x, a key for dropout, a number in [0, 1)."""
+
+    u: jax.Array  # [B]
+    eps: jax.Array  # [B, H, W, C]
+    dropout_keys: jax.Array  # [B]
+    label_draw: jax.Array  # [B]
+
+
+def draw(key, index, batch_size, shape, noise_offset=0.0):
+    """What the examples at positions `index` [B] of a global batch of `batch_size` get; `key` is of (seed, step).
+
+    Each example depends on its own position alone, never on how the batch is split. Position i draws u from the i-th of
+    `batch_size` equal strata of (0, 1]: together the batch covers the schedule evenly (as in Kingma et al. 2021, I.1).
+
+    `noise_offset`: see `noise`.
+    """
+
+    def one(i):
+        u_key, eps_key, dropout_key, label_key = jax.random.split(jax.random.fold_in(key, i), 4)
+        within = jax.random.uniform(u_key)
+        u = jnp.maximum(1 - (i + within) / batch_size, 2.0**-24)  # never 0, which rounding could make it
+        return Draw(u, noise(eps_key, shape, noise_offset), dropout_key, jax.random.uniform(label_key))
+
+    return jax.vmap(one)(index)
+
+
+def noise(key, shape, noise_offset=0.0):
+    """Standard normal noise [H, W, C], plus `noise_offset` (from 0 up) times one normal number for all pixels of a channel.
+
+    Offset noise (Guttenberg 2023, "Diffusion with offset noise"), of covariance I + noise_offset^2 1 1^T: a channel's mean over
+    d pixels, whose noise has a variance of 1/d, then has 1/d + noise_offset^2, and is drowned at the levels that leak it. What
+    is trained with it starts to sample from it: from plain noise, images would be drawn to mid-grey more than without.
+    """
+    plain = jax.random.normal(key, shape)
+    if not noise_offset:
+        return plain
+    return plain + noise_offset * jax.random.normal(jax.random.fold_in(key, 1), (1, 1, shape[-1]))  # a key of its own
+
+
+def errors(denoiser, images, labels, random, schedule, log_weight):
+    """Per-example training loss [B] and log-SNR [B].
+
+    images [B, H, W, C] in [-1, 1]; labels [B] or None; random: a `Draw`. The loss is the mean over pixels of the squared
+    error of what the network predicts, times `weight`.
+    """
+    log_snr = schedule(random.u)
+    z = diffusion.add_noise(images, random.eps, log_snr)
+    output = denoiser.output(z, log_snr, labels, random.dropout_keys)
+    target = diffusion.target(denoiser.prediction, images, random.eps, log_snr)
+    error = jnp.square(output - target).mean(axis=tuple(range(1, images.ndim)))
+    rate = schedules.rate(schedule, random.u)
+    return weight(log_weight, denoiser.prediction, log_snr, rate) * error, log_snr

@@ -1,0 +1,1 @@
+"""Networks: from their parts to a denoiser, and from a denoiser to images."""

@@ -1,0 +1,53 @@
+"""The network that a config describes."""
+
+import functools
+
+from flax import nnx
+
+from noisesched import schedules
+from noisesched.models import conditioning, denoiser
+from noisesched.models.unet import UNet
+
+
+def make_conditioning(config, translation=None):
+    """How the network is told the noise level; `translation` overrides the config's (levels to timesteps)."""
+    given, table = config.conditioning, ()
+    if given.kind == "timestep":
+        steps = schedules.make(given.table).table if given.table else None
+        if steps is None:
+            raise ValueError(f"conditioning.table={given.table!r} must be a table, such as 'discrete(linear, num_steps=1000)'")
+        table = tuple(steps.log_snr.tolist())
+    elif given.table:
+        raise ValueError(f"conditioning.table={given.table!r} is only for conditioning.kind='timestep', not {given.kind!r}: "
+                         "leave it empty, ''")  # fmt: skip
+    return conditioning.Conditioning(given.kind, config.model.width, table, translation or given.translation)
+
+
+def make_denoiser(config, translation=None):
+    """A fresh, untrained denoiser; its parameters are a function of config.seed."""
+    return _denoiser(*_network(config, translation), config.seed)
+
+
+def abstract_denoiser(config, translation=None):
+    """(definition, shapes of the parameters): `denoiser.split` of a denoiser that is never computed, and thought out only once
+    for all configs that differ in other settings alone."""
+    return _abstract_denoiser(*_network(config, translation))
+
+
+def _network(config, translation):
+    """All that a denoiser but for its parameters depends on."""
+    return config.data.image_size, config.data.channels, config.model, make_conditioning(config, translation)
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract_denoiser(*network):
+    return denoiser.split(nnx.eval_shape(lambda: _denoiser(*network, seed=0)))
+
+
+def _denoiser(image_size, channels, model, told, seed):
+    unet = UNet(
+        image_size=image_size, channels=channels, width=model.width, multipliers=model.multipliers, blocks=model.blocks,
+        attention=model.attention, heads=model.heads, dropout=model.dropout, features=model.width,
+        num_classes=model.num_classes, dtype=model.dtype, rngs=nnx.Rngs(seed),
+    )  # fmt: skip
+    return denoiser.Denoiser(unet, told, model.prediction)

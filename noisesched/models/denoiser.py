@@ -1,0 +1,48 @@
+"""A denoiser: (z, log_snr) -> x_hat. What its UNet outputs, and how it is told the noise level, are its private business."""
+
+import jax
+from flax import nnx
+
+from noisesched import diffusion
+from noisesched.models.conditioning import Conditioning
+from noisesched.models.unet import UNet
+
+
+class Denoiser(nnx.Module):
+    """A UNet, what it is told of the noise level, and what it predicts ("eps", "x" or "v"). It holds no schedule."""
+
+    def __init__(self, unet: UNet, conditioning: Conditioning, prediction: str):
+        if prediction not in diffusion.PREDICTIONS:
+            raise ValueError(f"unknown prediction {prediction!r}; known: {', '.join(diffusion.PREDICTIONS)}")
+        self.unet, self.conditioning, self.prediction = unet, conditioning, prediction
+
+    def output(self, z, log_snr, labels=None, dropout_keys=None):
+        """The network's raw output, an estimate of `diffusion.target(prediction, ..)`: [B, H, W, C] float32."""
+        return self.unet(z, self.conditioning(log_snr), labels, dropout_keys)
+
+    def __call__(self, z, log_snr, labels=None, told=None):
+        """z [B, H, W, C] at levels log_snr [B] -> x_hat [B, H, W, C]; finite at -inf unless it predicts eps.
+
+        `told` [B]: the levels that the network is told, if they are not those of z (a mistake that one may want to measure).
+        """
+        output = self.output(z, log_snr if told is None else told, labels)
+        return diffusion.x_from(self.prediction, output, z, log_snr)
+
+
+def split(denoiser):
+    """(definition, params): a static description, and the parameters as nested dictionaries of arrays with stable names.
+
+    Plain dictionaries are what is trained, averaged and stored: they cost no time to pass through jit, and a checkpoint
+    of them can be read by anything.
+    """
+    definition, state = nnx.split(denoiser, nnx.Param)
+    return definition, nnx.to_pure_dict(state)
+
+
+def merge(definition, params):
+    """The denoiser of a definition and parameters: the inverse of `split`, also inside jit."""
+    return nnx.merge(definition, params)
+
+
+def num_parameters(params):
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,1 @@
+"""All that a run is on disk."""

@@ -1,0 +1,177 @@
+"""Files written whole or not at all, and read with suspicion."""
+
+import contextlib
+import io
+import json
+import math
+import numbers
+import os
+import pathlib
+import stat
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+
+class WriteError(RuntimeError):
+    """Something of a run could not be written: a full disk, a bucket that refuses. The message is one line."""
+
+
+@contextlib.contextmanager
+def writing(path: os.PathLike):
+    """Turns an OSError into a WriteError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike):
+    """An open binary file that takes the place of `path`, local or in a bucket, when the context is left.
+
+    A kill or a power cut leaves the old content or the new, never a part; an exception leaves the old. An OSError names the path.
+    """
+    if not is_local(path):
+        yield (content := io.BytesIO())
+        epath.Path(path).write_bytes(content.getvalue())  # a bucket shows an object only once it is complete
+        return
+    path = pathlib.Path(os.fspath(path))
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.unlink(missing_ok=True)  # what a killed process left, or a link, which opening would follow
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            error.filename = str(path)  # a full disk does not say which file
+        raise
+    with contextlib.suppress(OSError):  # some network disks know no such thing
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)  # makes the rename itself durable
+        finally:
+            os.close(directory)
+
+
+def write_atomically(path: str | os.PathLike, text: str) -> None:
+    """Replaces a file by a text; see `replacing`."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def read_file(path: str | os.PathLike, most: int) -> bytes:
+    """The content of a file of at most so many bytes. ValueError for a larger one, and for a pipe, a device or a folder."""
+    path = epath.Path(path)
+    if not is_local(path):
+        if path.stat().length > most:
+            raise ValueError(f"it has {path.stat().length:,} bytes, more than {most:,}")
+        return path.read_bytes()
+    # Opened without waiting for the other end of a pipe; asked of what was opened, which no other process can exchange.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no regular file")
+        if status.st_size > most:
+            raise ValueError(f"it has {status.st_size:,} bytes, more than {most:,}")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(most)
+    finally:
+        os.close(descriptor)
+
+
+def is_local(path: str | os.PathLike) -> bool:
+    return "://" not in str(path)
+
+
+_NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+
+
+_MOST = {".json": 2**24, ".jsonl": 2**30}  # bytes of a file that is read whole
+
+
+def read_lines(path: str | os.PathLike) -> list[dict]:
+    """The JSON objects of a file with one on each line; a torn last line, which a killed process had begun, is left out.
+
+    Raises FileNotFoundError, and ValueError that names the line for anything else that is no JSON object.
+    """
+    *lines, _ = read_file(path, _MOST[".jsonl"]).split(b"\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(_from_json(_parse(line)))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+    return records
+
+
+def read_json(path: str | os.PathLike) -> dict:
+    """What `write_json` wrote. Raises FileNotFoundError, and ValueError if it is damaged."""
+    try:
+        return _from_json(_parse(read_file(path, _MOST[".json"])))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid: {error}") from None
+
+
+def json_line(record: dict) -> str:
+    return json.dumps(to_json(record), allow_nan=False) + "\n"
+
+
+def write_json(path: epath.Path, content: dict) -> None:
+    """Writes a JSON file atomically; ValueError for what is not JSON."""
+    write_atomically(path, json.dumps(to_json(content), indent=2, allow_nan=False) + "\n")
+
+
+def to_json(value: Any, name: str = "") -> Any:
+    """Nested dicts, sequences and scalars as JSON can hold them; ValueError names the setting it cannot."""
+    match value:
+        case None | bool():
+            return value
+        case str():
+            if value in _NON_FINITE:
+                raise ValueError(f"{name}: the string {value!r} stands for a float; give float({value!r})")
+            return value
+        case numbers.Integral():
+            return int(value)
+        case numbers.Real():
+            return float(value) if math.isfinite(value) else str(float(value))
+        case np.bool_():
+            return bool(value)
+        case list() | tuple():
+            return [to_json(entry, f"{name}[{index}]") for index, entry in enumerate(value)]
+        case dict():
+            for key in value:
+                if not isinstance(key, str):
+                    raise ValueError(f"{name or 'config'}: the key {key!r} is not a string")
+            return {key: to_json(entry, f"{name}.{key}" if name else key) for key, entry in value.items()}
+    raise ValueError(f"{name or 'config'}: a {type(value).__name__} cannot be written as JSON")
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _from_json(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_from_json(entry) for entry in value]
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def _parse(text: bytes) -> dict:
+    """A JSON object, read strictly; ValueError (one line) for anything else."""
+
+    def refuse(token: str) -> float:
+        raise ValueError(f"{token} is not JSON")
+
+    try:
+        value = json.loads(text, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON object was expected, not {type(value).__name__}")
+    return value

@@ -1,0 +1,61 @@
+"""Sets of images as one picture, and pictures as PNG files."""
+
+import os
+
+import jax.numpy as jnp
+import numpy as np
+
+from noisesched.runtime.files import replacing
+
+SEPARATOR = 2  # pixels between cells, and around them: without it, digits on black run together
+GRAY = 128  # its colour, which is seen on black and on white
+LEGIBLE = 48  # pixels: about the smallest cell in which a person reads a digit without effort
+
+
+def grid(images: np.ndarray, columns: int, scale: int | None = None) -> np.ndarray:
+    """Images side by side, row by row: uint8 [N, H, W, C] -> uint8 [H', W', C].
+
+    `scale`: whole-number enlargement by repeating pixels; None takes the smallest that makes cells legible.
+    Unused cells of the last row have the colour of the separator.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.dtype != np.uint8 or 0 in images.shape:
+        raise ValueError(f"a grid takes uint8 images [N, H, W, C], got {images.dtype} {images.shape}")
+    if columns < 1 or (scale is not None and scale < 1):
+        raise ValueError(f"a grid takes columns and scale of 1 or more, got columns {columns}, scale {scale}")
+    count, height, width, channels = images.shape
+    if scale is None:
+        scale = -(-LEGIBLE // min(height, width))
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    pitch = np.array([height, width]) * scale + SEPARATOR  # from one cell to the next, down and across
+    canvas = np.full((*(pitch * [rows, columns] + SEPARATOR), channels), GRAY, np.uint8)
+    for index, image in enumerate(images):
+        top, left = pitch * divmod(index, columns) + SEPARATOR
+        canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return canvas
+
+
+def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Writes a picture, whole or not at all: uint8 [H, W] or [H, W, C] with C 1 (gray), 3 (RGB), 4 (RGBA)."""
+    from PIL import Image
+
+    image = np.asarray(image)
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[..., 0]
+    if image.dtype != np.uint8 or not (image.ndim == 2 or image.ndim == 3 and image.shape[2] in (3, 4)):
+        raise ValueError(f"a picture is uint8 [H, W, C] with C 1, 3 or 4, got {image.dtype} {image.shape}")
+    with replacing(path) as file:
+        Image.fromarray(image).save(file, format="PNG")
+
+
+def scale(image):
+    """uint8 0..255 -> x, float32 in [-1, 1]. Jittable."""
+    # Not image / 127.5 - 1: compilers turn that into a multiply and add whose 255 is 1.0000001.
+    return (jnp.asarray(image, jnp.float32) - 127.5) / 127.5
+
+
+def unscale(x):
+    """x in [-1, 1] -> uint8 0..255, clipped and rounded: the inverse of `scale`. Jittable."""
+    return jnp.clip(jnp.round((jnp.asarray(x, jnp.float32) + 1) * 127.5), 0, 255).astype(jnp.uint8)

@@ -1,0 +1,355 @@
+"""Speed: the tool by which it is judged. Ratios are between things measured in turn, in one run; medians, with their spread.
+
+Each bar is of a product's part against the bare computation that it cannot do without:
+
+    training    the loop of `train` against the bare jitted step of the same network, loss, optimizer and EMA
+    sampling    the sampler against as many bare network calls
+    input       the time the training loop stands still for its next batch
+    checkpoints the training loop with a save in its midst against the same steps without, over the interval between saves
+    compiling   nothing anew for a new schedule; nothing at all for a second start of the same config
+"""
+
+import contextlib
+import json
+import pathlib
+import resource
+import statistics
+import sys
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from noisesched import schedules
+from noisesched.data import pipeline
+from noisesched.models import denoiser, generate
+from noisesched.runs import config as configuration
+from noisesched.runs.checkpoints import Checkpoints
+from noisesched.runs.metrics_log import Unwritten
+from noisesched.runs.workdir import Workdir
+from noisesched.runtime import sharding
+from noisesched.training import loop as training_loop
+from noisesched.training import monitor
+from noisesched.training import step as training_step
+
+BARS = {"training_overhead": 0.03, "sampling_overhead": 0.02, "input_wait": 0.01, "checkpoint_overhead": 0.01,
+        "compiled_for_new_schedules": 0, "compiled_at_second_start": 0}  # fmt: skip
+
+
+def benchmark(config, chosen, seconds=60, calls=50, json_path=None, say=print):
+    """Measures the config on this machine's devices; prints, and returns, the figures. `chosen`: what `backend.prepare` said."""
+    configuration.check_devices(config, jax.local_device_count())
+    split = training_loop.open_data(config)
+    devices = jax.local_devices()
+    say(f"{len(devices)} x {devices[0].device_kind}; jax {jax.__version__}; {chosen}")
+    with tempfile.TemporaryDirectory() as cache, Compilations(cache) as compilations:
+        definition, state = training_step.init(config)
+        say(f"network of {denoiser.num_parameters(state.params):,} parameters, batch {config.training.batch_size}, "
+            f"{config.data.image_size}x{config.data.image_size}x{config.data.channels}, {config.model.dtype}")  # fmt: skip
+        figures = {}
+        with pipeline.batches(split, batch_size=config.training.batch_size, seed=config.seed, flip=config.data.flip,
+                          num_workers=config.data.num_workers) as stream:  # fmt: skip
+            figures |= compiling(config, definition, state, stream, compilations)
+            figures |= training(config, definition, state, stream, seconds * 0.45)
+            figures |= checkpointing(config, definition, state, stream, seconds * 0.25, figures["step_seconds"]["median"])
+        figures |= sampling(config, definition, state.params, calls, seconds * 0.3, compilations)
+        peak = matmul_peak(config.model.dtype)
+    figures |= {
+        "flops_per_second": figures["flops_per_step"] / figures["step_seconds"]["median"],
+        "matmul_flops_per_second": peak,
+        "peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+    }
+    if stats := devices[0].memory_stats():
+        figures["peak_device_bytes"] = stats["peak_bytes_in_use"]
+    for line in report(figures, config):
+        say(line)
+    if json_path:
+        with open(json_path, "w") as file:
+            json.dump({"config": configuration.to_dict(config), "settings": str(chosen), "figures": figures}, file, indent=2)
+    return figures
+
+
+class Compilations(contextlib.AbstractContextManager):
+    """Counts programs compiled and programs read from the persistent cache, with a cache of its own in an empty folder."""
+
+    def __init__(self, cache):
+        self.cache, self.count, self.hits, self.seconds = cache, 0, 0, 0.0
+
+    def __enter__(self):
+        self.usual = jax.config.jax_compilation_cache_dir
+        self._use(self.cache)
+        jax.clear_caches()  # what reading the config compiled, too, is compiled again, into the new cache
+        jax.monitoring.register_event_duration_secs_listener(self._compiled)
+        jax.monitoring.register_event_listener(self._hit)
+        return self
+
+    def _compiled(self, name, seconds, **_):
+        if name == "/jax/core/compile/backend_compile_duration":  # also of a program read from the cache
+            self.count, self.seconds = self.count + 1, self.seconds + seconds
+
+    def _hit(self, name, **_):
+        self.hits += name == "/jax/compilation_cache/cache_hits"
+
+    def _use(self, folder):
+        from jax.experimental.compilation_cache import compilation_cache
+
+        compilation_cache.reset_cache()
+        jax.config.update("jax_compilation_cache_dir", folder)
+
+    def __exit__(self, *exception):
+        self._use(self.usual)
+        self.count = self.hits = None  # JAX keeps its listeners; let these fail loudly if anything still counts
+        jax.monitoring.unregister_event_duration_listener(self._compiled)
+        jax.monitoring.unregister_event_listener(self._hit)
+
+
+def compiling(config, definition, state, stream, compilations):
+    """Seconds to the first step done: anew; and with JAX's memory cleared and its cache on disk filled, as at a second start."""
+    copy = jax.tree.map(jnp.copy, state)
+
+    def first_step():
+        begin, compiled, hits = time.perf_counter(), compilations.count, compilations.hits
+        run = sharding.data_parallel(training_step.make_step(config, definition), config.training.parallel)
+        jax.block_until_ready(run(jax.tree.map(jnp.copy, copy), chunk(config, stream)))
+        return time.perf_counter() - begin, compilations.count - compiled - (compilations.hits - hits)
+
+    cold, _ = first_step()
+    jax.clear_caches()
+    warm, compiled = first_step()
+    lowered = jax.jit(training_step.make_step(config, definition), static_argnums=2).lower(state, next(stream), None)
+    compiled_step = lowered.compile()
+    cost, memory = compiled_step.cost_analysis(), compiled_step.memory_analysis()
+    cost = cost[0] if isinstance(cost, list) else cost
+    return {"first_step_seconds": cold, "first_step_seconds_cached": warm, "compiled_at_second_start": compiled,
+            "flops_per_step": float(cost["flops"]), "step_temporary_bytes": int(memory.temp_size_in_bytes)}  # fmt: skip
+
+
+def training(config, definition, state, stream, seconds):
+    """The product's loop and the bare step, in turn."""
+    steps = config.training.steps_per_dispatch
+    devices = jax.local_devices()
+    step = training_step.make_step(config, definition)
+    mesh = Mesh(np.array(devices), ("devices",))
+    whole, shares = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("devices"))
+    bare = jax.jit(lambda state, batch: step(state, batch, None), in_shardings=(whole, shares), out_shardings=whole,
+                   donate_argnums=0)  # fmt: skip
+    batch = jax.device_put(next(stream), shares)
+    loop = Loop(config, step, state, stream)
+    states = {"bare": jax.tree.map(jnp.copy, state)}
+    waited = 0.0
+
+    def run_bare(dispatches):
+        for _ in range(dispatches * steps):
+            states["bare"], metrics = bare(states["bare"], batch)
+        jax.block_until_ready(metrics)
+
+    def run_product(dispatches):
+        nonlocal waited
+        before = loop.record.waited
+        loop.run(dispatches)
+        loop.record.drain()
+        waited += loop.record.waited - before
+
+    times = in_turn({"bare": run_bare, "product": run_product}, seconds, "training")
+    per_step = {name: [t / n / steps for t, n in pairs] for name, pairs in times.items()}
+    ratios = [p / b for p, b in zip(per_step["product"], per_step["bare"], strict=True)]
+    return {
+        "step_seconds": spread(per_step["product"]), "bare_step_seconds": spread(per_step["bare"]),
+        "images_per_second": config.training.batch_size / statistics.median(per_step["product"]),
+        "training_ratio": spread(ratios), "training_overhead": statistics.median(ratios) - 1,
+        "input_wait": waited / sum(t for t, _ in times["product"]),
+    }  # fmt: skip
+
+
+def checkpointing(config, definition, state, stream, seconds, step_seconds):
+    """The product's loop with a save in its midst, and without one, in turn: long enough for the save to end meanwhile."""
+    loop, saved = Loop(config, training_step.make_step(config, definition), state, stream), 0
+    with (tempfile.TemporaryDirectory() as folder,
+          Checkpoints(Workdir(folder), config.training.keep_checkpoints) as checkpoints):  # fmt: skip
+
+        def save():
+            nonlocal saved
+            saved += 1
+            loop.record.drain()
+            begin = time.perf_counter()
+            checkpoints.save(saved, loop.state._asdict())
+            return time.perf_counter() - begin
+
+        def timed(after, blocked=None):
+            begin = time.perf_counter()
+            loop.run(monitor.RUN_AHEAD + 1)
+            if blocked is not None:
+                blocked.append(save())
+            loop.run(after)
+            loop.record.drain()
+            return time.perf_counter() - begin
+
+        timed(1, [])  # compiles; and the first save sets things up
+        checkpoints.wait()
+        begin = time.perf_counter()
+        save()
+        checkpoints.wait()
+        written = time.perf_counter() - begin
+        size = sum(path.stat().st_size for path in pathlib.Path(folder, "checkpoints", str(saved)).rglob("*"))
+        after = max(10, round(2 * written / step_seconds / config.training.steps_per_dispatch))
+        blocked, extra, begin = [], [], time.perf_counter()
+        while len(extra) < 7 or time.perf_counter() - begin < seconds:
+            first = len(extra) % 2 and timed(after)  # neither is always the second
+            with_save = timed(after, blocked)
+            checkpoints.wait()
+            extra.append(with_save - (first or timed(after)))
+    interval = config.training.checkpoint_every * step_seconds
+    extra, blocked = spread(extra), spread(blocked)
+    return {"save_extra_seconds": extra, "save_blocking_seconds": blocked, "save_written_seconds": written, "save_bytes": size,
+            "steps_while_saving": after * config.training.steps_per_dispatch, "save_interval_seconds": interval,
+            "checkpoint_overhead": extra["median"] / interval}  # fmt: skip
+
+
+def sampling(config, definition, params, calls, seconds, compilations):
+    """A sampling run of `calls` network calls and as many bare calls, in turn; then schedules not seen before."""
+    devices = len(jax.local_devices())
+    count = -(-config.preview.num_images // devices) * devices
+    draw = generate.make_sampler(config, definition, "ddim")
+    labels = generate.cycled_labels(config, count)
+    make = lambda spec: generate.generate(draw, params, schedules.levels(schedules.make(spec), calls), count, seed=0,
+                                              labels=labels)  # fmt: skip
+    shape = (count, config.data.image_size, config.data.image_size, config.data.channels)
+    mesh = Mesh(np.array(jax.local_devices()), ("devices",))
+    shares = NamedSharding(mesh, PartitionSpec("devices"))
+    z, level = jax.device_put((jnp.zeros(shape), jnp.zeros(count)), shares)
+    placed = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    known = None if labels is None else jax.device_put(labels, shares)
+    call = jax.jit(lambda params, z, level: denoiser.merge(definition, params)(z, level, known))
+
+    def run_bare(n):
+        for _ in range(n * calls):
+            image = call(placed, z, level)
+        jax.block_until_ready(image)
+
+    def run_product(n):
+        for _ in range(n):
+            make(config.preview.schedule)
+
+    times = in_turn({"bare": run_bare, "product": run_product}, seconds, "sampling")
+    per_call = {name: [t / n / calls for t, n in pairs] for name, pairs in times.items()}
+    ratios = [p / b for p, b in zip(per_call["product"], per_call["bare"], strict=True)]
+    made = [schedules.make(text) for text in schedules.EXAMPLES.values()]
+    specs = [str(schedule) for schedule in made if not schedule.table or schedule.table.num_steps >= calls]
+    for spec in specs:  # making a schedule, and laying its levels out, is small arithmetic that JAX compiles too
+        schedules.levels(schedules.make(spec), calls)
+    before = compilations.count
+    for spec in specs:
+        make(spec)
+    return {
+        "call_seconds": spread(per_call["product"]), "bare_call_seconds": spread(per_call["bare"]), "images_per_call": count,
+        "network_calls": calls, "sampling_ratio": spread(ratios), "sampling_overhead": statistics.median(ratios) - 1,
+        "new_schedules": len(specs), "compiled_for_new_schedules": compilations.count - before,
+    }  # fmt: skip
+
+
+def matmul_peak(dtype):
+    """FLOP/s of a large matrix product: the most that a network could reach on one device."""
+    size = 1024 if jax.default_backend() == "cpu" else 8192
+    a = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a: a @ a)
+    times = []
+    for _ in range(8):
+        begin = time.perf_counter()
+        product(a).block_until_ready()
+        times.append(time.perf_counter() - begin)
+    return 2 * size**3 / min(times) * len(jax.local_devices())
+
+
+def report(figures, config):
+    """The figures as lines to read."""
+
+    def ms(name):
+        return f"{1e3 * figures[name]['median']:.2f} ms ({1e3 * figures[name]['low']:.2f} to {1e3 * figures[name]['high']:.2f})"
+
+    def bar(name, shown):
+        verdict = "ok" if figures[name] <= BARS[name] else "MISSED"
+        limit = f"{BARS[name]:.0%}" if isinstance(BARS[name], float) else BARS[name]
+        return f"{shown}  [bar: at most {limit}: {verdict}]"
+
+    ratio = lambda name: f"{figures[name]['low'] - 1:+.1%} to {figures[name]['high'] - 1:+.1%}"
+    yield f"training     {figures['images_per_second']:,.0f} images/s; a step {ms('step_seconds')}"
+    yield f"  bare step  {ms('bare_step_seconds')}"
+    yield bar("training_overhead", f"  overhead   {figures['training_overhead']:+.2%} (pairs {ratio('training_ratio')})")
+    yield bar("input_wait", f"  input wait {figures['input_wait']:.2%}")
+    speed, peak = figures["flops_per_second"], figures["matmul_flops_per_second"]
+    yield (f"  arithmetic {speed / 1e9:,.1f} GFLOP/s, {speed / peak:.0%} of a {config.model.dtype} matrix product's "
+           f"{peak / 1e9:,.1f}")  # fmt: skip
+    extra, blocking, written = (figures[f"save_{name}_seconds"] for name in ("extra", "blocking", "written"))
+    slower = max(extra["median"] - blocking["median"], 0) / max(written - blocking["median"], 1e-9)
+    yield (f"checkpoints  {figures['save_bytes'] / 2**20:,.1f} MiB, on disk after {1e3 * written:.0f} ms; a save costs "
+           f"{ms('save_extra_seconds')}")  # fmt: skip
+    yield f"  standstill {ms('save_blocking_seconds')}; then, while it is written behind, steps are {slower:.0%} slower"
+    yield bar("checkpoint_overhead", f"  overhead   {figures['checkpoint_overhead']:.2%} of the "
+              f"{figures['save_interval_seconds']:,.0f} s of {config.training.checkpoint_every} steps")  # fmt: skip
+    yield f"sampling     a network call on {figures['images_per_call']} images {ms('call_seconds')}"
+    yield f"  bare call  {ms('bare_call_seconds')}"
+    yield bar("sampling_overhead", f"  overhead   {figures['sampling_overhead']:+.2%} over {figures['network_calls']} bare calls "
+              f"(pairs {ratio('sampling_ratio')})")  # fmt: skip
+    yield bar("compiled_for_new_schedules", f"  compiled   {figures['compiled_for_new_schedules']} programs for "
+              f"{figures['new_schedules']} new schedules")  # fmt: skip
+    cold, warm = figures["first_step_seconds"], figures["first_step_seconds_cached"]
+    yield bar("compiled_at_second_start", f"compiling    first step done in {cold:.1f} s; at a second start in {warm:.1f} s, "
+              f"{figures['compiled_at_second_start']} programs compiled")  # fmt: skip
+    device = f", device {figures['peak_device_bytes'] / 2**20:,.0f} MiB" if "peak_device_bytes" in figures else ""
+    yield (f"memory       peak: process {figures['peak_process_bytes'] / 2**20:,.0f} MiB{device}; "
+           f"temporaries of a step {figures['step_temporary_bytes'] / 2**20:,.0f} MiB")  # fmt: skip
+
+
+# -- the parts
+
+class Loop:
+    """The lines of train.train's loop."""
+
+    def __init__(self, config, step, state, stream):
+        self.config, self.stream, self.state = config, stream, jax.tree.map(jnp.copy, state)
+        self.dispatch = sharding.data_parallel(step, config.training.parallel)
+        self.record = monitor.Recorder(config, training_step.learning_rate(config), Unwritten(), 0, say=lambda line: None,
+                                       show=False)  # fmt: skip
+
+    def run(self, dispatches):
+        for _ in range(dispatches):
+            batch = self.record.waiting(lambda: chunk(self.config, self.stream))
+            self.state, results = self.dispatch(self.state, batch)
+            self.record.dispatched(0, results)
+
+
+def chunk(config, stream):
+    return training_loop.stacked([next(stream) for _ in range(config.training.steps_per_dispatch)])
+
+
+def in_turn(runs, seconds, what, least=7):
+    """{name: [(seconds, repetitions)]} of functions run in turn, at least `least` times each, for about `seconds` in all."""
+    repetitions = {}
+    for name, run in runs.items():
+        run(1)  # compiles
+        begin = time.perf_counter()
+        run(1)
+        once = time.perf_counter() - begin
+        repetitions[name] = max(1, round(seconds / len(runs) / 12 / once))
+    times, begin = {name: [] for name in runs}, time.perf_counter()
+    bar = tqdm(total=round(seconds), desc=what, unit="s", disable=None, leave=False)
+    order = list(runs)
+    while len(times[order[0]]) < least or time.perf_counter() - begin < seconds:
+        order.reverse()  # neither is always the second
+        for name in order:
+            start = time.perf_counter()
+            runs[name](repetitions[name])
+            times[name].append((time.perf_counter() - start, repetitions[name]))
+        bar.update(min(round(time.perf_counter() - begin), bar.total) - bar.n)
+    bar.close()
+    return times
+
+
+def spread(values):
+    """Median and the middle half."""
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return {"median": float(median), "low": float(low), "high": float(high)}

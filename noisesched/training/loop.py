@@ -1,0 +1,213 @@
+"""Training: one network, told the noise level, on levels drawn by a schedule.
+
+Everything random in step s is a function of (seed, s, position in the global batch), and the batch of step s is a function of
+(seed, s). So a run may be killed at any moment and resumed from its last checkpoint, to bit-identical parameters, and its
+losses do not depend on the number of devices.
+"""
+
+import contextlib
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from noisesched import schedules
+from noisesched.data import pipeline
+from noisesched.models import denoiser, generate
+from noisesched.runs import config as configuration
+from noisesched.runs.checkpoints import Checkpoints
+from noisesched.runs.metrics_log import Metrics, Unwritten
+from noisesched.runs.workdir import Workdir
+from noisesched.runtime import cluster, sharding
+from noisesched.runtime.files import writing
+from noisesched.runtime.pictures import grid, write_png
+from noisesched.training import monitor, resume
+from noisesched.training import step as training_step
+from noisesched.training.monitor import Preempted, Recorder, Signals, TrainingStopped
+
+JUDGED = 1024  # held-out images by which checkpoints are told the best
+
+
+# -- the program
+
+def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
+    """Trains the run in `directory` to config.training.num_steps, from its last checkpoint if it has one.
+
+    All processes of a job call it alike; the first one logs and writes, but for the checkpoints, which all write.
+    `profile`: how many steps the first traces, into `directory`/profile. `accept_changes`: go on with a run of another
+    configuration, if it may differ in that (see `FIXED`).
+    Raises ValueError or OSError (one line each) before any long work; TrainingStopped for a non-finite loss, a fault of the
+    input, or a signal; files.WriteError for a full disk.
+    """
+    training, preview = config.training, config.preview
+    chunk, several, first = training.steps_per_dispatch, jax.process_count() > 1, cluster.is_first()
+
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(Signals())
+
+        # ---- What could go wrong at once, does so here.
+        configuration.check_devices(config, jax.device_count())
+        cluster.agree("configuration", configuration.to_dict(config))
+        split = cluster.in_turn(lambda: open_data(config))
+        cluster.agree("data set", split.identity)
+        judged = pipeline.open_config(config.data, training.best_split) if training.keep_best else None
+        workdir = Workdir(directory)
+        for warning in configuration.warnings(config):
+            say(f"warning: {warning}")
+        changes = cluster.by_first(lambda: begin(stack, workdir, config, accept_changes))
+        if several:
+            check_shared(workdir)
+
+        # ---- State: fresh, or the last complete checkpoint.
+        definition, state = training_step.init(config)
+        checkpoints = stack.enter_context(Checkpoints(
+            workdir, training.keep_checkpoints, keep_every=training.keep_every, keep_best=training.keep_best, say=say
+        ))  # fmt: skip
+        start = 0
+        if cluster.by_first(checkpoints.latest_step) is not None:
+            start, items = checkpoints.restore(state._asdict())
+            state = training_step.State(**items)
+        cluster.agree("checkpoint to go on from", start)
+        if changes:
+            cluster.by_first(lambda: resume.change(workdir, config, start, changes, say))
+        if start >= training.num_steps:
+            say(f"{workdir.path}: this run is complete, all {training.num_steps} steps are done; there is nothing left to train")
+            return state
+        say(f"{workdir.path}: {denoiser.num_parameters(state.params):,} parameters, {len(split):,} images, "
+            f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+            + (f" of {jax.process_count()} processes" if several else "")
+            + (f"; resuming at step {start}" if start else f"; {training.num_steps} steps"))  # fmt: skip
+        train_step = training_step.make_step(config, definition)
+        run = sharding.data_parallel(training_step.with_stop(train_step) if several else train_step, training.parallel)
+        stream = stack.enter_context(pipeline.batches(
+            split, batch_size=training.batch_size, seed=config.seed, flip=config.data.flip, start_step=start,
+            num_workers=config.data.num_workers, process_index=jax.process_index(),
+            process_count=jax.process_count()))  # fmt: skip
+        draw_preview, judge = make_preview(config, definition), make_judge(config, definition, judged)
+        tracer = stack.enter_context(monitor.Profile(workdir.path / "profile", profile if first else 0, start,
+                                                    training.num_steps, say))  # fmt: skip
+        metrics = stack.enter_context(Metrics(workdir, start or None) if first else Unwritten())
+        record = stack.enter_context(Recorder(config, training_step.learning_rate(config), metrics, start, say))
+        stop.stepping = True
+
+        def save(done):
+            # Last of all: what belongs to a checkpoint's steps is then on disk, or done again after a kill.
+            record.drain()
+            metrics.flush()
+            checkpoints.save(done, state._asdict(), judge(state.ema))
+
+        def save_now(done):
+            save(done)
+            checkpoints.wait()
+
+        # ---- The loop.
+        for step in range(start, training.num_steps, chunk):
+            try:
+                batch = record.waiting(lambda: stacked([next(stream) for _ in range(chunk)]))
+            except pipeline.InputFault as fault:
+                raise without_input(fault, step, save_now if step > start else None) from fault
+            if several:
+                batch["stop"] = np.full_like(batch["index"], stop.requested)
+            with tracer.step(step, chunk):
+                state, results = run(state, batch)
+            record.dispatched(step, results)
+            done = step + chunk
+            tracer.dispatched(done, results)
+            # Asked once: a later signal stops the next step. Several processes stop where all know that one was asked.
+            stopping = (record.stop if several else stop.requested) and done < training.num_steps
+            last = stopping or done >= training.num_steps
+            if preview.every and (done % preview.every == 0 or done >= training.num_steps):
+                record.drain()  # nothing is drawn or saved before its losses are known to be finite
+                picture = draw_preview(state.ema)
+                metrics.image(done, "samples", picture)
+                if first:
+                    with writing(workdir.samples):
+                        workdir.samples.mkdir(parents=True, exist_ok=True)
+                        write_png(workdir.samples / f"step_{done:07d}.png", picture)
+            if last or done % training.checkpoint_every == 0:
+                save(done)
+            if stopping:
+                checkpoints.wait()
+                raise Preempted(f"stopped by a signal at step {done}, which is saved; the same command goes on from it")
+        record.close()
+        # Whoever asked is not to wait for what would come after this run. After the last batch one process alone may know.
+        if record.stop or np.any(sharding.collected(np.asarray([stop.requested]))):
+            checkpoints.wait()
+            raise Preempted(f"stopped by a signal at step {done}, which is saved: the run's last, it is complete")
+    return state
+
+
+def begin(stack, workdir, config, accept_changes):
+    """Holds the workdir for this job, and puts the config of a new run there; returns what `adopt` does."""
+    stack.enter_context(workdir.held())
+    return resume.adopt(workdir, config, accept_changes)
+
+
+def check_shared(workdir):
+    """Raises ValueError in a process that does not see the first one's workdir, where all write their parts of checkpoints."""
+    word = cluster.by_first(workdir.mark)
+    if not workdir.has_mark(word):
+        raise ValueError(f"process {jax.process_index()} does not see the workdir of process 0 at {workdir.path}: give a folder "
+                         "that all machines share, or a bucket such as gs://bucket/run")  # fmt: skip
+    cluster.together()  # what comes next waits less long than this may take
+
+
+def without_input(fault, step, save):
+    """The TrainingStopped for an InputFault at a step; what is done so far, which the fault has no part in, is saved first."""
+    # One process alone: of several, the others do not know, and a checkpoint is the work of all.
+    saved = "the last checkpoint is as it was"
+    if save and jax.process_count() == 1:
+        try:
+            save(step)
+            saved = f"step {step} is saved: the same command goes on from it"
+        except (TrainingStopped, ValueError) as error:
+            saved = str(error)
+    stopped = TrainingStopped(f"{fault}; {saved}")
+    stopped.stuck = fault.stuck
+    return stopped
+
+
+def open_data(config):
+    """The training split a config names, found to agree with it."""
+    split = pipeline.open_config(config.data)
+    if config.model.num_classes not in (0, split.num_classes):
+        raise configuration.ConfigError(f"model.num_classes={config.model.num_classes}, but {config.data.name} has "
+                                        f"{split.num_classes} classes; 0 trains without labels")  # fmt: skip
+    return split
+
+
+def make_judge(config, definition, split):
+    """EMA parameters -> their mean loss on held-out images, the same noise every time; None if there is no `split`."""
+    if split is None:
+        return lambda params: None
+    loss = jax.jit(training_step.make_loss(config, definition))
+    examples = pipeline.examples(split, min(JUDGED, len(split)))
+    size = min(config.training.batch_size, len(examples["image"]))
+    index = np.arange(size, dtype=np.int32)
+    batches = [{name: array[first : first + size] for name, array in examples.items()} | {"index": index}
+               for first in range(0, len(examples["image"]) - size + 1, size)]  # fmt: skip
+
+    def judge(params):
+        keys = (jax.random.fold_in(jax.random.key(config.seed), number) for number in range(len(batches)))
+        return float(np.mean([loss(params, batch, key)[0] for batch, key in zip(batches, keys, strict=True)]))
+
+    return judge
+
+
+def stacked(batches):
+    """Batches of consecutive steps as one: arrays [steps, B, ...]."""
+    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def make_preview(config, definition):
+    """EMA parameters -> a grid of samples, the same noise every time."""
+    preview = config.preview
+    levels = schedules.levels(schedules.make(preview.schedule), preview.steps)
+    draw = generate.make_sampler(config, definition, preview.method)
+
+    def picture(params):
+        labels = generate.cycled_labels(config, preview.num_images)
+        images = generate.generate(draw, params, levels, preview.num_images, seed=config.seed, labels=labels)
+        return grid(images, columns=int(np.ceil(np.sqrt(preview.num_images))))
+
+    return picture

@@ -1,0 +1,57 @@
+"""What may change when a run goes on, and what becomes of its config then."""
+
+
+import jax
+
+from noisesched.models import build
+from noisesched.runs import config as configuration
+from noisesched.runs import untrusted
+from noisesched.runs.checkpoints import NETWORK
+from noisesched.runs.workdir import differences
+from noisesched.training import step as training_step
+
+# What a run cannot change on its way, and why.
+FIXED = {
+    **dict.fromkeys(NETWORK, "the parameters are those of another network"),
+    **dict.fromkeys(("data.name", "data.split", "data.image_size", "data.channels"), "it was trained on other images"),
+    "weighting": "it was trained for another loss",
+    "noise_offset": "samples start from the noise that was trained with",
+    "training.best_split": "the best of its checkpoints were found with other images",
+    "seed": "it tells a run from others, and its noise was drawn by it",
+}
+
+
+def adopt(workdir, config, accept_changes=False):
+    """Writes the config of a new run. Of a workdir that holds a run of another one, returns what differs, as lines, if that
+    is accepted, and may be; and refuses it otherwise."""
+    size = untrusted.num_bytes((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(build.abstract_denoiser(config)[1]))
+    untrusted.check_memory(size, "the parameters of this network")
+    mine = configuration.to_dict(config)
+    if not workdir.config.exists():
+        workdir.write_config(mine)
+        return []
+    changed = differences(configuration.to_dict(configuration.from_dict(workdir.read_config())), mine)
+    fixed = {line: why for line in changed for name, why in FIXED.items() if f"{line.split(':')[0]}.".startswith(f"{name}.")}
+    if not changed or accept_changes and not fixed:
+        return changed
+    shown = "; ".join(f"{line} ({fixed[line]})" if line in fixed else line for line in changed)
+    accept = ", or give --accept_changes to go on with these settings" if not fixed else ""
+    raise configuration.ConfigError(f"{workdir.path} holds a run of another configuration ({shown}): take another --workdir, or "
+                                    f"leave out --config to go on with that run{accept}")  # fmt: skip
+
+
+def change(workdir, config, start, changes, say):
+    """Goes on from step `start` with another config, whose `changes` were found acceptable; the old one is kept."""
+    before = configuration.from_dict(workdir.read_config())
+    if config.training.num_steps < start:
+        raise configuration.ConfigError(f"training.num_steps={config.training.num_steps}, but {start} steps are done")
+    if start % config.training.steps_per_dispatch:
+        raise configuration.ConfigError(f"training.steps_per_dispatch={config.training.steps_per_dispatch} does not divide the "
+                                        f"{start} steps that are done")  # fmt: skip
+    workdir.replace_config(configuration.to_dict(config), start)
+    say(f"{workdir.path}: other settings from step {start} on, config.before_step_{start}.json has those before:")
+    for line in changes:
+        say(f"  {line}")
+    rates = [float(training_step.learning_rate(each)(max(start - 1, 0))) for each in (before, config)]
+    if start and rates[0] != rates[1]:
+        say(f"  so the learning rate at step {start} is {rates[1]:.4g}, not {rates[0]:.4g}")
