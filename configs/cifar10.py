@@ -1,6 +1,6 @@
 """CIFAR-10 from tensorflow-datasets (prepared once, as array_record; see the README), for one GPU or a small TPU slice.
 
-    noisesched train --config=configs/cifar10.py --workdir=runs/cifar10 --config.data.data_dir=DIR
+noisesched train --config=configs/cifar10.py --workdir=runs/cifar10 --config.data.data_dir=DIR
 """
 
 from configs import digits

@@ -1,6 +1,6 @@
 """CIFAR-10 as DDPM does it: the 1000-step linear table, and the network told the timestep. Else as cifar10.py.
 
-    noisesched train --config=configs/cifar10_discrete.py --workdir=runs/cifar10_discrete --config.data.data_dir=DIR
+noisesched train --config=configs/cifar10_discrete.py --workdir=runs/cifar10_discrete --config.data.data_dir=DIR
 """
 
 from configs import cifar10

@@ -1,7 +1,7 @@
 """Digits of a class of one's choice, by classifier-free guidance: the network is told the class, and a tenth of the time not.
 
-    noisesched train --config=configs/digits_classes.py --workdir=runs/classes
-    noisesched sample --workdir=runs/classes --guidance none "cfg(3)" "cfg(3, rescaled(0.7))" --out=samples/guided
+noisesched train --config=configs/digits_classes.py --workdir=runs/classes
+noisesched sample --workdir=runs/classes --guidance none "cfg(3)" "cfg(3, rescaled(0.7))" --out=samples/guided
 """
 
 from configs import digits

@@ -1,6 +1,6 @@
 """As DDPM does it: levels drawn from the 1000-step linear table, and the network told the timestep. Else as digits.py.
 
-    noisesched train --config=configs/digits_discrete.py --workdir=runs/digits_discrete
+noisesched train --config=configs/digits_discrete.py --workdir=runs/digits_discrete
 """
 
 from configs import digits

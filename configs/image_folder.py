@@ -1,6 +1,6 @@
 """Your own photographs: a folder of split/class/*.jpg|png, small enough a network to try on a CPU.
 
-    noisesched train --config=configs/image_folder.py --workdir=runs/photos --config.data.path=FOLDER
+noisesched train --config=configs/image_folder.py --workdir=runs/photos --config.data.path=FOLDER
 """
 
 from configs import digits

@@ -39,7 +39,14 @@ def get_config():
     config.calls = (5, 10, 25, 50)  # and 250, with one translation: see launch/study
     config.translations = ("nearest", "interpolated", "raw")
     config.outside = "clamp"
-    config.metrics = ("frechet(classifier)", "frechet(raw)", "kernel(classifier)", "precision(classifier)",
-                      "recall(classifier)", "sliced_wasserstein(raw)", "brightness")  # fmt: skip
+    config.metrics = (
+        "frechet(classifier)",
+        "frechet(raw)",
+        "kernel(classifier)",
+        "precision(classifier)",
+        "recall(classifier)",
+        "sliced_wasserstein(raw)",
+        "brightness",
+    )
     config.reference = "train+test"
     return config

@@ -1,14 +1,15 @@
 """Guidance scale x rescaling, on the worst and the best networks of `study_brightness`: contrast, clipped pixels, distances.
 
-    launch/brightness                  # which has the networks trained already
-    noisesched compare --config=configs/study_guidance.py --out=comparisons/guidance       # trains them
+launch/brightness                  # which has the networks trained already
+noisesched compare --config=configs/study_guidance.py --out=comparisons/guidance       # trains them
 """
 
 from configs import study_brightness
 
 CORRECTIONS = (  # how much of each sample's standard deviation is restored (Lin et al. 2023 advise 0.7); the last keep its mean
-    *(f"rescaled({phi})" for phi in (0, 0.5, 0.7, 1)), *(f"rescaled_contrast({phi})" for phi in (0.7, 1)),
-)  # fmt: skip
+    *(f"rescaled({phi})" for phi in (0, 0.5, 0.7, 1)),
+    *(f"rescaled_contrast({phi})" for phi in (0.7, 1)),
+)
 
 
 def get_config():

@@ -1,7 +1,7 @@
 """The study of conditioning on photographs of 16x16 pixels: fewer networks, one seed. A folder or link `photos` holds them.
 
-    ln -s FOLDER photos                # FOLDER/train/class/*.jpg, for example CIFAR-10
-    noisesched compare --config=configs/study_photos.py --out=comparisons/photos && noisesched report --compare=comparisons/photos
+ln -s FOLDER photos                # FOLDER/train/class/*.jpg, for example CIFAR-10
+noisesched compare --config=configs/study_photos.py --out=comparisons/photos && noisesched report --compare=comparisons/photos
 """
 
 from configs import image_folder, study_conditioning

@@ -1,7 +1,7 @@
 """Weighting: does min-SNR train a better network than uniform weight on the noise? The same held-out measures for both.
 
-    noisesched compare --config=configs/study_weighting.py --out=comparisons/weighting
-    noisesched report --compare=comparisons/weighting      # loss profiles, bits per dimension, distances
+noisesched compare --config=configs/study_weighting.py --out=comparisons/weighting
+noisesched report --compare=comparisons/weighting      # loss profiles, bits per dimension, distances
 """
 
 from configs import compare, digits

@@ -83,12 +83,19 @@ def torch_step(size: Size):
     groups = min(32, size.width)
     attended = [width for width, attend in zip(widths, attends, strict=True) if attend] or [size.width]
     model = UNet2DModel(
-        sample_size=size.image_size, in_channels=size.channels, out_channels=size.channels, layers_per_block=size.blocks,
-        block_out_channels=widths, down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
-        up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)], add_attention=attends[-1],
-        attention_head_dim=attended[0] // size.heads, norm_num_groups=groups, attn_norm_num_groups=groups,
+        sample_size=size.image_size,
+        in_channels=size.channels,
+        out_channels=size.channels,
+        layers_per_block=size.blocks,
+        block_out_channels=widths,
+        down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
+        up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
+        add_attention=attends[-1],
+        attention_head_dim=attended[0] // size.heads,
+        norm_num_groups=groups,
+        attn_norm_num_groups=groups,
         resnet_time_scale_shift="scale_shift",
-    )  # fmt: skip
+    )
     parameters = list(model.parameters())
     ema = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
@@ -124,8 +131,9 @@ class Side:
     """A running `serve`."""
 
     def __init__(self, side, size):
-        self.process = subprocess.Popen([sys.executable, __file__, "--serve", side, "--sizes", size], text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--serve", side, "--sizes", size], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         self.count = int(self._read())
 
     def _read(self):

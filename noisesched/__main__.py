@@ -50,8 +50,11 @@ def parse(arguments):
     overrides = [word for word in rest if word.startswith(("--config.", "--noconfig."))]
     unknown = [word for word in rest if word not in overrides]
     if unknown or (overrides and not getattr(given, "config", None)):
-        fail(f"unknown argument {unknown[0]!r}; see noisesched {given.command} --help" if unknown else
-             f"{overrides[0]!r} changes a setting of a --config, but none is given")  # fmt: skip
+        fail(
+            f"unknown argument {unknown[0]!r}; see noisesched {given.command} --help"
+            if unknown
+            else f"{overrides[0]!r} changes a setting of a --config, but none is given"
+        )
     return given, overrides
 
 
@@ -108,8 +111,10 @@ def lost(error):
 
     if jax.process_count() == 1 or not (isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)):
         return ""
-    return (f"another process of this job is gone, or out of reach ({' '.join(str(error).split())[:100]}); start all again to go "
-            "on from the last checkpoint")  # fmt: skip
+    return (
+        f"another process of this job is gone, or out of reach ({' '.join(str(error).split())[:100]}); start all again to go "
+        "on from the last checkpoint"
+    )
 
 
 def is_preempted(error):
@@ -118,12 +123,21 @@ def is_preempted(error):
     return isinstance(error, monitor.Preempted)
 
 
-PROGRAMS = {"train": "training.loop", "sample": "evaluation.sample", "evaluate": "evaluation.evaluate",
-            "diagnose": "diagnosis.diagnose", "plot": "diagnosis.plot", "compare": "comparison.compare",
-            "report": "comparison.report", "interchange": "interchange.scheduler_config", "benchmark": "training.benchmark"}
+PROGRAMS = {
+    "train": "training.loop",
+    "sample": "evaluation.sample",
+    "evaluate": "evaluation.evaluate",
+    "diagnose": "diagnosis.diagnose",
+    "plot": "diagnosis.plot",
+    "compare": "comparison.compare",
+    "report": "comparison.report",
+    "interchange": "interchange.scheduler_config",
+    "benchmark": "training.benchmark",
+}
 
 
 # -- the commands: each hands its flags to its program
+
 
 def run_train(given, overrides, chosen):
     from noisesched.runs import config
@@ -144,11 +158,23 @@ def run_sample(given, overrides, chosen):
     from noisesched.runtime import cluster
 
     with cluster.own(given.out) as out:
-        sample.run(given.workdir, sample.Request(
-            schedules=tuple(given.schedule), steps=tuple(given.steps), methods=tuple(given.method), spacing=given.spacing,
-            num_images=given.num_images, seed=given.seed, parameters=given.parameters, checkpoint=given.checkpoint,
-            translation=given.translation, labels=tuple(given.labels), guidances=tuple(given.guidance), out=out,
-        ))  # fmt: skip
+        sample.run(
+            given.workdir,
+            sample.Request(
+                schedules=tuple(given.schedule),
+                steps=tuple(given.steps),
+                methods=tuple(given.method),
+                spacing=given.spacing,
+                num_images=given.num_images,
+                seed=given.seed,
+                parameters=given.parameters,
+                checkpoint=given.checkpoint,
+                translation=given.translation,
+                labels=tuple(given.labels),
+                guidances=tuple(given.guidance),
+                out=out,
+            ),
+        )
 
 
 def run_evaluate(given, overrides, chosen):
@@ -167,19 +193,31 @@ def run_diagnose(given, overrides, chosen):
     from noisesched.runs.workdir import Workdir
 
     if given.scheduler and not (given.config or given.workdir):
-        raise config.ConfigError("--scheduler needs --config=FILE or --workdir=DIR too, for what that file does not say: the "
-                                 "images, their size, the weighting")  # fmt: skip
+        raise config.ConfigError(
+            "--scheduler needs --config=FILE or --workdir=DIR too, for what that file does not say: the "
+            "images, their size, the weighting"
+        )
     if bool(given.config) == bool(given.workdir):
         raise config.ConfigError("give either --config=FILE or --workdir=DIR, which is to be diagnosed")
     contrary = [f"--{flag}" for flag in ("schedule", "spacing") if getattr(given, flag)]
-    contrary += [f"--config.{name}" for name in scheduler_file.SAID for word in overrides
-                 if word.partition("=")[0] == f"--config.{name}"]  # fmt: skip
+    contrary += [
+        f"--config.{name}" for name in scheduler_file.SAID for word in overrides if word.partition("=")[0] == f"--config.{name}"
+    ]
     if given.scheduler and contrary:
-        raise config.ConfigError(f"{contrary[0]} and --scheduler contradict each other: that file says schedule, prediction and "
-                                 "levels; leave out one of them")  # fmt: skip
+        raise config.ConfigError(
+            f"{contrary[0]} and --scheduler contradict each other: that file says schedule, prediction and "
+            "levels; leave out one of them"
+        )
     loaded = config.load(given.config, overrides) if given.config else config.from_dict(Workdir(given.workdir).read_config())
-    found = diagnose.run(loaded, given.config or given.workdir, given.schedule, given.steps, given.spacing or "trailing",
-                         given.out or "", given.scheduler or "")  # fmt: skip
+    found = diagnose.run(
+        loaded,
+        given.config or given.workdir,
+        given.schedule,
+        given.steps,
+        given.spacing or "trailing",
+        given.out or "",
+        given.scheduler or "",
+    )
     if found[0].severity == "fault":
         sys.exit(1)
 
@@ -232,8 +270,17 @@ def run_interchange(given, overrides, chosen):
     scheduler_config.run_write(given.write, **asked, **files)
 
 
-COMMANDS = {"train": run_train, "sample": run_sample, "evaluate": run_evaluate, "diagnose": run_diagnose, "plot": run_plot,
-            "compare": run_compare, "report": run_report, "interchange": run_interchange, "benchmark": run_benchmark}
+COMMANDS = {
+    "train": run_train,
+    "sample": run_sample,
+    "evaluate": run_evaluate,
+    "diagnose": run_diagnose,
+    "plot": run_plot,
+    "compare": run_compare,
+    "report": run_report,
+    "interchange": run_interchange,
+    "benchmark": run_benchmark,
+}
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ def definition(example):
 
 # -- schedules given by their betas
 
+
 @definition("linear")
 def linear(u, beta_min=0.1, beta_max=20.0):
     """beta linear in u: the continuous limit of DDPM's (Ho et al. 2020; Song et al. 2021). Terminal SNR 4.3e-5."""
@@ -66,6 +67,7 @@ def constant(u, beta=10.0):
 
 # -- schedules given by alpha_bar or log-SNR
 
+
 @definition("cosine")
 def cosine(u, s=0.008):
     """alpha_bar = cos^2((u + s)/(1 + s) pi/2), normalised to 1 at u = 0 (Nichol & Dhariwal 2021). Ends at exactly 0.
@@ -74,11 +76,7 @@ def cosine(u, s=0.008):
     """
     quarter = jnp.pi / 2 / (1 + s)
     # cos^2 a - cos^2 b = sin(b - a) sin(b + a) keeps 1 - alpha_bar exact near u = 0, and cos = sin(pi/2 - ..) alpha_bar near 1
-    return (
-        2 * jnp.log(jnp.sin((1 - u) * quarter))
-        - jnp.log(jnp.sin(u * quarter))
-        - jnp.log(jnp.sin((u + 2 * s) * quarter))
-    )
+    return 2 * jnp.log(jnp.sin((1 - u) * quarter)) - jnp.log(jnp.sin(u * quarter)) - jnp.log(jnp.sin((u + 2 * s) * quarter))
 
 
 @definition("sigmoid")
@@ -92,9 +90,11 @@ def sigmoid(u, start=-3.0, end=3.0, tau=1.0):
     span = (end - start) / tau
     # S(a) - S(b) = sinh((a - b)/2) / (2 cosh(a/2) cosh(b/2)); the factor cosh(w/2) cancels between signal and noise
     return (
-        _log_sinh((1 - u) * span / 2) - _log_cosh(jnp.asarray(end / tau / 2, u.dtype))
-        - _log_sinh(u * span / 2) + _log_cosh(jnp.asarray(start / tau / 2, u.dtype))
-    )  # fmt: skip
+        _log_sinh((1 - u) * span / 2)
+        - _log_cosh(jnp.asarray(end / tau / 2, u.dtype))
+        - _log_sinh(u * span / 2)
+        + _log_cosh(jnp.asarray(start / tau / 2, u.dtype))
+    )
 
 
 @definition("uniform_log_snr")
@@ -146,6 +146,7 @@ def piecewise(u, log_snrs):
 
 # -- training densities: u is the cumulative distribution of the noise level, so that uniform u draws log-SNR from it
 
+
 @definition("log_normal")
 def log_normal(u, mean=2.4, std=2.4):
     """log-SNR normal with that mean and std. The defaults are EDM's: log sigma_ve ~ N(-1.2, 1.2^2) (Karras et al. 2022)."""
@@ -173,6 +174,7 @@ def cauchy(u, location=0.0, scale=1.0):
 
 
 # -- the parts
+
 
 def _from_integral(integral):
     """log-SNR = -log(expm1(I)), in a form that neither overflows nor cancels."""

@@ -56,17 +56,22 @@ def cfg(scale, correction=None, log_snr_min=-math.inf, log_snr_max=math.inf):
     for name, value in {"scale": scale, "log_snr_min": log_snr_min, "log_snr_max": log_snr_max}.items():
         _require(_is_number(value), f"cfg: {name} is a number; got {spec.show(value)}")
     _require(0 <= scale <= 1000, f"cfg: scale={scale:g} must be from 0 (no label) over 1 (the label) to 1000")
-    _require(log_snr_min < log_snr_max, f"cfg: the interval from log_snr_min={log_snr_min:g} to log_snr_max={log_snr_max:g} is "
-             "empty")  # fmt: skip
+    _require(
+        log_snr_min < log_snr_max, f"cfg: the interval from log_snr_min={log_snr_min:g} to log_snr_max={log_snr_max:g} is empty"
+    )
     name, strength = "", 0.0
     if correction is not None:
-        _require(isinstance(correction, spec.Call), f"cfg: a correction is one of {', '.join(CORRECTIONS)}; got "
-                 f"{spec.show(correction)}")  # fmt: skip
+        _require(
+            isinstance(correction, spec.Call),
+            f"cfg: a correction is one of {', '.join(CORRECTIONS)}; got {spec.show(correction)}",
+        )
         function = spec.bind(correction, CORRECTIONS, "correction", skip=4)
         name, values = correction.name, [*correction.args, *dict(correction.kwargs).values()]
         strength, (low, high) = values[0] if values else function.__defaults__[0], RANGES[name]
-        _require(_is_number(strength) and low <= strength <= high, f"{name} takes a number from {low:g} to {high:g}; got "
-                 f"{spec.show(strength)}")  # fmt: skip
+        _require(
+            _is_number(strength) and low <= strength <= high,
+            f"{name} takes a number from {low:g} to {high:g}; got {spec.show(strength)}",
+        )
     return Guidance(float(scale), float(log_snr_min), float(log_snr_max), float(strength), name, scale != 1)
 
 
@@ -112,6 +117,7 @@ def guided(network, guidance, labels, null_label):
 
 
 # -- the corrections
+
 
 @correction(0, 1)
 def rescaled(x, conditional, z, log_snr, phi=0.7):

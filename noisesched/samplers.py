@@ -134,6 +134,7 @@ def sample(denoise, key, z, log_snrs, method="ddim", **options):
 
 # -- the methods: each moves z from interval.now to interval.next
 
+
 @sampler(calls=1)
 def ddim(interval, z, denoise, memory, keys, eta=0.0):
     """Song, Meng & Ermon 2021, eq. 12 and 16. eta = 0: deterministic, Euler's step of the ODE; eta = 1: DDPM's posterior."""
@@ -211,6 +212,7 @@ def dpmpp_2m(interval, z, denoise, memory, keys):
 
 
 # -- the parts
+
 
 def _example_keys(key, count):
     key = jnp.asarray(key)

@@ -183,6 +183,7 @@ def sampled(schedule, num_steps=1000):
 
 # -- wrappers
 
+
 @definition("zero_terminal(scaled_linear)")
 def zero_terminal(u, schedule):
     """sqrt(alpha_bar) mapped linearly so that it is exactly 0 at u = 1 and unchanged at u = 0 (Lin et al. 2023, alg. 1).
@@ -281,6 +282,7 @@ def sigmas(u, values, zero_terminal=False):
 
 # -- the parts
 
+
 def _check_count(name, n, least=1):
     """Beyond 100,000, float32 could not tell neighbouring u = t/T apart."""
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or not least <= n <= 10**5:
@@ -311,8 +313,10 @@ def _checked(call, text):  # the text, too, as 1, 1.0 and True are equal and not
         if name in ("zero_terminal", "zero_terminal_snr") and not isinstance(value, bool):
             raise ValueError(f"schedule {text!r}: {name} must be True or False; got {spec.show(value)}")
         if isinstance(value, spec.Call) and _checked(value, str(value)).table:  # which would be lost, with its steps and rate
-            raise ValueError(f"schedule {text!r}: a table cannot be wrapped; make a table of what is wrapped, as in "
-                             "'discrete(shifted(linear, by=-1))' or 'discrete(linear, zero_terminal=True)'")  # fmt: skip
+            raise ValueError(
+                f"schedule {text!r}: a table cannot be wrapped; make a table of what is wrapped, as in "
+                "'discrete(shifted(linear, by=-1))' or 'discrete(linear, zero_terminal=True)'"
+            )
         if (name == "schedule") != isinstance(value, spec.Call):
             fault = "must be a schedule" if name == "schedule" else "cannot be a schedule"
             raise ValueError(f"schedule {text!r}: {name} {fault}; got {spec.show(value)}")

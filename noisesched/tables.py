@@ -103,6 +103,7 @@ def snr_rescaled_to_zero_terminal(table):
 
 # -- published betas: functions of the number of steps, with the published values as defaults
 
+
 def linear(num_steps, beta_min=1e-4, beta_max=0.02):
     """Ho et al. 2020, for 1000 steps. At other T the ends are kept as given, so the terminal SNR changes with T."""
     return np.linspace(beta_min, beta_max, num_steps)
@@ -134,6 +135,7 @@ PUBLISHED = {f.__name__: f for f in (linear, scaled_linear, quadratic, constant,
 
 
 # -- step selection
+
 
 def select_steps(num_train_steps, num_steps, spacing="trailing"):
     """Which of the timesteps 1..num_train_steps a sampler of `num_steps` visits: int64 [num_steps], noisiest first.

@@ -17,10 +17,18 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 ROOT = Path(__file__).resolve().parent.parent
 BASE = str(ROOT / "configs" / "digits.py")
 SMALL = {  # the base config, made small enough to compile in two seconds
-    "model.width": "8", "model.multipliers": "(1,)", "model.attention": "()", "optimizer.warmup_steps": "3",
-    "training.num_steps": "6", "training.batch_size": "16", "training.log_every": "1", "training.checkpoint_every": "2",
-    "preview.every": "0", "preview.num_images": "3", "preview.steps": "2",
-}  # fmt: skip
+    "model.width": "8",
+    "model.multipliers": "(1,)",
+    "model.attention": "()",
+    "optimizer.warmup_steps": "3",
+    "training.num_steps": "6",
+    "training.batch_size": "16",
+    "training.log_every": "1",
+    "training.checkpoint_every": "2",
+    "preview.every": "0",
+    "preview.num_images": "3",
+    "preview.steps": "2",
+}
 
 
 def pytest_collection_modifyitems(items):
@@ -85,8 +93,15 @@ def start(user_cache, tmp_path_factory):
 
     def process(*arguments):
         command = [sys.executable, "-m", "noisesched", *map(str, arguments)]
-        return subprocess.Popen(command, cwd=elsewhere, env=environment, text=True, stdin=subprocess.DEVNULL,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        return subprocess.Popen(
+            command,
+            cwd=elsewhere,
+            env=environment,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     return process
 

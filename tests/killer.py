@@ -75,8 +75,18 @@ def main(words, workdir, seed, kills):
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         steps = [int(path.name) for path in Path(workdir, "checkpoints").glob("*") if path.name.isdigit()]
-        print(json.dumps({"kind": kind, "killed": os.WIFSIGNALED(status), "half_written": sorted(writing(workdir)),
-                          "step": max(steps, default=0), "seconds": round(time.monotonic() - begin, 2)}), flush=True)  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "kind": kind,
+                    "killed": os.WIFSIGNALED(status),
+                    "half_written": sorted(writing(workdir)),
+                    "step": max(steps, default=0),
+                    "seconds": round(time.monotonic() - begin, 2),
+                }
+            ),
+            flush=True,
+        )
     _, status = os.waitpid(run(words, workdir), 0)
     sys.exit(os.waitstatus_to_exitcode(status))
 

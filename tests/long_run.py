@@ -19,9 +19,16 @@ ROOT = Path(__file__).resolve().parent.parent
 STEPS, SETTLED = 20_000, 10_000  # in all; after which nothing should grow: by then what compiling left was collected
 EVERY = {"training.log_every": 50, "training.checkpoint_every": 200, "preview.every": 500}
 SETTINGS = EVERY | {
-    "model.width": 8, "model.multipliers": "(1,)", "model.attention": "()", "model.blocks": 1, "training.num_steps": STEPS,
-    "training.batch_size": 2, "training.steps_per_dispatch": 2, "preview.num_images": 4, "preview.steps": 3,
-}  # fmt: skip
+    "model.width": 8,
+    "model.multipliers": "(1,)",
+    "model.attention": "()",
+    "model.blocks": 1,
+    "training.num_steps": STEPS,
+    "training.batch_size": 2,
+    "training.steps_per_dispatch": 2,
+    "preview.num_images": 4,
+    "preview.steps": 3,
+}
 BOUNDS = {"own MiB": 16, "threads": 4, "open files": 4, "folders and files": 4}  # growth from step SETTLED to the end
 
 
@@ -31,14 +38,25 @@ def seen(pid, workdir):
         own = next(int(line.split()[1]) for line in file if line.startswith("RssAnon:")) / 2**10
     pictures = list(workdir.glob("samples/*.png"))  # one for each preview, by design
     files = [path for path in workdir.rglob("*") if path not in pictures and ".orbax-checkpoint-tmp" not in str(path)]
-    return {"own MiB": own, "threads": len(os.listdir(f"/proc/{pid}/task")),
-            "open files": len(os.listdir(f"/proc/{pid}/fd")), "folders and files": len(files)}  # fmt: skip
+    return {
+        "own MiB": own,
+        "threads": len(os.listdir(f"/proc/{pid}/task")),
+        "open files": len(os.listdir(f"/proc/{pid}/fd")),
+        "folders and files": len(files),
+    }
 
 
 def main(folder):
     workdir = Path(folder) / "run"
-    command = [sys.executable, "-m", "noisesched", "train", f"--workdir={workdir}", f"--config={ROOT / 'configs' / 'digits.py'}",
-               *(f"--config.{name}={value}" for name, value in SETTINGS.items())]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "noisesched",
+        "train",
+        f"--workdir={workdir}",
+        f"--config={ROOT / 'configs' / 'digits.py'}",
+        *(f"--config.{name}={value}" for name, value in SETTINGS.items()),
+    ]
     begin, found, last = time.monotonic(), [], 0
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:

@@ -27,9 +27,17 @@ print(json.dumps([f(jnp.ones((4, 3, 3, 3))).sum().item(), seen.count("cache_hits
 
 def run(code, tmp_path, **environment):
     """The JSON lines that `code` prints, in a fresh process with the given environment (None: unset)."""
-    fresh = {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": None, backend.SWITCH: None,
-             "JAX_COMPILATION_CACHE_DIR": None, "JAX_ENABLE_COMPILATION_CACHE": None, "GLIBC_TUNABLES": None,
-             **{name: None for name in os.environ if name.startswith("MALLOC_")}, **environment}  # fmt: skip
+    fresh = {
+        "XDG_CACHE_HOME": str(tmp_path),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": None,
+        backend.SWITCH: None,
+        "JAX_COMPILATION_CACHE_DIR": None,
+        "JAX_ENABLE_COMPILATION_CACHE": None,
+        "GLIBC_TUNABLES": None,
+        **{name: None for name in os.environ if name.startswith("MALLOC_")},
+        **environment,
+    }
     environment = {k: v for k, v in {**os.environ, **fresh}.items() if v is not None}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -87,14 +95,17 @@ def test_flag_is_left_out_for_a_jaxlib_it_was_not_tried_on(monkeypatch):
     assert backend._add_xla_flag() is None and os.environ["XLA_FLAGS"] == ""
 
 
-@pytest.mark.parametrize("platforms, plugins, expected", [
-    ("cpu", ["cuda"], True),
-    ("cuda,cpu", [], False),
-    ("cpu,cuda", ["cuda"], False),
-    ("tpu", [], False),
-    (None, ["cuda"], False),
-    (None, [], True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "platforms, plugins, expected",
+    [
+        ("cpu", ["cuda"], True),
+        ("cuda,cpu", [], False),
+        ("cpu,cuda", ["cuda"], False),
+        ("tpu", [], False),
+        (None, ["cuda"], False),
+        (None, [], True),
+    ],
+)
 def test_cpu_only(monkeypatch, platforms, plugins, expected):
     monkeypatch.delitem(sys.modules, "jax", raising=False)
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)

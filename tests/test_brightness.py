@@ -37,9 +37,17 @@ def look(row):
     return described(0, 30, 60 + seed) if row["run"] == "bright" else described(0, 0, 40 + 3 * seed + row["calls"])
 
 
-PLAN = {"told": ("log_snr",), "drawn": (LEAK, ZERO, ZERO), "labels": ["leaking", "whole", "bright"], "schedules": (LEAK, ZERO),
-        "spacings": ("trailing", "leading"), "settings": {"bright": {"weighting": "min_snr(gamma=5)"}}, "look": look,
-        "real": REAL, **LEAN}  # fmt: skip
+PLAN = {
+    "told": ("log_snr",),
+    "drawn": (LEAK, ZERO, ZERO),
+    "labels": ["leaking", "whole", "bright"],
+    "schedules": (LEAK, ZERO),
+    "spacings": ("trailing", "leading"),
+    "settings": {"bright": {"weighting": "min_snr(gamma=5)"}},
+    "look": look,
+    "real": REAL,
+    **LEAN,
+}
 
 
 def own(row):
@@ -67,6 +75,7 @@ def page(monkeypatch):
 
 # -- the numbers
 
+
 def test_the_table_has_the_data_first_and_then_every_network_at_its_most_calls(tmp_path, page):
     rows = make(tmp_path, **PLAN, keep=own)
     found = page(tmp_path)
@@ -77,8 +86,14 @@ def test_the_table_has_the_data_first_and_then_every_network_at_its_most_calls(t
     assert (real[share], floor[share]) == ("1.00 (10.0%)", "1.20 (12.0%)") and (real[BRIGHT], floor[BRIGHT]) == ("0", "1.25")
     assert len(lines) == 3 * 2 and {line["calls"] for line in lines} == {"25"} and "saturation" not in tables[0][0]
     for line in lines:
-        chosen = [row for row in rows if all(str(row[name]) == line[key] for name, key in (
-            ("run", "condition"), ("schedule", "schedule"), ("spacing", "spacing"), ("calls", "calls")))]  # fmt: skip
+        chosen = [
+            row
+            for row in rows
+            if all(
+                str(row[name]) == line[key]
+                for name, key in (("run", "condition"), ("schedule", "schedule"), ("spacing", "spacing"), ("calls", "calls"))
+            )
+        ]
         for name, over in (("brightness_spread", 1), ("clipped", 1), ("black", 0.1), ("white", 0.1), ("contrast", 1)):
             values = [row["appearance"][name] / over for row in chosen]
             mean, std = line[name.replace("_", " ") + ", over the real images'" * (over != 1)].split(" ± ")
@@ -88,8 +103,16 @@ def test_the_table_has_the_data_first_and_then_every_network_at_its_most_calls(t
 
 def test_sampling_seeds_are_averaged_before_training_seeds(tmp_path):
     varied = lambda row: described(5 * row["seed"], 0, 50 + 10 * row["train_seed"])
-    make(tmp_path, told=("log_snr",), drawn=("linear",), seeds=(0, 1), look=varied, real=REAL, **LEAN,
-         keep=lambda row: (row["train_seed"], row["seed"]) != (1, 1))  # fmt: skip
+    make(
+        tmp_path,
+        told=("log_snr",),
+        drawn=("linear",),
+        seeds=(0, 1),
+        look=varied,
+        real=REAL,
+        **LEAN,
+        keep=lambda row: (row["train_seed"], row["seed"]) != (1, 1),
+    )
     comparison = results.read(tmp_path)
     found = comparison.look(Condition("curve_log_snr", "linear", "log_snr", None), Task("cosine", "ddim", "trailing", 5), "black")
     assert found == (pytest.approx((0.025 + 0 + 0.025) / 3), pytest.approx(np.std([0.025, 0, 0.025], ddof=1)), 3)
@@ -102,24 +125,43 @@ def test_verdicts_are_those_of_the_stated_rule(tmp_path, page):
     assert "Too few black and white images with ddim, trailing spacing: leaking (0.0% and 0.0%)." in text
     assert "Black and white recovered with ddim, trailing spacing: whole (11.0% and 10.0%)." in text
     assert "Too few black images, too many white images with ddim, trailing spacing: bright (0.0% and 30.0%)." in text
-    assert ("Black and white images come out as often as among the real ones from 1 of 6 ways to train and sample: whole with "
-            "ddim, trailing spacing.") in text  # fmt: skip
+    assert (
+        "Black and white images come out as often as among the real ones from 1 of 6 ways to train and sample: whole with "
+        "ddim, trailing spacing."
+    ) in text
     assert f"Among 200 real images are 22 black, a share known to ± {200 * (24 * 180 / 204**3) ** 0.5:.1f}%" in text
     assert f"The spread of brightness is {REAL['real']['brightness_spread']:.3f} among the real images; of samples, " in text
 
 
-@pytest.mark.parametrize("blacks, real, seeds, said", [
-    ((0, 0, 0), (2, 2), 3, "too few"), ((10, 11, 9), (10, 10), 3, "recovered"), ((16, 17, 15), (10, 10), 3, "too many"),
-    ((0, 20, 10), (10, 10), 3, "undecided"),  # so far apart that a mean of 0 would pass
-    ((0, 0, 0), (0, 0), 3, "undecided"), ((3, 3, 3), (0, 0), 3, "too many"), ((0, 0, 0), (1, 1), 3, "undecided"),
-    ((5,), (10, 10), 1, "recovered"), ((2,), (10, 10), 1, "too few"), ((18,), (10, 10), 1, "recovered"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "blacks, real, seeds, said",
+    [
+        ((0, 0, 0), (2, 2), 3, "too few"),
+        ((10, 11, 9), (10, 10), 3, "recovered"),
+        ((16, 17, 15), (10, 10), 3, "too many"),
+        ((0, 20, 10), (10, 10), 3, "undecided"),  # so far apart that a mean of 0 would pass
+        ((0, 0, 0), (0, 0), 3, "undecided"),
+        ((3, 3, 3), (0, 0), 3, "too many"),
+        ((0, 0, 0), (1, 1), 3, "undecided"),
+        ((5,), (10, 10), 1, "recovered"),
+        ((2,), (10, 10), 1, "too few"),
+        ((18,), (10, 10), 1, "recovered"),
+    ],
+)
 def test_a_share_is_judged_by_the_interval_of_its_difference(tmp_path, blacks, real, seeds, said):
-    make(tmp_path, told=("log_snr",), drawn=("linear",), schedules=("linear",), calls=(5,), train_seeds=tuple(range(seeds)),
-         **LEAN, look=lambda row: described(blacks[row["train_seed"]], 0, 90),
-         real={half: described(n, 5, 100) for half, n in zip(("real", "floor"), real, strict=True)})  # fmt: skip
+    make(
+        tmp_path,
+        told=("log_snr",),
+        drawn=("linear",),
+        schedules=("linear",),
+        calls=(5,),
+        train_seeds=tuple(range(seeds)),
+        **LEAN,
+        look=lambda row: described(blacks[row["train_seed"]], 0, 90),
+        real={half: described(n, 5, 100) for half, n in zip(("real", "floor"), real, strict=True)},
+    )
     comparison = results.read(tmp_path)
-    (condition, task), = comparison.cells
+    ((condition, task),) = comparison.cells
     share, q = statistics.fmean(real) / 100, statistics.fmean(blacks) / 100
     k, own, freedom = sum(real), (blacks[0] + 2) * (102 - blacks[0]) / 104**3, np.inf
     if seeds > 1:
@@ -128,15 +170,25 @@ def test_a_share_is_judged_by_the_interval_of_its_difference(tmp_path, blacks, r
     if seeds > 1 and own:
         freedom = (variance + own) ** 2 / (own**2 / 2)
     reach = stats.t.ppf(0.975, freedom) * np.sqrt(variance + own)
-    expected = ("undecided" if share <= reach else "recovered") if abs(q - share) <= reach else (
-        "too few" if q < share else "too many")  # fmt: skip
+    expected = (
+        ("undecided" if share <= reach else "recovered") if abs(q - share) <= reach else ("too few" if q < share else "too many")
+    )
     assert brightness.recovery(comparison, condition, task, "black")[0] == expected == (said if real != (2, 2) else expected)
 
 
 @pytest.mark.parametrize("real, told", [(0, 0), (20, 1)])
 def test_the_abstract_is_silent_where_nothing_can_be_told(tmp_path, real, told):
-    make(tmp_path, told=("log_snr",), drawn=("linear",), schedules=("linear",), calls=(5,), train_seeds=(0,), **LEAN,
-         look=lambda row: described(real, real, 100), real={half: described(real, real, 100) for half in ("real", "floor")})
+    make(
+        tmp_path,
+        told=("log_snr",),
+        drawn=("linear",),
+        schedules=("linear",),
+        calls=(5,),
+        train_seeds=(0,),
+        **LEAN,
+        look=lambda row: described(real, real, 100),
+        real={half: described(real, real, 100) for half in ("real", "floor")},
+    )
     sentences = list(brightness.abstract(results.read(tmp_path)))
     assert len(sentences) == told and all("from 1 of 1 way to" in text for text in sentences)
 
@@ -170,6 +222,7 @@ def test_colour_images_have_a_saturation_and_a_new_statistic_has_its_column(tmp_
 
 # -- guidance, and what is not there
 
+
 def guided(row):
     return own(row) and (row["guidance"] == "none" or (row["run"], row["calls"], row["spacing"]) == ("whole", 5, "trailing"))
 
@@ -186,7 +239,9 @@ def test_guidance_has_a_table_and_no_line_among_the_others(tmp_path, page):
     assert close(lines[1][MAIN].split(" ± ")[0], statistics.fmean(values)) and floor[MAIN] == "1.25" and real[MAIN] == "-"
     assert set(brightness.shown(results.read(tmp_path))) == {
         (Condition(run, LEAK if run == "leaking" else ZERO, "log_snr", None), ("ddim", spacing))
-        for run in ("leaking", "whole", "bright") for spacing in ("trailing", "leading")}  # fmt: skip
+        for run in ("leaking", "whole", "bright")
+        for spacing in ("trailing", "leading")
+    }
     assert "6 ways to train" in text.text and "The comparison is unfinished" not in text.text
 
 
@@ -223,15 +278,23 @@ def test_rows_of_before_are_in_no_number_and_counted(tmp_path, page):
     assert {row[0] for row in tables[0][3:]} == {"whole"}
 
 
-@pytest.mark.parametrize("name, keys, value, said", [
-    ("compare.jsonl", ("appearance",), [1], "line 1 is damaged: 'appearance' cannot be [1]"),
-    ("compare.jsonl", ("appearance", "black"), "much", "line 1 is damaged: 'black' must be a number from 0 to 1; got 'much'"),
-    ("compare.jsonl", ("appearance", "histogram"), None, "line 1 is damaged: 'histogram' must be 20 whole numbers"),
-    ("compare.jsonl", ("guidance",), 3, "line 1 is damaged: 'guidance' cannot be 3"),
-    ("reference.json", ("appearance",), "black", "reference.json is damaged: 'appearance' cannot be 'black'"),
-    ("reference.json", ("appearance", "floor"), None, "appearance, 'floor' is damaged: a description of images is a dictionary"),
-    ("reference.json", ("appearance", "real", "contrast"), 7, "appearance, 'real' is damaged: 'contrast' must be a number"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, keys, value, said",
+    [
+        ("compare.jsonl", ("appearance",), [1], "line 1 is damaged: 'appearance' cannot be [1]"),
+        ("compare.jsonl", ("appearance", "black"), "much", "line 1 is damaged: 'black' must be a number from 0 to 1; got 'much'"),
+        ("compare.jsonl", ("appearance", "histogram"), None, "line 1 is damaged: 'histogram' must be 20 whole numbers"),
+        ("compare.jsonl", ("guidance",), 3, "line 1 is damaged: 'guidance' cannot be 3"),
+        ("reference.json", ("appearance",), "black", "reference.json is damaged: 'appearance' cannot be 'black'"),
+        (
+            "reference.json",
+            ("appearance", "floor"),
+            None,
+            "appearance, 'floor' is damaged: a description of images is a dictionary",
+        ),
+        ("reference.json", ("appearance", "real", "contrast"), 7, "appearance, 'real' is damaged: 'contrast' must be a number"),
+    ],
+)
 def test_damage_is_named_in_one_line(tmp_path, name, keys, value, said):
     make(tmp_path, told=("log_snr",), drawn=("linear",), calls=(5,), look=lambda row: described(1, 1, 50), real=REAL, **LEAN)
     damaged(tmp_path / name, *keys, value=value)
@@ -241,6 +304,7 @@ def test_damage_is_named_in_one_line(tmp_path, name, keys, value, said):
 
 
 # -- the pictures
+
 
 def test_histograms_hold_the_shares_of_all_seeds(tmp_path, monkeypatch):
     make(tmp_path, **PLAN, keep=own)

@@ -238,9 +238,7 @@ def test_damage_is_told_in_one_line_only(workdir):
         "with Checkpoints(Workdir(sys.argv[1]), 2) as checkpoints:\n"
         "    checkpoints.restore({'params': {str(i): np.zeros((50, 50)) for i in range(40)}})\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, workdir.path], capture_output=True, text=True, env=environment()
-    )
+    done = subprocess.run([sys.executable, "-c", program, workdir.path], capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
     assert len(done.stderr.splitlines()) == 1 and "using step 1 instead" in done.stderr
 
@@ -277,16 +275,19 @@ def test_what_must_not_be_stored_is_refused(workdir, leaf, fault):
 @pytest.mark.parametrize(
     "change, fault",
     [
-        ({"ema": {"kernel": np.zeros((16, 25), np.float32)}},
-         r"ema/kernel holds float32 \(16, 24\) where float32 \(16, 25\) is wanted"),
-        ({"ema": {"kernel": np.zeros((16, 24), ml_dtypes.bfloat16)}},
-         r"ema/kernel holds float32 \(16, 24\) where bfloat16 \(16, 24\) is wanted"),
-        ({"ema": {"bias": np.float32(0)}},
-         r"ema/bias holds nothing where float32 \(\) is wanted \(and 1 more leaves differ\)"),
+        (
+            {"ema": {"kernel": np.zeros((16, 25), np.float32)}},
+            r"ema/kernel holds float32 \(16, 24\) where float32 \(16, 25\) is wanted",
+        ),
+        (
+            {"ema": {"kernel": np.zeros((16, 24), ml_dtypes.bfloat16)}},
+            r"ema/kernel holds float32 \(16, 24\) where bfloat16 \(16, 24\) is wanted",
+        ),
+        ({"ema": {"bias": np.float32(0)}}, r"ema/bias holds nothing where float32 \(\) is wanted \(and 1 more leaves differ\)"),
         ({"ema": {}}, r"ema/kernel holds float32 \(16, 24\) where nothing is wanted"),
         ({"optimizer": {}}, "it holds no 'optimizer', only ema, params"),
     ],
-)  # fmt: skip
+)
 def test_a_target_that_does_not_fit_is_one_clear_line(workdir, change, fault):
     write(workdir, 1, 2)
     with Checkpoints(workdir, 2) as checkpoints:

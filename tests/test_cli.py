@@ -19,15 +19,41 @@ from noisesched.training import step as training_step
 # -- help
 
 
-@pytest.mark.parametrize(("command", "taught"), [
-    ((), ["train", "sample", "plot", "benchmark", "noisesched train --config=configs/digits.py --workdir=runs/digits"]),
-    (("train",), ["--workdir", "--config", "--config.optimizer.learning_rate=1e-4", "metrics.jsonl",
-                  "goes on from the last checkpoint"]),
-    (("sample",), ["settings.json", "--spacing", "trailing", "--translation", "noisesched sample --workdir=runs/digits",
-                   *schedules.EXAMPLES.values(), *samplers.METHODS, "ddim(eta=0.0)", "churn="]),
-    (("plot",), ["terminal SNR", *schedules.EXAMPLES.values(), 'noisesched plot linear cosine "zero_terminal(scaled_linear)"']),
-    (("benchmark",), ["--config", "persistent cache", "--calls"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("command", "taught"),
+    [
+        ((), ["train", "sample", "plot", "benchmark", "noisesched train --config=configs/digits.py --workdir=runs/digits"]),
+        (
+            ("train",),
+            [
+                "--workdir",
+                "--config",
+                "--config.optimizer.learning_rate=1e-4",
+                "metrics.jsonl",
+                "goes on from the last checkpoint",
+            ],
+        ),
+        (
+            ("sample",),
+            [
+                "settings.json",
+                "--spacing",
+                "trailing",
+                "--translation",
+                "noisesched sample --workdir=runs/digits",
+                *schedules.EXAMPLES.values(),
+                *samplers.METHODS,
+                "ddim(eta=0.0)",
+                "churn=",
+            ],
+        ),
+        (
+            ("plot",),
+            ["terminal SNR", *schedules.EXAMPLES.values(), 'noisesched plot linear cosine "zero_terminal(scaled_linear)"'],
+        ),
+        (("benchmark",), ["--config", "persistent cache", "--calls"]),
+    ],
+)
 def test_help_teaches(main, command, taught):
     code, out, err = main(*command, "--help")
     assert code == 0 and err == ""
@@ -61,60 +87,66 @@ def assert_one_line(result, *parts, code=2):
         assert part in err
 
 
-@pytest.mark.parametrize(("arguments", "parts"), [
-    ((), ["COMMAND", "--help"]),
-    (("trian",), ["trian", "train", "sample"]),
-    (("sample", "--workdir=w"), ["--out"]),
-    (("sample", "--workdir=w", "--out=o", "--steps=0"), ["--steps", "whole number from 1 up", "'0'"]),
-    (("sample", "--workdir=w", "--out=o", "--steps", "5", "many"), ["--steps", "'many'"]),
-    (("sample", "--workdir=w", "--out=o", "--seed=-1"), ["--seed", "whole number from 0 up"]),
-    (("sample", "--workdir=w", "--out=o", "--spacing=even"), ["--spacing", "trailing"]),
-    (("sample", "--workdir=w", "--out=o", "--shedule=linear"), ["--shedule", "noisesched sample --help"]),
-    (("sample", "--workdir=w", "--out=o", "--config.seed=1"), ["--config.seed=1", "none is given"]),
-    (("train", "--workdir=w", "--config.seed=1"), ["--config.seed=1", "none is given"]),
-    (("sample", "--workdir=w", "--out=o"), ["holds no run", "train"]),
-    (("sample", "--workdir=w", "--out="), ["--out: empty: name a folder"]),
-    (("sample", "--workdir=", "--out=o"), ["--workdir: empty: name a folder"]),
-    (("evaluate", "--workdir="), ["--workdir: empty: name a folder"]),
-    (("train", "--workdir="), ["--workdir: empty: name a folder"]),
-    (("evaluate", "--workdir=w", "--discrete", ":5"), ["--discrete", "SPEC:N, such as cosine:100"]),
-    (("train", "--workdir=w"), ["holds no run to go on with", "--config=FILE"]),
-    (("plot",), ["SPEC"]),
-    (("plot", "cosin"), ["did you mean 'cosine'"]),
-    (("plot", "cosine", "--out=a.doc"), ["ending must be one of"]),
-    (("benchmark", "--config=none.py"), ["config file 'none.py' not found"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ((), ["COMMAND", "--help"]),
+        (("trian",), ["trian", "train", "sample"]),
+        (("sample", "--workdir=w"), ["--out"]),
+        (("sample", "--workdir=w", "--out=o", "--steps=0"), ["--steps", "whole number from 1 up", "'0'"]),
+        (("sample", "--workdir=w", "--out=o", "--steps", "5", "many"), ["--steps", "'many'"]),
+        (("sample", "--workdir=w", "--out=o", "--seed=-1"), ["--seed", "whole number from 0 up"]),
+        (("sample", "--workdir=w", "--out=o", "--spacing=even"), ["--spacing", "trailing"]),
+        (("sample", "--workdir=w", "--out=o", "--shedule=linear"), ["--shedule", "noisesched sample --help"]),
+        (("sample", "--workdir=w", "--out=o", "--config.seed=1"), ["--config.seed=1", "none is given"]),
+        (("train", "--workdir=w", "--config.seed=1"), ["--config.seed=1", "none is given"]),
+        (("sample", "--workdir=w", "--out=o"), ["holds no run", "train"]),
+        (("sample", "--workdir=w", "--out="), ["--out: empty: name a folder"]),
+        (("sample", "--workdir=", "--out=o"), ["--workdir: empty: name a folder"]),
+        (("evaluate", "--workdir="), ["--workdir: empty: name a folder"]),
+        (("train", "--workdir="), ["--workdir: empty: name a folder"]),
+        (("evaluate", "--workdir=w", "--discrete", ":5"), ["--discrete", "SPEC:N, such as cosine:100"]),
+        (("train", "--workdir=w"), ["holds no run to go on with", "--config=FILE"]),
+        (("plot",), ["SPEC"]),
+        (("plot", "cosin"), ["did you mean 'cosine'"]),
+        (("plot", "cosine", "--out=a.doc"), ["ending must be one of"]),
+        (("benchmark", "--config=none.py"), ["config file 'none.py' not found"]),
+    ],
+)
 def test_faults_in_one_line(main, tmp_path, monkeypatch, arguments, parts):
     monkeypatch.chdir(tmp_path)
     assert_one_line(main(*arguments), *parts)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("changes", "parts"), [
-    ({"model.prediction": "eps"}, ["model.prediction='eps'", "'cosine'", "zero SNR", "set model.prediction to 'v'"]),
-    ({"model.prediction": "eps", "schedule": "zero_terminal(linear)"}, ["model.prediction='eps'", "zero SNR"]),
-    ({"data.image_size": 10, "model.multipliers": "(1,2,2)"}, ["10", "image_size"]),
-    ({"training.batch_size": 20}, ["training.batch_size=20", "8 devices", "16 or 24"]),
-    ({"training.accumulate": 3}, ["training.accumulate=3"]),
-    ({"training.steps_per_dispatch": 4}, ["training.num_steps=6", "training.steps_per_dispatch=4"]),
-    ({"optimizer.learningrate": 1}, ["optimizer.learningrate", "did you mean 'learning_rate'"]),
-    ({"optimzer.learning_rate": 1}, ["optimzer", "did you mean 'optimizer'"]),
-    ({"model.width": "wide"}, ["model.width", "wide"]),
-    ({"model.width": "8.5"}, ["model.width", "8.5"]),
-    ({"model.dtype": "float16"}, ["model.dtype='float16'", "float32, bfloat16"]),
-    ({"optimizer.learning_rate": "nan"}, ["optimizer.learning_rate", "finite"]),
-    ({"seed": 2**32}, ["seed=4294967296"]),
-    ({"data.channels": 2}, ["data.channels=2"]),
-    ({"data.name": "cifar10", "data.data_dir": "nowhere"}, ["'cifar10' is not prepared", "nowhere", "data_dir"]),
-    ({"data.name": "image_folder", "data.path": "nowhere"}, ["no such image folder: nowhere"]),
-    ({"data.split": "trian"}, ["no split 'trian'", "test, train"]),
-    ({"model.num_classes": 7}, ["model.num_classes=7", "10 classes", "0 trains without"]),
-    ({"schedule": "cosin"}, ["schedule", "did you mean 'cosine'"]),
-    ({"weighting": "minsnr"}, ["weighting", "min_snr"]),
-    ({"conditioning.kind": "timestep"}, ["conditioning"]),
-    ({"preview.schedule": "discrete(linear,num_steps=10)", "preview.steps": 11}, ["preview", "choose 1 to 10"]),
-    ({"preview.method": "unipc"}, ["preview.method", "ddim"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"model.prediction": "eps"}, ["model.prediction='eps'", "'cosine'", "zero SNR", "set model.prediction to 'v'"]),
+        ({"model.prediction": "eps", "schedule": "zero_terminal(linear)"}, ["model.prediction='eps'", "zero SNR"]),
+        ({"data.image_size": 10, "model.multipliers": "(1,2,2)"}, ["10", "image_size"]),
+        ({"training.batch_size": 20}, ["training.batch_size=20", "8 devices", "16 or 24"]),
+        ({"training.accumulate": 3}, ["training.accumulate=3"]),
+        ({"training.steps_per_dispatch": 4}, ["training.num_steps=6", "training.steps_per_dispatch=4"]),
+        ({"optimizer.learningrate": 1}, ["optimizer.learningrate", "did you mean 'learning_rate'"]),
+        ({"optimzer.learning_rate": 1}, ["optimzer", "did you mean 'optimizer'"]),
+        ({"model.width": "wide"}, ["model.width", "wide"]),
+        ({"model.width": "8.5"}, ["model.width", "8.5"]),
+        ({"model.dtype": "float16"}, ["model.dtype='float16'", "float32, bfloat16"]),
+        ({"optimizer.learning_rate": "nan"}, ["optimizer.learning_rate", "finite"]),
+        ({"seed": 2**32}, ["seed=4294967296"]),
+        ({"data.channels": 2}, ["data.channels=2"]),
+        ({"data.name": "cifar10", "data.data_dir": "nowhere"}, ["'cifar10' is not prepared", "nowhere", "data_dir"]),
+        ({"data.name": "image_folder", "data.path": "nowhere"}, ["no such image folder: nowhere"]),
+        ({"data.split": "trian"}, ["no split 'trian'", "test, train"]),
+        ({"model.num_classes": 7}, ["model.num_classes=7", "10 classes", "0 trains without"]),
+        ({"schedule": "cosin"}, ["schedule", "did you mean 'cosine'"]),
+        ({"weighting": "minsnr"}, ["weighting", "min_snr"]),
+        ({"conditioning.kind": "timestep"}, ["conditioning"]),
+        ({"preview.schedule": "discrete(linear,num_steps=10)", "preview.steps": 11}, ["preview", "choose 1 to 10"]),
+        ({"preview.method": "unipc"}, ["preview.method", "ddim"]),
+    ],
+)
 def test_refused_at_start_up(main, words, tmp_path, monkeypatch, changes, parts):
     monkeypatch.chdir(tmp_path)
     assert_one_line(main("train", "--workdir=made/run", *words(changes)), *parts)
@@ -173,8 +205,22 @@ def test_sampling_needs_only_the_workdir(run, trained, tmp_path):
     moved = trained.rename(tmp_path / "elsewhere")
     try:
         out = tmp_path / "pictures"
-        code, said, err = run("sample", f"--workdir={moved}", "--schedule", "linear", "shifted(cosine, by=-2)", "--steps", "2",
-                              "--method", "heun", "--num_images=4", "--labels", "3", "7", f"--out={out}")  # fmt: skip
+        code, said, err = run(
+            "sample",
+            f"--workdir={moved}",
+            "--schedule",
+            "linear",
+            "shifted(cosine, by=-2)",
+            "--steps",
+            "2",
+            "--method",
+            "heun",
+            "--num_images=4",
+            "--labels",
+            "3",
+            "7",
+            f"--out={out}",
+        )
         assert code == 0 and "Traceback" not in err, err
         assert f"2 x 4 images of step 6 in {out}: see overview.png" in said
         assert {path.name for path in out.iterdir()} == {"linear-heun-2", "shifted_cosine_by=-2-heun-2", "overview.png"}
@@ -194,8 +240,13 @@ def test_training_again_goes_no_further(run, trained):
 
 def test_diverging_run(run, words, small, tmp_path):
     """An absurd learning rate: the run stops with the step and its levels; what was saved before can be sampled."""
-    changes = {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0, "optimizer.warmup_steps": 0,
-               "training.checkpoint_every": 1, "training.num_steps": 50}  # fmt: skip
+    changes = {
+        "optimizer.learning_rate": 1e30,
+        "optimizer.clip_norm": 0,
+        "optimizer.warmup_steps": 0,
+        "training.checkpoint_every": 1,
+        "training.num_steps": 50,
+    }
     result = run("train", f"--workdir={tmp_path / 'run'}", *words(changes))
     *_, last = result[2].splitlines()
     assert_one_line((result[0], "", last + "\n"), "not finite at step", "log-SNR", "checkpoints from before are kept", code=1)
@@ -208,7 +259,11 @@ def test_diverging_run(run, words, small, tmp_path):
 
 def test_configs_of_the_repository_from_anywhere(run, tmp_path):
     """They import one another, also where the working directory and the path do not lead to them."""
-    result = run("train", f"--config={ROOT / 'configs' / 'cifar10_discrete.py'}", f"--workdir={tmp_path / 'run'}",
-                 f"--config.data.data_dir={tmp_path}")  # fmt: skip
+    result = run(
+        "train",
+        f"--config={ROOT / 'configs' / 'cifar10_discrete.py'}",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.data_dir={tmp_path}",
+    )
     assert_one_line(result, "'cifar10' is not prepared", str(tmp_path))
     assert list(tmp_path.iterdir()) == []

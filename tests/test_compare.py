@@ -24,11 +24,25 @@ from noisesched.training import step as training_step
 
 TABLE = "discrete(linear,num_steps=20)"
 ASKED = study.Study(
-    workdirs=(), runs={}, train_seeds=(0,), parameters="ema", schedules=("linear", "cosine"), methods=("ddim",),
-    guidances=("none",), calls=(2, 3), spacings=("trailing",), seeds=(0,), translations=("nearest",), outside="clamp",
-    metrics=("frechet(raw)", "brightness"), num_images=40, reference="test", inception_weights="", likelihood="",
+    workdirs=(),
+    runs={},
+    train_seeds=(0,),
+    parameters="ema",
+    schedules=("linear", "cosine"),
+    methods=("ddim",),
+    guidances=("none",),
+    calls=(2, 3),
+    spacings=("trailing",),
+    seeds=(0,),
+    translations=("nearest",),
+    outside="clamp",
+    metrics=("frechet(raw)", "brightness"),
+    num_images=40,
+    reference="test",
+    inception_weights="",
+    likelihood="",
     likelihood_images=0,
-)  # fmt: skip
+)
 
 
 def save(workdir, config, step=6, size=0.2):
@@ -45,8 +59,10 @@ def save(workdir, config, step=6, size=0.2):
 def runs(small, tmp_path_factory):
     """Workdirs of a run told log-SNR and of one told timesteps."""
     folder = tmp_path_factory.mktemp("runs")
-    told = {"log_snr": {"schedule": "linear"},
-            "timestep": {"schedule": TABLE, "conditioning.kind": "timestep", "conditioning.table": TABLE}}  # fmt: skip
+    told = {
+        "log_snr": {"schedule": "linear"},
+        "timestep": {"schedule": TABLE, "conditioning.kind": "timestep", "conditioning.table": TABLE},
+    }
     for name, changes in told.items():
         save(Workdir(folder / name / "seed0"), small(changes))
     return {name: str(folder / name / "seed0") for name in told}
@@ -69,6 +85,7 @@ def without_times(rows):
 
 
 # -- rows
+
 
 def test_every_combination_is_one_line_with_all_that_made_it(compared, tmp_path):
     rows, _ = compared(seeds=(0, 1), translations=("nearest", "raw"))
@@ -110,8 +127,10 @@ def test_numbers_of_another_classifier_neither_stand_for_nor_beside_todays(compa
     assert json.loads((tmp_path / "out" / "config.json").read_text())["keys"] == [row["key"] for row in second]
 
 
-@pytest.mark.parametrize("changes", [{"parameters": "params"}, {"num_images": 30}, {"metrics": ("brightness",)},
-                                     {"reference": "train"}, {"outside": "refuse"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [{"parameters": "params"}, {"num_images": 30}, {"metrics": ("brightness",)}, {"reference": "train"}, {"outside": "refuse"}],
+)
 def test_what_was_asked_differently_does_not_stand_in_one_report(compared, runs, tmp_path, changes):
     only = {"workdirs": (runs["timestep"],), "schedules": (TABLE,), "calls": (2,)}
     keys = lambda: json.loads((tmp_path / "out" / "config.json").read_text())["keys"]
@@ -182,9 +201,10 @@ def test_a_killed_comparison_ends_with_the_same_rows(compared, monkeypatch, tmp_
 def test_trained_stands_for_each_runs_own_schedule(compared, runs):
     rows, _ = compared(schedules=("trained", "discrete( linear, num_steps=20 )"), calls=(2,))
     assert [(row["run"], row["schedule"]) for row in rows] == [
-        ("log_snr", "linear"), ("log_snr", "discrete( linear, num_steps=20 )"),
+        ("log_snr", "linear"),
+        ("log_snr", "discrete( linear, num_steps=20 )"),
         ("timestep", "discrete( linear, num_steps=20 )"),  # which is its own, and is not made twice
-    ]  # fmt: skip
+    ]
     with pytest.raises(configuration.ConfigError, match="21 of 20 steps"):
         compared(schedules=("trained",), calls=(21,))
 
@@ -201,8 +221,11 @@ def test_spacings_stand_beside_each_other(compared, runs):
 def test_classes_are_those_of_the_real_images(compared, small, monkeypatch, tmp_path):
     save(Workdir(tmp_path / "classes" / "seed0"), small({"model.num_classes": 10}))
     seen = []
-    monkeypatch.setattr(compare, "generate", lambda *args, labels, **options: seen.append(labels) or generate.generate(
-        *args, labels=labels, **options))  # fmt: skip
+    monkeypatch.setattr(
+        compare,
+        "generate",
+        lambda *args, labels, **options: seen.append(labels) or generate.generate(*args, labels=labels, **options),
+    )
     rows, _ = compared(workdirs=(str(tmp_path / "classes" / "seed0"),), schedules=("cosine",), calls=(2,), num_images=148)
     test = pipeline.examples(pipeline.open_config(small({}).data, "test"))
     counts = np.bincount(seen[0], minlength=10)
@@ -283,6 +306,7 @@ def test_the_same_noise_in_every_row(compared, monkeypatch):
 
 # -- timesteps
 
+
 def test_raw_steps_are_right_under_the_training_schedule_and_wrong_under_another(compared, runs):
     rows, _ = compared(workdirs=(runs["timestep"],), schedules=(TABLE, "cosine"), calls=(5,), translations=("nearest", "raw"))
     by = {(row["schedule"], row["translation"]): row["metrics"] for row in rows}
@@ -312,6 +336,7 @@ def test_levels_beyond_the_table_are_counted_and_refused_or_clamped(compared, ha
 
 
 # -- faults
+
 
 def test_images_that_are_not_finite_cost_their_row_alone(compared, small, runs, tmp_path):
     save(Workdir(tmp_path / "wild"), small({"schedule": "linear"}), size=1e30)
@@ -386,15 +411,18 @@ def test_what_cannot_be_asked_is_said_in_one_line(runs, fault):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"num_images": 5000}, "num_images=5000: .*n is 1 to 148"),
-    ({"num_images": 1}, "num_images=1: frechet needs sets of at least 2"),
-    ({"reference": "nope"}, "reference='nope'.*no split 'nope'"),
-    ({"likelihood": "nope"}, "likelihood='nope'.*no split 'nope'"),
-    ({"likelihood": "test", "likelihood_images": 5000}, "likelihood_images=5000: 'test' has 297 images"),
-    ({"metrics": ("frechet(inception)",)}, "needs a file, inception_weights"),
-    ({"metrics": ("frechet(inception)",), "inception_weights": "/none.npz"}, "/none.npz: no such file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_images": 5000}, "num_images=5000: .*n is 1 to 148"),
+        ({"num_images": 1}, "num_images=1: frechet needs sets of at least 2"),
+        ({"reference": "nope"}, "reference='nope'.*no split 'nope'"),
+        ({"likelihood": "nope"}, "likelihood='nope'.*no split 'nope'"),
+        ({"likelihood": "test", "likelihood_images": 5000}, "likelihood_images=5000: 'test' has 297 images"),
+        ({"metrics": ("frechet(inception)",)}, "needs a file, inception_weights"),
+        ({"metrics": ("frechet(inception)",), "inception_weights": "/none.npz"}, "/none.npz: no such file"),
+    ],
+)
 def test_what_the_data_cannot_give_is_said_before_anything_is_trained(compared, small, monkeypatch, tmp_path, changes, message):
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained"))
     with pytest.raises(configuration.ConfigError, match=message) as raised:
@@ -470,6 +498,7 @@ def test_more_images_than_there_are_is_said_before_sampling(compared, monkeypatc
 
 
 # -- training, through the command line
+
 
 def test_runs_are_trained_first_and_only_once(run, words, tmp_path):
     config = tmp_path / "comparison.py"

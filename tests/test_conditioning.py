@@ -10,8 +10,15 @@ from noisesched.models import conditioning
 from noisesched.models.conditioning import KINDS, TRANSLATIONS, Conditioning
 
 ENDS = np.array([-np.inf, -200, -30, 0, 30, 200, np.inf], np.float32)
-TABLES = ["discrete(linear)", "discrete(cosine)", "discrete(scaled_linear, zero_terminal=True)", "discrete(flow, num_steps=7)",
-          "discrete(linear, num_steps=4000)", "discrete(karras, num_steps=50)", "discrete(constant, num_steps=2)"]  # fmt: skip
+TABLES = [
+    "discrete(linear)",
+    "discrete(cosine)",
+    "discrete(scaled_linear, zero_terminal=True)",
+    "discrete(flow, num_steps=7)",
+    "discrete(linear, num_steps=4000)",
+    "discrete(karras, num_steps=50)",
+    "discrete(constant, num_steps=2)",
+]
 
 
 def table_of(text):
@@ -35,6 +42,7 @@ def position(kind, log_snr):
 
 
 # -- all kinds
+
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_are_bounded_and_finite_at_every_level(kind):
@@ -67,8 +75,10 @@ def test_positions_are_the_angle_and_sigma():
     np.testing.assert_allclose(np.tan(np.pi / 2 * position("log_snr", flow(u))), u / (1 - u), rtol=2e-5)
 
 
-@pytest.mark.parametrize("pair, differ", [((10, 10.5), 0.7), ((15, 16), 0.13), ((20, 21), 0.011), ((-10, -10.5), 0.7),
-                                          ((-15, -16), 0.1), ((0, 0.01), 1.0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "pair, differ",
+    [((10, 10.5), 0.7), ((15, 16), 0.13), ((20, 21), 0.011), ((-10, -10.5), 0.7), ((-15, -16), 0.1), ((0, 0.01), 1.0)],
+)
 def test_log_snr_is_resolved_at_both_ends(pair, differ):
     here, there = np.asarray(make("log_snr", width=32)(np.float32(pair)))
     assert np.abs(here - there).max() > differ
@@ -96,6 +106,7 @@ def test_jit_and_gradient():
 
 
 # -- timesteps
+
 
 @pytest.mark.parametrize("translation", TRANSLATIONS)
 @pytest.mark.parametrize("text", TABLES)
@@ -144,14 +155,21 @@ def test_outside_says_how_far():
 
 # -- errors
 
-@pytest.mark.parametrize("arguments, says", [
-    (("time", 8), "unknown conditioning.kind 'time'; known: log_snr, sigma, timestep, none"),
-    (("log_snr", 7), "the noise level is told by an even number of features, 2 or more; got 7"),
-    (("log_snr", 0), "the noise level is told by an even number of features, 2 or more; got 0"),
-    (("timestep", 8), "conditioning.kind 'timestep' with a table of 0 steps: only 'timestep' has a table, and needs one"),
-    (("sigma", 8, (1.0, 0.0)), "conditioning.kind 'sigma' with a table of 2 steps: only 'timestep' has a table, and needs one"),
-    (("timestep", 8, (1.0, 0.0), "closest"), "unknown conditioning.translation 'closest'; known: nearest, interpolated"),
-])  # fmt: skip
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (("time", 8), "unknown conditioning.kind 'time'; known: log_snr, sigma, timestep, none"),
+        (("log_snr", 7), "the noise level is told by an even number of features, 2 or more; got 7"),
+        (("log_snr", 0), "the noise level is told by an even number of features, 2 or more; got 0"),
+        (("timestep", 8), "conditioning.kind 'timestep' with a table of 0 steps: only 'timestep' has a table, and needs one"),
+        (
+            ("sigma", 8, (1.0, 0.0)),
+            "conditioning.kind 'sigma' with a table of 2 steps: only 'timestep' has a table, and needs one",
+        ),
+        (("timestep", 8, (1.0, 0.0), "closest"), "unknown conditioning.translation 'closest'; known: nearest, interpolated"),
+    ],
+)
 def test_refusals(arguments, says):
     with pytest.raises(ValueError) as error:
         Conditioning(*arguments)

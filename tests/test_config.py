@@ -15,8 +15,10 @@ from noisesched.runs.config import ConfigError
 HUGE = 10**400  # JSON may hold it
 GROUPS = "seed, data, schedule, weighting, noise_offset, conditioning, model, optimizer, training, preview"
 IN_MODEL = "prediction, width, multipliers, blocks, attention, heads, dropout, num_classes, label_dropout, dtype"
-NO_IMAGE = ("which ends at zero SNR: there z holds nothing of the image, and no image follows from the noise; set "
-            "model.prediction to 'v' (or 'x'), or truncate the schedule")  # fmt: skip
+NO_IMAGE = (
+    "which ends at zero SNR: there z holds nothing of the image, and no image follows from the noise; set "
+    "model.prediction to 'v' (or 'x'), or truncate the schedule"
+)
 ZERO = "discrete(scaled_linear, zero_terminal=True)"
 
 
@@ -46,82 +48,110 @@ def refusal(function, *arguments):
 
 # -- what start-up refuses, with the fix in the message
 
-@pytest.mark.parametrize("changes, says", [
-    # eps prediction with zero terminal SNR, trained or sampled
-    ({"model__prediction": "eps"},
-     f"model.prediction='eps' with schedule 'cosine', {NO_IMAGE}"),
-    ({"model__prediction": "eps", "schedule": ZERO},
-     f"model.prediction='eps' with schedule '{ZERO}', {NO_IMAGE}"),
-    ({"model__prediction": "eps", "schedule": "linear", "preview__every": 2},
-     "sampling under 'cosine' starts at zero SNR, where no image follows from the noise that this network predicts "
-     "(model.prediction='eps'); truncate it: 'truncated(cosine, log_snr_min=-12, log_snr_max=20)'"),
-    # a size the levels do not divide, and other networks that cannot be
-    ({"model__multipliers": [1, 1, 1], "data__image_size": 10},
-     "model: image_size=10 is not a multiple of 4, as 3 levels need; nearest valid: 8 or 12"),
-    ({"model__attention": [3]}, "model: attention at size 3, but the levels have sizes 8"),
-    ({"model__attention": [8], "model__heads": 3}, "model: attention width 8 is not divisible by heads=3"),
-    ({"model__width": 7}, "conditioning: the noise level is told by an even number of features, 2 or more; got 7"),
-    ({"model__multipliers": []}, "model.multipliers=() must be one whole number from 1 to 1024 for each level"),
-    ({"model__multipliers": [1, 0]}, "model.multipliers=(1, 0) must be one whole number from 1 to 1024 for each level"),
-    ({"model__width": 2**16}, "model.width=65536 must be below 65536"),
-    ({"data__channels": 2}, "data.channels=2: choose 1 (gray) or 3 (colour)"),
-    # batches and steps
-    ({"training__accumulate": 3}, "training.batch_size=16 is not a multiple of training.accumulate=3"),
-    ({"training__steps_per_dispatch": 4, "training__num_steps": 8, "training__checkpoint_every": 4},
-     "training.log_every=1 is not a multiple of training.steps_per_dispatch=4"),
-    ({"training__steps_per_dispatch": 4}, "training.num_steps=6 is not a multiple of training.steps_per_dispatch=4"),
-    ({"training__num_steps": 2**31}, "training.num_steps=2147483648 must be below 2147483648"),
-    # choices and ranges
-    ({"model__prediction": "noise"}, "model.prediction='noise': choose one of eps, x, v"),
-    ({"model__dtype": "float16"}, "model.dtype='float16': choose one of float32, bfloat16"),
-    ({"optimizer__decay": "step"}, "optimizer.decay='step': choose one of constant, linear, cosine"),
-    ({"training__parallel": "pjit"}, "training.parallel='pjit': choose one of pmap, jit, fsdp"),
-    ({"conditioning__translation": "near"}, "conditioning.translation='near': choose one of nearest, interpolated"),
-    ({"conditioning__kind": "time"}, "conditioning: unknown conditioning.kind 'time'; known: log_snr, sigma, timestep, none"),
-    ({"seed": -1}, "seed=-1 must be at least 0"),
-    ({"noise_offset": -0.1}, "noise_offset=-0.1 must be at least 0"),
-    ({"training__batch_size": 0}, "training.batch_size=0 must be at least 1"),
-    ({"model__dropout": 1.0}, "model.dropout=1.0 must be below 1"),
-    ({"optimizer__learning_rate": -1e-3}, "optimizer.learning_rate=-0.001 must be at least 0"),
-    # specs
-    ({"schedule": "cosin"},
-     f"schedule: unknown schedule 'cosin' (did you mean 'cosine'?); known: {', '.join(sorted(schedules.EXAMPLES))}"),
-    ({"schedule": "discrete(linear, num_steps=1000000000000)"},
-     "schedule: schedule 'discrete(linear, num_steps=1000000000000)': num_steps is a whole number "
-     "from 2 up to 100000; got 1000000000000"),
-    ({"weighting": "snr"},
-     "weighting: unknown weighting 'snr' (did you mean 'min_snr'?); known: edm, eps, min_snr, p2, sigmoid, v, vlb, x"),
-    ({"weighting": "min_snr(gamma=0)"},
-     "weighting: weighting 'min_snr(gamma=0)' gives no finite weights; min_snr takes numbers, such as (gamma=5.0)"),
-    ({"preview__schedule": "cosine("},
-     "preview.schedule: cannot read the spec 'cosine(': '(' was never closed"),
-    ({"preview__steps": 10**9}, "preview.steps: the number of levels is a whole number from 1 up to 100000; got 1000000000"),
-    ({"preview__schedule": "discrete(linear, num_steps=5)", "preview__steps": 6},
-     "preview.steps: cannot select 6 of 5 steps: choose 1 to 5"),
-    ({"preview__method": "unipc"},
-     "preview.method: unknown sampling method 'unipc'; known: ancestral, ddim, dpmpp_2m, euler, heun"),
-    ({"preview__method": "ddim(eta=nan)"}, "preview.method: sampling method 'ddim': eta is from 0 to 1; got nan"),
-    # what the network is told
-    ({"conditioning__kind": "timestep"},
-     "conditioning: conditioning.table='' must be a table, such as 'discrete(linear, num_steps=1000)'"),
-    ({"conditioning__kind": "timestep", "conditioning__table": "linear"},
-     "conditioning: conditioning.table='linear' must be a table, such as 'discrete(linear, num_steps=1000)'"),
-    ({"conditioning__table": "discrete(linear)"},
-     "conditioning: conditioning.table='discrete(linear)' is only for conditioning.kind='timestep', not 'log_snr': "
-     "leave it empty, ''"),
-])  # fmt: skip
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        # eps prediction with zero terminal SNR, trained or sampled
+        ({"model__prediction": "eps"}, f"model.prediction='eps' with schedule 'cosine', {NO_IMAGE}"),
+        ({"model__prediction": "eps", "schedule": ZERO}, f"model.prediction='eps' with schedule '{ZERO}', {NO_IMAGE}"),
+        (
+            {"model__prediction": "eps", "schedule": "linear", "preview__every": 2},
+            "sampling under 'cosine' starts at zero SNR, where no image follows from the noise that this network predicts "
+            "(model.prediction='eps'); truncate it: 'truncated(cosine, log_snr_min=-12, log_snr_max=20)'",
+        ),
+        # a size the levels do not divide, and other networks that cannot be
+        (
+            {"model__multipliers": [1, 1, 1], "data__image_size": 10},
+            "model: image_size=10 is not a multiple of 4, as 3 levels need; nearest valid: 8 or 12",
+        ),
+        ({"model__attention": [3]}, "model: attention at size 3, but the levels have sizes 8"),
+        ({"model__attention": [8], "model__heads": 3}, "model: attention width 8 is not divisible by heads=3"),
+        ({"model__width": 7}, "conditioning: the noise level is told by an even number of features, 2 or more; got 7"),
+        ({"model__multipliers": []}, "model.multipliers=() must be one whole number from 1 to 1024 for each level"),
+        ({"model__multipliers": [1, 0]}, "model.multipliers=(1, 0) must be one whole number from 1 to 1024 for each level"),
+        ({"model__width": 2**16}, "model.width=65536 must be below 65536"),
+        ({"data__channels": 2}, "data.channels=2: choose 1 (gray) or 3 (colour)"),
+        # batches and steps
+        ({"training__accumulate": 3}, "training.batch_size=16 is not a multiple of training.accumulate=3"),
+        (
+            {"training__steps_per_dispatch": 4, "training__num_steps": 8, "training__checkpoint_every": 4},
+            "training.log_every=1 is not a multiple of training.steps_per_dispatch=4",
+        ),
+        ({"training__steps_per_dispatch": 4}, "training.num_steps=6 is not a multiple of training.steps_per_dispatch=4"),
+        ({"training__num_steps": 2**31}, "training.num_steps=2147483648 must be below 2147483648"),
+        # choices and ranges
+        ({"model__prediction": "noise"}, "model.prediction='noise': choose one of eps, x, v"),
+        ({"model__dtype": "float16"}, "model.dtype='float16': choose one of float32, bfloat16"),
+        ({"optimizer__decay": "step"}, "optimizer.decay='step': choose one of constant, linear, cosine"),
+        ({"training__parallel": "pjit"}, "training.parallel='pjit': choose one of pmap, jit, fsdp"),
+        ({"conditioning__translation": "near"}, "conditioning.translation='near': choose one of nearest, interpolated"),
+        ({"conditioning__kind": "time"}, "conditioning: unknown conditioning.kind 'time'; known: log_snr, sigma, timestep, none"),
+        ({"seed": -1}, "seed=-1 must be at least 0"),
+        ({"noise_offset": -0.1}, "noise_offset=-0.1 must be at least 0"),
+        ({"training__batch_size": 0}, "training.batch_size=0 must be at least 1"),
+        ({"model__dropout": 1.0}, "model.dropout=1.0 must be below 1"),
+        ({"optimizer__learning_rate": -1e-3}, "optimizer.learning_rate=-0.001 must be at least 0"),
+        # specs
+        (
+            {"schedule": "cosin"},
+            f"schedule: unknown schedule 'cosin' (did you mean 'cosine'?); known: {', '.join(sorted(schedules.EXAMPLES))}",
+        ),
+        (
+            {"schedule": "discrete(linear, num_steps=1000000000000)"},
+            "schedule: schedule 'discrete(linear, num_steps=1000000000000)': num_steps is a whole number "
+            "from 2 up to 100000; got 1000000000000",
+        ),
+        (
+            {"weighting": "snr"},
+            "weighting: unknown weighting 'snr' (did you mean 'min_snr'?); known: edm, eps, min_snr, p2, sigmoid, v, vlb, x",
+        ),
+        (
+            {"weighting": "min_snr(gamma=0)"},
+            "weighting: weighting 'min_snr(gamma=0)' gives no finite weights; min_snr takes numbers, such as (gamma=5.0)",
+        ),
+        ({"preview__schedule": "cosine("}, "preview.schedule: cannot read the spec 'cosine(': '(' was never closed"),
+        ({"preview__steps": 10**9}, "preview.steps: the number of levels is a whole number from 1 up to 100000; got 1000000000"),
+        (
+            {"preview__schedule": "discrete(linear, num_steps=5)", "preview__steps": 6},
+            "preview.steps: cannot select 6 of 5 steps: choose 1 to 5",
+        ),
+        (
+            {"preview__method": "unipc"},
+            "preview.method: unknown sampling method 'unipc'; known: ancestral, ddim, dpmpp_2m, euler, heun",
+        ),
+        ({"preview__method": "ddim(eta=nan)"}, "preview.method: sampling method 'ddim': eta is from 0 to 1; got nan"),
+        # what the network is told
+        (
+            {"conditioning__kind": "timestep"},
+            "conditioning: conditioning.table='' must be a table, such as 'discrete(linear, num_steps=1000)'",
+        ),
+        (
+            {"conditioning__kind": "timestep", "conditioning__table": "linear"},
+            "conditioning: conditioning.table='linear' must be a table, such as 'discrete(linear, num_steps=1000)'",
+        ),
+        (
+            {"conditioning__table": "discrete(linear)"},
+            "conditioning: conditioning.table='discrete(linear)' is only for conditioning.kind='timestep', not 'log_snr': "
+            "leave it empty, ''",
+        ),
+    ],
+)
 def test_refused_at_start_up(base, changes, says):
     assert refusal(config.from_dict, changed(base, **changes)) == says
 
 
-@pytest.mark.parametrize("changes", [
-    {"model__prediction": "eps", "schedule": "linear", "preview__schedule": "linear", "preview__every": 2},
-    {"model__prediction": "eps", "schedule": "truncated(cosine, log_snr_min=-12, log_snr_max=20)"},  # the fix that is advised
-    {"model__prediction": "x", "schedule": ZERO},
-    {"conditioning__kind": "timestep", "conditioning__table": "discrete(linear, num_steps=10)"},  # levels: any schedule's
-    {"conditioning__kind": "none", "model__num_classes": 10, "model__dtype": "bfloat16"},
-    {"optimizer__learning_rate": 1, "seed": 2**32 - 1, "model__attention": (8,)},  # a whole number where a float is meant
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model__prediction": "eps", "schedule": "linear", "preview__schedule": "linear", "preview__every": 2},
+        {"model__prediction": "eps", "schedule": "truncated(cosine, log_snr_min=-12, log_snr_max=20)"},  # the fix that is advised
+        {"model__prediction": "x", "schedule": ZERO},
+        {"conditioning__kind": "timestep", "conditioning__table": "discrete(linear, num_steps=10)"},  # levels: any schedule's
+        {"conditioning__kind": "none", "model__num_classes": 10, "model__dtype": "bfloat16"},
+        {"optimizer__learning_rate": 1, "seed": 2**32 - 1, "model__attention": (8,)},  # a whole number where a float is meant
+    ],
+)
 def test_accepted(base, changes):
     made = config.from_dict(changed(base, **changes))
     assert type(made.optimizer.learning_rate) is float and type(made.model.attention) is tuple
@@ -139,39 +169,43 @@ def test_levels_that_an_eps_network_cannot_start_from(small):
 
 # -- hostile JSON
 
+
 @pytest.mark.parametrize("value", [None, True, "1", 1.0, float("nan"), [], [1], {}, {"a": 1}])
 def test_a_whole_number_is_nothing_else(base, value):
     message = refusal(config.from_dict, changed(base, training__num_steps=value))
     assert message == f"training.num_steps={value!r} must be of type int"
 
 
-@pytest.mark.parametrize("name, value, says", [
-    ("optimizer__learning_rate", True, "optimizer.learning_rate=True must be of type float"),
-    ("optimizer__learning_rate", "1e-3", "optimizer.learning_rate='1e-3' must be of type float"),
-    ("optimizer__learning_rate", None, "optimizer.learning_rate=None must be of type float"),
-    ("optimizer__learning_rate", float("nan"), "optimizer.learning_rate=nan must be finite"),
-    ("optimizer__learning_rate", float("inf"), "optimizer.learning_rate=inf must be finite"),
-    ("optimizer__learning_rate", HUGE, "optimizer.learning_rate=inf must be finite"),
-    ("noise_offset", float("nan"), "noise_offset=nan must be finite"),
-    ("noise_offset", "0.1", "noise_offset='0.1' must be of type float"),
-    ("data__flip", 1, "data.flip=1 must be of type bool"),
-    ("data__flip", "True", "data.flip='True' must be of type bool"),
-    ("data__name", 5, "data.name=5 must be of type str"),
-    ("schedule", ["cosine"], "schedule=['cosine'] must be of type str"),
-    ("model__prediction", ["v"], "model.prediction=['v'] must be of type str"),
-    ("model__multipliers", 1, "model.multipliers=1 must be a list"),
-    ("model__multipliers", "12", "model.multipliers='12' must be a list"),
-    ("model__multipliers", {"0": 1}, "model.multipliers={'0': 1} must be a list"),
-    ("model__multipliers", [[1]], "model.multipliers=[1] must be of type int"),
-    ("model__multipliers", [True], "model.multipliers=True must be of type int"),
-    ("model__multipliers", [1.0], "model.multipliers=1.0 must be of type int"),
-    ("model", None, "model must be a group of settings; got None"),
-    ("model", [], "model must be a group of settings; got []"),
-    ("model", "small", "model must be a group of settings; got 'small'"),
-    ("model", {}, "missing setting model.prediction"),
-    ("colour", 1, f"unknown setting colour; known: {GROUPS}"),
-    ("model__wdith", 1, f"unknown setting model.wdith; known: {IN_MODEL}"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, value, says",
+    [
+        ("optimizer__learning_rate", True, "optimizer.learning_rate=True must be of type float"),
+        ("optimizer__learning_rate", "1e-3", "optimizer.learning_rate='1e-3' must be of type float"),
+        ("optimizer__learning_rate", None, "optimizer.learning_rate=None must be of type float"),
+        ("optimizer__learning_rate", float("nan"), "optimizer.learning_rate=nan must be finite"),
+        ("optimizer__learning_rate", float("inf"), "optimizer.learning_rate=inf must be finite"),
+        ("optimizer__learning_rate", HUGE, "optimizer.learning_rate=inf must be finite"),
+        ("noise_offset", float("nan"), "noise_offset=nan must be finite"),
+        ("noise_offset", "0.1", "noise_offset='0.1' must be of type float"),
+        ("data__flip", 1, "data.flip=1 must be of type bool"),
+        ("data__flip", "True", "data.flip='True' must be of type bool"),
+        ("data__name", 5, "data.name=5 must be of type str"),
+        ("schedule", ["cosine"], "schedule=['cosine'] must be of type str"),
+        ("model__prediction", ["v"], "model.prediction=['v'] must be of type str"),
+        ("model__multipliers", 1, "model.multipliers=1 must be a list"),
+        ("model__multipliers", "12", "model.multipliers='12' must be a list"),
+        ("model__multipliers", {"0": 1}, "model.multipliers={'0': 1} must be a list"),
+        ("model__multipliers", [[1]], "model.multipliers=[1] must be of type int"),
+        ("model__multipliers", [True], "model.multipliers=True must be of type int"),
+        ("model__multipliers", [1.0], "model.multipliers=1.0 must be of type int"),
+        ("model", None, "model must be a group of settings; got None"),
+        ("model", [], "model must be a group of settings; got []"),
+        ("model", "small", "model must be a group of settings; got 'small'"),
+        ("model", {}, "missing setting model.prediction"),
+        ("colour", 1, f"unknown setting colour; known: {GROUPS}"),
+        ("model__wdith", 1, f"unknown setting model.wdith; known: {IN_MODEL}"),
+    ],
+)
 def test_mistyped_values_and_names(base, name, value, says):
     assert refusal(config.from_dict, changed(base, **{name: value})) == says
 
@@ -193,8 +227,29 @@ def test_missing_settings_and_groups(base):
 
 def test_every_setting_withstands_every_value(base):
     """Anything JSON can hold, anywhere, is refused in one line or makes a Config: never another exception."""
-    hostile = [None, True, -1, 0, HUGE, -HUGE, 0.5, 1e308, float("nan"), float("-inf"), "", "x", "\n", "(" * 50,
-               [], [[]], [HUGE], [-1], ["a"], {}, {"x": {}}]  # fmt: skip
+    hostile = [
+        None,
+        True,
+        -1,
+        0,
+        HUGE,
+        -HUGE,
+        0.5,
+        1e308,
+        float("nan"),
+        float("-inf"),
+        "",
+        "x",
+        "\n",
+        "(" * 50,
+        [],
+        [[]],
+        [HUGE],
+        [-1],
+        ["a"],
+        {},
+        {"x": {}},
+    ]
     refused = 0
     for group, values in base.items():
         for name in values if isinstance(values, dict) else [None]:
@@ -209,48 +264,72 @@ def test_every_setting_withstands_every_value(base):
 
 # -- files and overrides
 
-@pytest.mark.parametrize("override, says", [
-    ("--config.model.wdith=8", f"unknown setting 'model.wdith' (did you mean 'width'?); known in model: {IN_MODEL}"),
-    ("--config.modle.width=8", f"unknown setting 'modle.width' (did you mean 'model'?); known: {GROUPS}"),
-    ("--config.model=8", "'model' is a group of settings: give one of them, --config.model.NAME=value"),
-    ("--config.model.width.x=8", "unknown setting 'model.width.x'; known in model.width: none"),
-    ("--config.=8", f"unknown setting ''; known: {GROUPS}"),
-    ("--config.model.width=abc", f"config {BASE}: flag --config.model.width=abc: invalid literal for int() with base 10: 'abc'"),
-    ("--config.model.width=3.5", f"config {BASE}: flag --config.model.width=3.5: invalid literal for int() with base 10: '3.5'"),
-    ("--config.model.width", f"config {BASE}: Missing value for flag --config.model.width"),
-    ("--config.data.flip=maybe",
-     f"config {BASE}: flag --config.data.flip=maybe: ('Non-boolean argument to boolean flag', 'maybe')"),
-    ("--config.model.multipliers=(1,'a')", "model.multipliers='a' must be of type int"),
-    ("--config.optimizer.learning_rate=nan", "optimizer.learning_rate=nan must be finite"),
-    ("--config.seed=-1", "seed=-1 must be at least 0"),
-    ("config.seed=1", "'config.seed=1' is no setting: write --config.NAME=value"),
-    ("--confg.seed=1", "'--confg.seed=1' is no setting: write --config.NAME=value"),
-    ("--config=other.py", "'--config=other.py' is no setting: write --config.NAME=value"),
-])  # fmt: skip
+
+@pytest.mark.parametrize(
+    "override, says",
+    [
+        ("--config.model.wdith=8", f"unknown setting 'model.wdith' (did you mean 'width'?); known in model: {IN_MODEL}"),
+        ("--config.modle.width=8", f"unknown setting 'modle.width' (did you mean 'model'?); known: {GROUPS}"),
+        ("--config.model=8", "'model' is a group of settings: give one of them, --config.model.NAME=value"),
+        ("--config.model.width.x=8", "unknown setting 'model.width.x'; known in model.width: none"),
+        ("--config.=8", f"unknown setting ''; known: {GROUPS}"),
+        (
+            "--config.model.width=abc",
+            f"config {BASE}: flag --config.model.width=abc: invalid literal for int() with base 10: 'abc'",
+        ),
+        (
+            "--config.model.width=3.5",
+            f"config {BASE}: flag --config.model.width=3.5: invalid literal for int() with base 10: '3.5'",
+        ),
+        ("--config.model.width", f"config {BASE}: Missing value for flag --config.model.width"),
+        (
+            "--config.data.flip=maybe",
+            f"config {BASE}: flag --config.data.flip=maybe: ('Non-boolean argument to boolean flag', 'maybe')",
+        ),
+        ("--config.model.multipliers=(1,'a')", "model.multipliers='a' must be of type int"),
+        ("--config.optimizer.learning_rate=nan", "optimizer.learning_rate=nan must be finite"),
+        ("--config.seed=-1", "seed=-1 must be at least 0"),
+        ("config.seed=1", "'config.seed=1' is no setting: write --config.NAME=value"),
+        ("--confg.seed=1", "'--confg.seed=1' is no setting: write --config.NAME=value"),
+        ("--config=other.py", "'--config=other.py' is no setting: write --config.NAME=value"),
+    ],
+)
 def test_bad_overrides(override, says):
     assert refusal(config.load, BASE, [override]) == says
 
 
 def test_overrides():
-    made = config.load(BASE, ["--config.model.multipliers=(1,2)", "--config.optimizer.learning_rate=1e-4", "--config.data.flip",
-                              "--config.schedule=shifted(linear, by=-2)", "--config.data.path=a=b", "--config.seed=1",
-                              "--config.seed=2"])  # fmt: skip
+    made = config.load(
+        BASE,
+        [
+            "--config.model.multipliers=(1,2)",
+            "--config.optimizer.learning_rate=1e-4",
+            "--config.data.flip",
+            "--config.schedule=shifted(linear, by=-2)",
+            "--config.data.path=a=b",
+            "--config.seed=1",
+            "--config.seed=2",
+        ],
+    )
     assert made.model.multipliers == (1, 2) and made.optimizer.learning_rate == 1e-4 and made.data.flip is True
     assert made.schedule == "shifted(linear, by=-2)" and made.data.path == "a=b" and made.seed == 2  # the last one counts
     assert config.load(BASE, ["--config.data.flip", "--noconfig.data.flip"]) == config.load(BASE)
     assert config.load(BASE, ["--config.optimizer.weight_decay=1"]).optimizer.weight_decay == 1.0
 
 
-@pytest.mark.parametrize("text, says", [
-    ("", "must have a function get_config() that returns a ConfigDict"),
-    ("def get_config(): pass", "must have a function get_config() that returns a ConfigDict"),
-    ("def get_config(): return {'seed': 1}", "must have a function get_config() that returns a ConfigDict"),
-    ("def get_config(:", ": SyntaxError: invalid syntax (page.py, line 1)"),
-    ("from configs import digts", ", line 1: ImportError: cannot import name 'digts' from 'configs' (unknown location)"),
-    ("def get_config():\n    return 1 / 0", ", line 2: ZeroDivisionError: division by zero"),
-    ("def get_config():\n    raise ValueError('a\\nb')", ", line 2: ValueError: a b"),
-    ("def get_config(size): pass", ": TypeError: get_config() missing 1 required positional argument: 'size'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("", "must have a function get_config() that returns a ConfigDict"),
+        ("def get_config(): pass", "must have a function get_config() that returns a ConfigDict"),
+        ("def get_config(): return {'seed': 1}", "must have a function get_config() that returns a ConfigDict"),
+        ("def get_config(:", ": SyntaxError: invalid syntax (page.py, line 1)"),
+        ("from configs import digts", ", line 1: ImportError: cannot import name 'digts' from 'configs' (unknown location)"),
+        ("def get_config():\n    return 1 / 0", ", line 2: ZeroDivisionError: division by zero"),
+        ("def get_config():\n    raise ValueError('a\\nb')", ", line 2: ValueError: a b"),
+        ("def get_config(size): pass", ": TypeError: get_config() missing 1 required positional argument: 'size'"),
+    ],
+)
 def test_bad_files(tmp_path, text, says):
     config.load(BASE)  # whatever was loaded before
     path = tmp_path / "page.py"
@@ -262,9 +341,11 @@ def test_bad_files(tmp_path, text, says):
 def test_a_file_that_misspells_a_setting(tmp_path):
     path = tmp_path / "page.py"
     begin = "from configs import digits\ndef get_config():\n    config = digits.get_config()\n"
-    for line, says in (("config.model.wdith = 8", "unknown setting model.wdith; known: prediction, width"),
-                       ("config.model.width = 'wide'", f"config {path}, line 4: TypeError: "),
-                       ("del config.model.width", "missing setting model.width")):  # fmt: skip
+    for line, says in (
+        ("config.model.wdith = 8", "unknown setting model.wdith; known: prediction, width"),
+        ("config.model.width = 'wide'", f"config {path}, line 4: TypeError: "),
+        ("del config.model.width", "missing setting model.width"),
+    ):
         path.write_text(f"{begin}    {line}\n    return config\n")
         assert refusal(config.load, str(path)).startswith(says)
 
@@ -283,6 +364,7 @@ def test_a_file_is_found_from_anywhere_and_leaves_no_trace(tmp_path, monkeypatch
 
 # -- round trip
 
+
 def test_round_trip_through_json(base, small):
     made = small({"optimizer.learning_rate": "0.1", "data.path": "a'\\\n\u00e9"})
     stored = json.loads(json.dumps(config.to_dict(made), allow_nan=False))
@@ -294,12 +376,18 @@ def test_round_trip_through_json(base, small):
 
 # -- devices and warnings
 
-@pytest.mark.parametrize("batch, accumulate, devices, says", [
-    (16, 1, 8, None), (16, 2, 8, None), (16, 1, 1, None),
-    (16, 4, 8, "training.batch_size=16 cannot be divided among 8 devices x accumulate=4; nearest: 32"),
-    (16, 1, 3, "training.batch_size=16 cannot be divided among 3 devices x accumulate=1; nearest: 15 or 18"),
-    (36, 3, 8, "training.batch_size=36 cannot be divided among 8 devices x accumulate=3; nearest: 24 or 48"),
-])  # fmt: skip
+
+@pytest.mark.parametrize(
+    "batch, accumulate, devices, says",
+    [
+        (16, 1, 8, None),
+        (16, 2, 8, None),
+        (16, 1, 1, None),
+        (16, 4, 8, "training.batch_size=16 cannot be divided among 8 devices x accumulate=4; nearest: 32"),
+        (16, 1, 3, "training.batch_size=16 cannot be divided among 3 devices x accumulate=1; nearest: 15 or 18"),
+        (36, 3, 8, "training.batch_size=36 cannot be divided among 8 devices x accumulate=3; nearest: 24 or 48"),
+    ],
+)
 def test_batch_that_the_devices_do_not_divide(base, batch, accumulate, devices, says):
     made = config.from_dict(changed(base, training__batch_size=batch, training__accumulate=accumulate))
     if says:
@@ -308,12 +396,24 @@ def test_batch_that_the_devices_do_not_divide(base, batch, accumulate, devices, 
         config.check_devices(made, devices)
 
 
-@pytest.mark.parametrize("schedule, weighting, warned", [
-    ("cosine", "min_snr(gamma=5)", True), (ZERO, "vlb", True), ("zero_terminal(linear)", "p2", True), ("flow", "eps", True),
-    ("cosine", "v", False), (ZERO, "edm", False), ("cosine", "x", False), ("linear", "min_snr", False), ("karras", "vlb", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "schedule, weighting, warned",
+    [
+        ("cosine", "min_snr(gamma=5)", True),
+        (ZERO, "vlb", True),
+        ("zero_terminal(linear)", "p2", True),
+        ("flow", "eps", True),
+        ("cosine", "v", False),
+        (ZERO, "edm", False),
+        ("cosine", "x", False),
+        ("linear", "min_snr", False),
+        ("karras", "vlb", False),
+    ],
+)
 def test_warned_of_a_weighting_that_vanishes_at_zero_snr(base, schedule, weighting, warned):
     lines = list(config.warnings(config.from_dict(changed(base, schedule=schedule, weighting=weighting))))
-    says = (f"weighting {weighting!r} vanishes at log-SNR -inf, where schedule {schedule!r} ends: nothing is learned at the "
-            "level that sampling starts from; 'v' does not vanish there")  # fmt: skip
+    says = (
+        f"weighting {weighting!r} vanishes at log-SNR -inf, where schedule {schedule!r} ends: nothing is learned at the "
+        "level that sampling starts from; 'v' does not vanish there"
+    )
     assert lines == [says] * warned

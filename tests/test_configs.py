@@ -92,6 +92,7 @@ def test_the_base_page_names_every_choice():
 
 # -- comparisons
 
+
 def test_the_page_of_comparisons_has_every_setting():
     assert {"workdirs", "runs"} < set(stated(ROOT / "configs" / "compare.py")) == set(fields(study.Study))
 

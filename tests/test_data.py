@@ -108,8 +108,7 @@ def test_split_is_random_access(digits):
 
 
 @pytest.mark.parametrize(
-    "split, rows",
-    [("train[:90%]", range(1350)), ("train[10:20]", range(10, 20)), ("train+test", range(1797))],
+    "split, rows", [("train[:90%]", range(1350)), ("train[10:20]", range(10, 20)), ("train+test", range(1797))]
 )
 def test_split_syntax(cache, split, rows):
     opened = pipeline.open_split("digits", split=split, image_size=8, channels=1, data_dir=cache)
@@ -205,9 +204,8 @@ def save(array, path, mode=None, **options):
 
 def open_folder(root, tmp_path, split="train", image_size=8, channels=3):
     return pipeline.open_split(
-        "image_folder", split=split, image_size=image_size, channels=channels, path=str(root),
-        data_dir=str(tmp_path / "cache"),
-    )  # fmt: skip
+        "image_folder", split=split, image_size=image_size, channels=channels, path=str(root), data_dir=str(tmp_path / "cache")
+    )
 
 
 def test_image_folder_reads_every_kind_of_file(tmp_path):
@@ -430,14 +428,8 @@ def test_restart_at_a_step(digits):
 def test_processes_share_the_global_batch(digits, process_count):
     options = dict(batch_size=16, seed=1, flip=True)
     whole = take(digits, 5, **options)
-    parts = [
-        take(digits, 5, **options, process_index=p, process_count=process_count)
-        for p in range(process_count)
-    ]
-    joined = [
-        {key: np.concatenate([part[key] for part in step]) for key in step[0]}
-        for step in zip(*parts, strict=True)
-    ]
+    parts = [take(digits, 5, **options, process_index=p, process_count=process_count) for p in range(process_count)]
+    joined = [{key: np.concatenate([part[key] for part in step]) for key in step[0]} for step in zip(*parts, strict=True)]
     assert_same(joined, whole)
 
 

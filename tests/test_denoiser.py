@@ -34,8 +34,20 @@ def linear(prediction="v", kind="log_snr"):
 
 def unet(num_classes=0):
     """(definition, params) of the smallest real network, with no parameter at zero, where nothing could be told apart."""
-    network = lambda: UNet(image_size=4, channels=1, width=8, multipliers=(1,), blocks=1, attention=(), heads=1, dropout=0.0,
-                           features=8, num_classes=num_classes, dtype="float32", rngs=nnx.Rngs(0))  # fmt: skip
+    network = lambda: UNet(
+        image_size=4,
+        channels=1,
+        width=8,
+        multipliers=(1,),
+        blocks=1,
+        attention=(),
+        heads=1,
+        dropout=0.0,
+        features=8,
+        num_classes=num_classes,
+        dtype="float32",
+        rngs=nnx.Rngs(0),
+    )
     definition, shapes = denoiser.split(nnx.eval_shape(lambda: Denoiser(network(), Conditioning("log_snr", 8), "v")))
     random = np.random.default_rng(0)
     return definition, jax.tree.map(lambda leaf: jnp.asarray(0.3 * random.normal(size=leaf.shape), leaf.dtype), shapes)
@@ -128,8 +140,11 @@ def test_parameters_are_those_of_the_seed_whatever_is_told_and_predicted(small):
 
     @jax.jit
     def made():
-        networks = (build.make_denoiser(timestep, "interpolated"), build.make_denoiser(small({"model.prediction": "x"})),
-                    build.make_denoiser(small({"seed": 2})))  # fmt: skip
+        networks = (
+            build.make_denoiser(timestep, "interpolated"),
+            build.make_denoiser(small({"model.prediction": "x"})),
+            build.make_denoiser(small({"seed": 2})),
+        )
         return [denoiser.split(network)[1] for network in networks]
 
     one, same, other = made()

@@ -34,10 +34,13 @@ def test_read_out_is_the_textbook_ratio():
     assert leak.read_out(-math.log(0.07 * 64), 0.07, 64) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(("betas", "r2"), [
-    (np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, (0.0206, 0.251, 0.573, 0.9555)),  # Stable Diffusion's
-    (np.linspace(1e-4, 0.02, 1000), (0.00018, 0.00288, 0.01144, 0.1562)),  # DDPM's
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("betas", "r2"),
+    [
+        (np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, (0.0206, 0.251, 0.573, 0.9555)),  # Stable Diffusion's
+        (np.linspace(1e-4, 0.02, 1000), (0.00018, 0.00288, 0.01144, 0.1562)),  # DDPM's
+    ],
+)
 def test_what_published_tables_leak(betas, r2):
     """More on larger images, for Var(m) = 0.07; the figures by hand from DDPM's product."""
     alpha_bar = np.prod(1 - betas)
@@ -131,9 +134,10 @@ def test_the_bounds_weight_is_no_schedules_business():
     """Kingma et al. 2021: between the same ends, weight times density of the bound's weighting is one for all schedules; on the
     eps error it is uniform in log-SNR."""
     edges = np.linspace(-9.0, 9.0, 37)
-    shares = [spread(text, "vlb", "eps", edges, 10**8) for text in (
-        "truncated(linear, log_snr_min=-10, log_snr_max=10)",
-        "uniform_log_snr(log_snr_max=10, log_snr_min=-10)")]  # fmt: skip
+    shares = [
+        spread(text, "vlb", "eps", edges, 10**8)
+        for text in ("truncated(linear, log_snr_min=-10, log_snr_max=10)", "uniform_log_snr(log_snr_max=10, log_snr_min=-10)")
+    ]
     for _, weight in shares:
         np.testing.assert_allclose(weight, [0.05, *[0.025] * 36, 0.05], rtol=0.01)
     assert np.abs(shares[0][0] - shares[1][0]).max() > 0.01  # though they draw unlike
@@ -152,10 +156,10 @@ def test_a_table_has_atoms():
     np.testing.assert_allclose(levels, [1 / 50, ((log_snr > -20) & (log_snr < 0)).mean(), (log_snr >= 0).mean()])
     snr = np.exp(log_snr)
     kept = snr / (snr + 1)
-    np.testing.assert_allclose(weight, [0, kept[(log_snr > -20) & (log_snr < 0)].sum() / kept.sum(),
-                                        kept[log_snr >= 0].sum() / kept.sum()], atol=1e-6)  # fmt: skip
-    assert spread("discrete(linear)", edges=[-10.0])[0][0] == pytest.approx(
-        (schedules.table("linear").log_snr < -10).mean())
+    np.testing.assert_allclose(
+        weight, [0, kept[(log_snr > -20) & (log_snr < 0)].sum() / kept.sum(), kept[log_snr >= 0].sum() / kept.sum()], atol=1e-6
+    )
+    assert spread("discrete(linear)", edges=[-10.0])[0][0] == pytest.approx((schedules.table("linear").log_snr < -10).mean())
 
 
 def test_a_weight_that_is_no_number():
@@ -229,7 +233,7 @@ CASES = [
     (setting("cauchy", "x", "eps"), []),
     (setting("sigmas([30, 5, 1, 0.2, 0.01])", "eps", "eps"), [("sigmas([30, 5, 1, 0.2, 0.01])", 4, "leading")]),
     (setting("cosine"), [("karras", 10, "trailing"), ("discrete(karras)", 10, "leading")]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("given", "inferences"), CASES, ids=range(len(CASES)))
@@ -264,7 +268,7 @@ LETTERS = CASES + [  # what stood in each other's way, or called for each other 
     (setting("sigmas([30, 5, 1])", table="sigmas([5, 1])"), [("cosine", 10, "trailing"), ("sigmas([5, 1])", 2, "trailing")]),
     (setting("flow", "eps", "eps"), [("uniform_log_snr", 10, "leading")]),
     (setting("uniform_log_snr(log_snr_max=10, log_snr_min=-30)", "eps", "x", 8, table=COARSE), [("karras", 10, "leading")]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("given", "inferences"), LETTERS, ids=range(len(LETTERS)))
@@ -302,9 +306,9 @@ def test_larger_images_are_never_better_off(schedule):
     assert set(worst) == ({"fine"} if schedule == "cosine" else {"fine", "warning", "fault"})
 
 
-@pytest.mark.parametrize(("schedule", "wanted"), [
-    ("scaled_linear", "fault"), ("karras", "warning"), ("linear", "fine"), ("discrete(cosine)", "fine"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("schedule", "wanted"), [("scaled_linear", "fault"), ("karras", "warning"), ("linear", "fine"), ("discrete(cosine)", "fine")]
+)
 def test_severities_at_32_pixels(schedule, wanted):
     assert severity(examined(setting(schedule, size=32)), "end of the training schedule") == wanted
 
@@ -361,14 +365,17 @@ DIFFUSION = DDIM | LATENT | {"steps_offset": 1, "prediction_type": "epsilon", "c
 REPAIRED = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
 RUNGE_KUTTA = PUBLISHED["Stable Diffusion 1.5"] | {"skip_prk_steps": False}
 FILES = {
-    "Stable Diffusion": DIFFUSION, "repaired but for eps": DIFFUSION | REPAIRED | {"prediction_type": "epsilon"},
+    "Stable Diffusion": DIFFUSION,
+    "repaired but for eps": DIFFUSION | REPAIRED | {"prediction_type": "epsilon"},
     "repaired but for its spacing": DIFFUSION | REPAIRED | {"timestep_spacing": "leading"},
-    "Karras": EULER | LATENT | {"use_karras_sigmas": True}, "solver": SOLVER | LATENT | {"use_lu_lambdas": True},
-    "Heun": HEUN, "Runge-Kutta": RUNGE_KUTTA,
+    "Karras": EULER | LATENT | {"use_karras_sigmas": True},
+    "solver": SOLVER | LATENT | {"use_lu_lambdas": True},
+    "Heun": HEUN,
+    "Runge-Kutta": RUNGE_KUTTA,
     "given betas": DDPM | {"trained_betas": np.linspace(1e-4, 0.012, 500).tolist(), "num_train_timesteps": 500},
     "passed over": DIFFUSION | {"timestep_spacing": "trailing", "_use_default_values": ["timestep_spacing", "clip_sample"]},
     **{name: fields for name, fields in PUBLISHED.items() if fields["_class_name"] != FLOW["_class_name"]},
-}  # fmt: skip
+}
 
 
 def examined_file(fields, own, *counts):
@@ -379,8 +386,9 @@ def examined_file(fields, own, *counts):
 def test_stable_diffusions_file_is_flagged_and_the_repaired_one_passes(fields):
     """The levels by hand: timestep 961 of 0 to 999 comes first of 25 with leading spacing and an offset of 1."""
     found = examined_file(fields, setting(size=64))
-    end, start = (next(f for f in found if f.about == about)
-                  for about in ("end of the training schedule", "first level of sampling"))  # fmt: skip
+    end, start = (
+        next(f for f in found if f.about == about) for about in ("end of the training schedule", "first level of sampling")
+    )
     assert end.severity == start.severity == "fault" and {f.severity for f in found if f not in (end, start)} == {"fine"}
     alpha_bar = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
     for finding, at in ((end, alpha_bar[-1]), (start, alpha_bar[961])):
@@ -389,18 +397,22 @@ def test_stable_diffusions_file_is_flagged_and_the_repaired_one_passes(fields):
     moved = '"_class_name": "DDIMScheduler", ' * (fields["_class_name"] == "PNDMScheduler")
     assert end.file_repair == moved + '"rescale_betas_zero_snr": true, "prediction_type": "v_prediction"'
     assert start.file_repair == '"timestep_spacing": "trailing"' and start.repair == "--spacing=trailing"
-    rescaled = 'discrete(scaled_linear, num_steps=1000, beta_min=0.00085, beta_max=0.012, zero_terminal=True)'
-    assert end.repair == (f'--config.schedule="{rescaled}" --config.conditioning.kind=timestep '
-                          f'--config.conditioning.table="{rescaled}"')  # fmt: skip  # v is the config's own
+    rescaled = "discrete(scaled_linear, num_steps=1000, beta_min=0.00085, beta_max=0.012, zero_terminal=True)"
+    assert end.repair == (
+        f'--config.schedule="{rescaled}" --config.conditioning.kind=timestep --config.conditioning.table="{rescaled}"'
+    )  # v is the config's own
     for size in (64, 256):
         found = examined_file(fields | DDIM | REPAIRED, setting(size=size), 10, 50)
         assert len(found) == 8 and {(f.severity, f.repair, f.file_repair) for f in found} == {("fine", "", "")}
 
 
-@pytest.mark.parametrize(("name", "own"), [
-    *((name, setting(size=64)) for name in FILES),
-    *((name, setting("linear", "eps", "eps", 8, table="discrete(linear)")) for name in ("Stable Diffusion", "DDPM")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        *((name, setting(size=64)) for name in FILES),
+        *((name, setting("linear", "eps", "eps", 8, table="discrete(linear)")) for name in ("Stable Diffusion", "DDPM")),
+    ],
+)
 def test_a_files_repairs_leave_nothing_to_repair(name, own):
     """Obeyed all at once: as fields of the file; and, of training, as settings of the config."""
     found = examined_file(FILES[name], own)
@@ -456,8 +468,13 @@ def strict(path):
 def test_the_digits_measured(main, words, tmp_path):
     """Flagged, then repaired by its own words."""
     out = tmp_path / "made" / "out"
-    bad = {"schedule": "scaled_linear", "model.prediction": "eps", "weighting": "eps", "training.num_steps": 3000,
-           "preview.steps": 10}  # fmt: skip
+    bad = {
+        "schedule": "scaled_linear",
+        "model.prediction": "eps",
+        "weighting": "eps",
+        "training.num_steps": 3000,
+        "preview.steps": 10,
+    }
     code, said, err = main(*words(bad), "--spacing=leading", f"--out={out}")
     assert code == 1 and err == "" and said.startswith(f"{BASE}: 2 faults, 0 warnings, 2 fine\n")
     assert "measured on 1,500 training images" in said and said.index("fault: ") < said.index("fine: ")
@@ -514,10 +531,17 @@ def test_a_scheduler_file_is_diagnosed_and_mended_by_its_own_words(main, words, 
     code, said, err = main(*given, f"--out={out}")
     assert (code, err) == (1, "") and said.startswith(f"{path} with {BASE}: 2 faults, 1 warning, 3 fine\n")
     text = " ".join(said.split())
-    for part in ("64x64 pixels", "eps-prediction", "50 levels: timesteps 981, 961, 941 .. 1 there",
-                 "from the file (DDIMScheduler)", "method ddim, spacing none here", f"from {BASE}: images and their size",
-                 "note: there the last step ends", "the others for any",
-                 "of no effect here: _diffusers_version"):  # fmt: skip
+    for part in (
+        "64x64 pixels",
+        "eps-prediction",
+        "50 levels: timesteps 981, 961, 941 .. 1 there",
+        "from the file (DDIMScheduler)",
+        "method ddim, spacing none here",
+        f"from {BASE}: images and their size",
+        "note: there the last step ends",
+        "the others for any",
+        "of no effect here: _diffusers_version",
+    ):
         assert part in text, part
     held = strict(out / "diagnosis.json")
     assert held["findings"][0]["file_repair"] and len(held["taken"]) == 7 and len(held["inference"][0]["log_snrs"]) == 50
@@ -542,19 +566,22 @@ def test_a_run_is_diagnosed_under_a_file_with_too_many_betas_to_read(main, small
     assert strict(tmp_path / "out" / "diagnosis.json")["inference"] == []
 
 
-@pytest.mark.parametrize(("arguments", "parts"), [
-    ((), ["--scheduler needs --config=FILE or --workdir=DIR"]),
-    ((f"--config={BASE}", "--workdir=w"), ["either --config=FILE or --workdir=DIR"]),
-    ((f"--config={BASE}", "--spacing=trailing"), ["--spacing and --scheduler contradict"]),
-    ((f"--config={BASE}", "--schedule", "cosine"), ["--schedule and --scheduler contradict"]),
-    ((f"--config={BASE}", "--config.schedule=cosine"), ["--config.schedule and --scheduler contradict"]),
-    ((f"--config={BASE}", "--config.model.prediction=x"), ["--config.model.prediction and --scheduler contradict"]),
-    ((f"--config={BASE}", "--scheduler=none.json"), ["none.json: No such file"]),
-    ((f"--config={BASE}", "--scheduler="), ["--scheduler"]),
-    ((f"--config={BASE}", f"--scheduler={BASE}"), ["is not JSON"]),
-    ((f"--config={BASE}", "--steps=1001"), ["does not visit 1001"]),
-    ((f"--config={BASE}", "--scheduler=flow.json"), ["flow.json", "predict a velocity", "epsilon, v_prediction, sample"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ((), ["--scheduler needs --config=FILE or --workdir=DIR"]),
+        ((f"--config={BASE}", "--workdir=w"), ["either --config=FILE or --workdir=DIR"]),
+        ((f"--config={BASE}", "--spacing=trailing"), ["--spacing and --scheduler contradict"]),
+        ((f"--config={BASE}", "--schedule", "cosine"), ["--schedule and --scheduler contradict"]),
+        ((f"--config={BASE}", "--config.schedule=cosine"), ["--config.schedule and --scheduler contradict"]),
+        ((f"--config={BASE}", "--config.model.prediction=x"), ["--config.model.prediction and --scheduler contradict"]),
+        ((f"--config={BASE}", "--scheduler=none.json"), ["none.json: No such file"]),
+        ((f"--config={BASE}", "--scheduler="), ["--scheduler"]),
+        ((f"--config={BASE}", f"--scheduler={BASE}"), ["is not JSON"]),
+        ((f"--config={BASE}", "--steps=1001"), ["does not visit 1001"]),
+        ((f"--config={BASE}", "--scheduler=flow.json"), ["flow.json", "predict a velocity", "epsilon, v_prediction, sample"]),
+    ],
+)
 def test_faults_of_a_scheduler_file_in_one_line(main, tmp_path, monkeypatch, arguments, parts):
     monkeypatch.chdir(tmp_path)
     for name, fields in {"sd.json": DIFFUSION, "flow.json": PUBLISHED["Stable Diffusion 3"]}.items():
@@ -565,22 +592,25 @@ def test_faults_of_a_scheduler_file_in_one_line(main, tmp_path, monkeypatch, arg
     assert sorted(path.name for path in tmp_path.iterdir()) == ["flow.json", "sd.json"]
 
 
-@pytest.mark.parametrize(("arguments", "parts"), [
-    ((), ["--config=FILE", "--workdir=DIR"]),
-    ((f"--config={BASE}", "--workdir=w"), ["either --config=FILE or --workdir=DIR"]),
-    (("--workdir=w",), ["holds no run"]),
-    (("--workdir=w", "--config.seed=1"), ["--config.seed=1", "none is given"]),
-    (("--config=none.py",), ["'none.py' not found"]),
-    ((f"--config={BASE}", "--config.model.prediction=eps"), ["prediction='eps'", "zero SNR", "set model.prediction to 'v'"]),
-    ((f"--config={BASE}", "--schedule", "cosin"), ["did you mean 'cosine'"]),
-    ((f"--config={BASE}", "--steps=0"), ["--steps", "whole number from 1 up"]),
-    ((f"--config={BASE}", "--schedule=discrete(linear, num_steps=10)", "--steps=11"), ["choose 1 to 10"]),
-    ((f"--config={BASE}", "--config.schedule=sigmas([80, 1, 0.1])", "--steps=3"), ["preview.steps: cannot select 25 of 3"]),
-    ((f"--config={BASE}", "--spacing=even"), ["--spacing", "trailing"]),
-    ((f"--config={BASE}", "--config.data.split=trian"), ["no split 'trian'"]),
-    ((f"--config={BASE}", "--out="), ["--out"]),
-    ((f"--config={BASE}", f"--out={BASE}"), [BASE]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ((), ["--config=FILE", "--workdir=DIR"]),
+        ((f"--config={BASE}", "--workdir=w"), ["either --config=FILE or --workdir=DIR"]),
+        (("--workdir=w",), ["holds no run"]),
+        (("--workdir=w", "--config.seed=1"), ["--config.seed=1", "none is given"]),
+        (("--config=none.py",), ["'none.py' not found"]),
+        ((f"--config={BASE}", "--config.model.prediction=eps"), ["prediction='eps'", "zero SNR", "set model.prediction to 'v'"]),
+        ((f"--config={BASE}", "--schedule", "cosin"), ["did you mean 'cosine'"]),
+        ((f"--config={BASE}", "--steps=0"), ["--steps", "whole number from 1 up"]),
+        ((f"--config={BASE}", "--schedule=discrete(linear, num_steps=10)", "--steps=11"), ["choose 1 to 10"]),
+        ((f"--config={BASE}", "--config.schedule=sigmas([80, 1, 0.1])", "--steps=3"), ["preview.steps: cannot select 25 of 3"]),
+        ((f"--config={BASE}", "--spacing=even"), ["--spacing", "trailing"]),
+        ((f"--config={BASE}", "--config.data.split=trian"), ["no split 'trian'"]),
+        ((f"--config={BASE}", "--out="), ["--out"]),
+        ((f"--config={BASE}", f"--out={BASE}"), [BASE]),
+    ],
+)
 def test_faults_in_one_line(main, tmp_path, monkeypatch, arguments, parts):
     monkeypatch.chdir(tmp_path)
     code, said, err = main(*arguments)

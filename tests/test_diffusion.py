@@ -41,10 +41,15 @@ def test_betas_are_ddpms():
     assert diffusion.betas(np.array([3.0, -np.inf]))[-1] == 1
 
 
-@pytest.mark.parametrize("prediction, log_snr", [
-    (prediction, log_snr) for prediction in diffusion.PREDICTIONS for log_snr in (-8.0, 0.0, 8.0, -np.inf, 30.0)
-    if (prediction, log_snr) != ("eps", -np.inf)  # which no image follows from: refused at start-up, see test_config
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "prediction, log_snr",
+    [
+        (prediction, log_snr)
+        for prediction in diffusion.PREDICTIONS
+        for log_snr in (-8.0, 0.0, 8.0, -np.inf, 30.0)
+        if (prediction, log_snr) != ("eps", -np.inf)  # which no image follows from: refused at start-up, see test_config
+    ],
+)
 def test_predictions_give_back_x(prediction, log_snr):
     x, eps = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 1))
     level = jnp.full(3, log_snr)

@@ -113,6 +113,7 @@ def stored(folder):
 
 # -- what is written
 
+
 def test_what_is_written(evaluated, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "draw", DRAW)
     result, lines = evaluated(discrete=(("cosine", 20), ("karras", 20)))
@@ -218,8 +219,9 @@ def test_what_the_network_knows_at_its_noisiest_levels(evaluated, small):
 def test_zero_snr_of_a_network_that_predicts_eps_is_told_apart(small):
     config = small(KINDS["eps"])
     examples = pipeline.examples(pipeline.open_config(config.data, "test"), 4)
-    made = evaluate.noisiest_of(config, shapes_of(config)[0], parameters(config, 0), examples["image"], None, 0,
-                                evaluate.trained_average(config))  # fmt: skip
+    made = evaluate.noisiest_of(
+        config, shapes_of(config)[0], parameters(config, 0), examples["image"], None, 0, evaluate.trained_average(config)
+    )
     zero, last = made["zero_snr"], made["last_level"]
     assert zero["spread"] is zero["off_mean"] is zero["brightness_spread"] is None and "predicts eps" in zero["reason"]
     assert last["log_snr"] == pytest.approx(-10.05, abs=0.01) and 0 < last["eps"] < 10
@@ -251,6 +253,7 @@ def test_levels_never_drawn_in_training(evaluated):
 
 # -- what it depends on
 
+
 def test_neither_batch_nor_devices_matter(evaluated, monkeypatch):
     result, _ = evaluated()
     monkeypatch.setattr(evaluate, "BATCH", 7)
@@ -273,9 +276,18 @@ def test_an_image_s_part_does_not_depend_on_the_others(small, runs):
 
 
 def test_which_parameters_checkpoint_seed_and_translation(evaluated):
-    made = [bits(evaluated(**changes)[0]) for changes in (
-        {}, {"parameters": "params"}, {"checkpoint": 10}, {"seed": 1}, {"split": "train"}, {"split": "test[1:]"},
-        {"num_images": 4, "noises": 2})]  # fmt: skip
+    made = [
+        bits(evaluated(**changes)[0])
+        for changes in (
+            {},
+            {"parameters": "params"},
+            {"checkpoint": 10},
+            {"seed": 1},
+            {"split": "train"},
+            {"split": "test[1:]"},
+            {"num_images": 4, "noises": 2},
+        )
+    ]
     assert len(set(made)) == len(made)
     table = [bits(evaluated("table", translation=kind)[0]) for kind in (None, "nearest", "interpolated")]
     assert table[0] == table[1] != table[2]
@@ -301,6 +313,7 @@ def test_one_compilation_for_all_parts_and_data(evaluated):
 
 
 # -- what is done once only
+
 
 def test_nothing_is_done_twice(evaluated, monkeypatch):
     first, _ = evaluated(discrete=(("cosine", 20),))
@@ -350,8 +363,12 @@ def identity(small, tmp_path):
     (tmp_path / "weights.npz").write_text("as they were")
     (tmp_path / "levels.txt").write_text("9 1 -7")
     split = pipeline.Split(None, 10, "digits", str(tmp_path))
-    full = {"metrics": ("frechet(inception)",), "inception_weights": str(tmp_path / "weights.npz"),
-            "schedule": (levels := f"piecewise('{tmp_path}/levels.txt')"), "discrete": ((levels, 2),)}  # fmt: skip
+    full = {
+        "metrics": ("frechet(inception)",),
+        "inception_weights": str(tmp_path / "weights.npz"),
+        "schedule": (levels := f"piecewise('{tmp_path}/levels.txt')"),
+        "discrete": ((levels, 2),),
+    }
 
     def made(config=config, **changes):
         request = dataclasses.replace(ASKED, **(full | changes))
@@ -360,8 +377,9 @@ def identity(small, tmp_path):
     return made
 
 
-@pytest.mark.parametrize(("file", "kept"), [("dataset_info.json", False), ("weights.npz", False), ("levels.txt", False),
-                                            ("another.txt", True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("file", "kept"), [("dataset_info.json", False), ("weights.npz", False), ("levels.txt", False), ("another.txt", True)]
+)
 def test_files_that_decide(identity, tmp_path, file, kept):
     before = identity()
     (tmp_path / file).write_text("9 2 -7")
@@ -369,18 +387,21 @@ def test_files_that_decide(identity, tmp_path, file, kept):
     json.dumps(before, allow_nan=False)
 
 
-@pytest.mark.parametrize(("changes", "kept"), [
-    ({"out": "elsewhere", "checkpoint": 10}, True),
-    ({"discrete": (("piecewise( [9.0, 1.0, -7.0])", 2),)}, True),
-    ({"metrics": ("frechet( inception )",)}, True),
-    ({"schedule": "piecewise([9.0, 1.0, -7.0])"}, True),
-    ({"schedule": ""}, False),
-    ({"discrete": (("piecewise([9.0, 1.0, -7.0])", 3),)}, False),
-    ({"num_samples": 255}, False),
-    ({"steps": 24}, False),
-    ({"method": "heun"}, False),
-    ({"seed": 1}, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"out": "elsewhere", "checkpoint": 10}, True),
+        ({"discrete": (("piecewise( [9.0, 1.0, -7.0])", 2),)}, True),
+        ({"metrics": ("frechet( inception )",)}, True),
+        ({"schedule": "piecewise([9.0, 1.0, -7.0])"}, True),
+        ({"schedule": ""}, False),
+        ({"discrete": (("piecewise([9.0, 1.0, -7.0])", 3),)}, False),
+        ({"num_samples": 255}, False),
+        ({"steps": 24}, False),
+        ({"method": "heun"}, False),
+        ({"seed": 1}, False),
+    ],
+)
 def test_settings_that_decide(identity, changes, kept):
     assert (identity(**changes) == identity()) == kept
 
@@ -393,6 +414,7 @@ def test_without_metrics_nothing_of_samples_decides(identity, small):
 
 
 # -- the best levels
+
 
 def test_the_best_levels_lie_where_the_profile_was_measured(evaluated, tmp_path):
     asked = dict(log_snr_min=-6.0, log_snr_max=0.0, best_levels=5)
@@ -425,6 +447,7 @@ def test_what_was_measured_is_kept_when_the_best_levels_fail(evaluated, tmp_path
 
 
 # -- samples
+
 
 @pytest.fixture
 def features(monkeypatch):
@@ -480,33 +503,45 @@ def test_the_likelihood_is_kept_when_sampling_fails(evaluated, features, monkeyp
 
 # -- what is refused
 
-@pytest.mark.parametrize(("kind", "changes", "message"), [
-    ("plain", {"split": "validation"}, "no split 'validation' in data set 'digits': it has test, train"),
-    ("plain", {"num_images": 298}, "num_images=298: data set 'digits', test has 297 images"),
-    ("plain", {"num_images": 1}, "2 or more, or 0 for all"),
-    ("plain", {"split": ""}, "split='': name the images to measure"),
-    ("plain", {"split": "test[abc]"}, "split 'test[abc]' of data set 'digits': no such notation; write 'train', 'train[:90%]'"),
-    ("plain", {"split": "test[:1]", "num_images": 0}, "data set 'digits', test[:1] has one image"),
-    ("plain", {"noises": 3}, "noises=3: draws come in pairs"),
-    ("plain", {"noises": 10**6, "num_images": 0}, "noises=1000000 of 297 images: 16777216 draws fit in memory, so up to 56488;"),
-    ("plain", {"best_levels": 42, "log_snr_max": -10.0}, "best_levels=42: there are 41 to choose among, 0.05 apart"),
-    ("plain", {"profile_levels": 2}, "profile_levels=2"),
-    ("plain", {"log_snr_min": 14.0}, "log-SNR 14 to 13.3, must rise"),
-    ("plain", {"log_snr_max": float("inf")}, "log-SNR -12 to inf"),
-    ("plain", {"discrete": (("kosine", 5),)}, "did you mean 'cosine'"),
-    ("plain", {"discrete": (("discrete(linear)", 2000),)}, "choose 1 to 1000"),
-    ("plain", {"discrete": (("uniform_log_snr(log_snr_max=20, log_snr_min=14)", 3),)}, "3 levels"),
-    ("eps", {"discrete": (("cosine", 5),)}, "starts at zero SNR"),
-    ("plain", {"checkpoint": 11}, "holds no checkpoint of step 11 (complete: 10, 20)"),
-    ("plain", {"translation": "nearest"}, "for networks told a timestep, not log_snr"),
-    ("table", {"translation": "raw"}, "known: nearest, interpolated"),
-    ("plain", {"metrics": ("brightness",), "method": "dim"}, "did you mean 'ddim'"),
-    ("plain", {"metrics": ("brightness",), "schedule": "kosine"}, "did you mean 'cosine'"),
-    ("plain", {"schedule": "linear", "steps": 3}, "schedule='linear', steps=3: samples are made only for metrics; give some"),
-    ("plain", {"inception_weights": "nowhere"}, "inception_weights='nowhere': samples are made only for metrics"),
-    ("plain", {"metrics": ("brightness",), "inception_weights": "nowhere"}, "none of the metrics sees with them"),
-    ("plain", {"metrics": ("frechet(classifier, n=5)",)}, "n is given apart, by --num_samples of evaluate"),
-])  # fmt: skip
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("plain", {"split": "validation"}, "no split 'validation' in data set 'digits': it has test, train"),
+        ("plain", {"num_images": 298}, "num_images=298: data set 'digits', test has 297 images"),
+        ("plain", {"num_images": 1}, "2 or more, or 0 for all"),
+        ("plain", {"split": ""}, "split='': name the images to measure"),
+        (
+            "plain",
+            {"split": "test[abc]"},
+            "split 'test[abc]' of data set 'digits': no such notation; write 'train', 'train[:90%]'",
+        ),
+        ("plain", {"split": "test[:1]", "num_images": 0}, "data set 'digits', test[:1] has one image"),
+        ("plain", {"noises": 3}, "noises=3: draws come in pairs"),
+        (
+            "plain",
+            {"noises": 10**6, "num_images": 0},
+            "noises=1000000 of 297 images: 16777216 draws fit in memory, so up to 56488;",
+        ),
+        ("plain", {"best_levels": 42, "log_snr_max": -10.0}, "best_levels=42: there are 41 to choose among, 0.05 apart"),
+        ("plain", {"profile_levels": 2}, "profile_levels=2"),
+        ("plain", {"log_snr_min": 14.0}, "log-SNR 14 to 13.3, must rise"),
+        ("plain", {"log_snr_max": float("inf")}, "log-SNR -12 to inf"),
+        ("plain", {"discrete": (("kosine", 5),)}, "did you mean 'cosine'"),
+        ("plain", {"discrete": (("discrete(linear)", 2000),)}, "choose 1 to 1000"),
+        ("plain", {"discrete": (("uniform_log_snr(log_snr_max=20, log_snr_min=14)", 3),)}, "3 levels"),
+        ("eps", {"discrete": (("cosine", 5),)}, "starts at zero SNR"),
+        ("plain", {"checkpoint": 11}, "holds no checkpoint of step 11 (complete: 10, 20)"),
+        ("plain", {"translation": "nearest"}, "for networks told a timestep, not log_snr"),
+        ("table", {"translation": "raw"}, "known: nearest, interpolated"),
+        ("plain", {"metrics": ("brightness",), "method": "dim"}, "did you mean 'ddim'"),
+        ("plain", {"metrics": ("brightness",), "schedule": "kosine"}, "did you mean 'cosine'"),
+        ("plain", {"schedule": "linear", "steps": 3}, "schedule='linear', steps=3: samples are made only for metrics; give some"),
+        ("plain", {"inception_weights": "nowhere"}, "inception_weights='nowhere': samples are made only for metrics"),
+        ("plain", {"metrics": ("brightness",), "inception_weights": "nowhere"}, "none of the metrics sees with them"),
+        ("plain", {"metrics": ("frechet(classifier, n=5)",)}, "n is given apart, by --num_samples of evaluate"),
+    ],
+)
 def test_refused_in_one_line(evaluated, features, tmp_path, kind, changes, message):
     with pytest.raises(ValueError) as refused:
         evaluated(kind, **changes)
@@ -538,6 +573,7 @@ def test_an_estimate_that_is_not_finite_names_its_level(small):
 
 # -- from the command line
 
+
 @pytest.fixture
 def main(main, runs):
     """`main("--out=o", ..)` -> (exit code, stdout, stderr) of `noisesched evaluate` of the plain run, in this process."""
@@ -546,8 +582,16 @@ def main(main, runs):
 
 def test_an_evaluation_from_the_command_line(main, tmp_path):
     out = tmp_path / "out"
-    code, said, err = main(f"--out={out}", "--discrete", "cosine:20", "shifted(cosine, by=-1):20", "--metrics",
-                           "brightness", "--num_samples=4", "--steps=1")  # fmt: skip
+    code, said, err = main(
+        f"--out={out}",
+        "--discrete",
+        "cosine:20",
+        "shifted(cosine, by=-1):20",
+        "--metrics",
+        "brightness",
+        "--num_samples=4",
+        "--steps=1",
+    )
     assert code == 0 and "Traceback" not in err, err
     result = stored(out)
     assert result["checkpoint"] == 20 and result["request"]["discrete"] == [["cosine", 20], ["shifted(cosine, by=-1)", 20]]
@@ -556,8 +600,10 @@ def test_an_evaluation_from_the_command_line(main, tmp_path):
 
 def test_faults_from_the_command_line(main, tmp_path):
     (file := tmp_path / "file").write_text("mine")
-    for words, message in ((f"--out={file}", f"{file}: a file, where a folder is wanted"),
-                           ("--split=", "split='': name the images")):  # fmt: skip
+    for words, message in (
+        (f"--out={file}", f"{file}: a file, where a folder is wanted"),
+        ("--split=", "split='': name the images"),
+    ):
         code, _, err = main(words)
         assert code == 2 and err.count("\n") == 1 and message in err
     assert file.read_text() == "mine"

@@ -51,6 +51,7 @@ def steps(workdir):
 
 # -- kill -9
 
+
 def test_killed_anywhere_a_run_ends_bit_identical(words, small, user_cache, tmp_path):
     """From the start of the process to the inside of a checkpoint's write; NOISESCHED_KILLS says how often."""
     changes = {"training.num_steps": max(30, 5 * KILLS), "training.keep_best": 1, "training.keep_every": 10}
@@ -60,8 +61,9 @@ def test_killed_anywhere_a_run_ends_bit_identical(words, small, user_cache, tmp_
     for name, kills in (("whole", 0), ("killed", KILLS)):
         asked = tmp_path / f"{name}.json"
         asked.write_text(json.dumps({"words": words(changes), "workdir": str(tmp_path / name), "seed": 0, "kills": kills}))
-        done = subprocess.run([sys.executable, ROOT / "tests" / "killer.py", asked], env=environment, text=True,
-                              capture_output=True, timeout=1200)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, ROOT / "tests" / "killer.py", asked], env=environment, text=True, capture_output=True, timeout=1200
+        )
         assert done.returncode == 0, done.stderr
         found[name] = [json.loads(line) for line in done.stdout.splitlines()]
     killed = [each["killed"] for each in found["killed"]]
@@ -81,14 +83,18 @@ def test_killed_anywhere_a_run_ends_bit_identical(words, small, user_cache, tmp_
 
 # -- damage
 
+
 def flip(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 8
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [os.unlink, lambda path: os.truncate(path, path.stat().st_size // 2), flip],
-                         ids=["deleted", "truncated", "bit flipped"])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [os.unlink, lambda path: os.truncate(path, path.stat().st_size // 2), flip],
+    ids=["deleted", "truncated", "bit flipped"],
+)
 def test_every_file_of_a_checkpoint_damaged(finished, small, damage, tmp_path):
     """The numbers of this checkpoint or, told in one line that names it, those of the one before; never others."""
     workdir = Workdir(shutil.copytree(finished, tmp_path / "run"))
@@ -129,6 +135,7 @@ def test_damage_is_told_on_the_command_line_and_mended_by_training_on(main, copi
 
 
 # -- a full disk, a bucket that refuses
+
 
 @pytest.fixture
 def small_disk(tmp_path):
@@ -202,6 +209,7 @@ def test_metrics_that_cannot_be_written(tmp_path, monkeypatch):
 
 # -- what is kept
 
+
 def test_what_is_kept_is_bounded(tmp_path):
     """The last two, every 50th, and the three of the least loss, through restarts; without a loss none is a best."""
     loss = lambda step: abs(step - 33)  # least at 35, 30 and 40
@@ -220,8 +228,13 @@ def test_what_is_kept_is_bounded(tmp_path):
 
 def test_best_by_the_held_out_loss(small, tmp_path):
     """Its own formula, from the parameters on disk; and it falls while the network learns."""
-    changes = {"training.keep_best": 2, "training.num_steps": 24, "training.checkpoint_every": 4, "training.keep_checkpoints": 1,
-               "optimizer.learning_rate": 1e-2}  # fmt: skip
+    changes = {
+        "training.keep_best": 2,
+        "training.num_steps": 24,
+        "training.checkpoint_every": 4,
+        "training.keep_checkpoints": 1,
+        "optimizer.learning_rate": 1e-2,
+    }
     config = small(changes)
     loop.train(config, tmp_path / "run", lambda line: None)
     assert len(steps(tmp_path / "run")) in (2, 3)
@@ -237,19 +250,23 @@ def test_best_by_the_held_out_loss(small, tmp_path):
     assert stored[24] == min(stored.values())
 
 
-@pytest.mark.parametrize("changes, says", [
-    ({"training.keep_every": 3}, "training.keep_every=3 is not a multiple of training.checkpoint_every=2"),
-    ({"training.keep_best": -1}, "training.keep_best=-1 must be at least 0"),
-    ({"data.num_workers": 10**6}, "data.num_workers=1000000 must be below 1024"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"training.keep_every": 3}, "training.keep_every=3 is not a multiple of training.checkpoint_every=2"),
+        ({"training.keep_best": -1}, "training.keep_best=-1 must be at least 0"),
+        ({"data.num_workers": 10**6}, "data.num_workers=1000000 must be below 1024"),
+    ],
+)
 def test_settings_that_cannot_be(small, changes, says):
     with pytest.raises(configuration.ConfigError, match=says):
         small(changes)
 
 
 def test_best_of_a_split_that_is_not_there(main, words, tmp_path):
-    code, _, err = main("train", f"--workdir={tmp_path / 'run'}",
-                        *words({"training.keep_best": 1, "training.best_split": "valid"}))  # fmt: skip
+    code, _, err = main(
+        "train", f"--workdir={tmp_path / 'run'}", *words({"training.keep_best": 1, "training.best_split": "valid"})
+    )
     assert code == 2 and "no split 'valid'" in err and not (tmp_path / "run").exists()
 
 
@@ -262,6 +279,7 @@ def test_a_workdir_from_before_says_what_to_add(main, copied):
 
 
 # -- changed settings
+
 
 def test_changed_settings_are_refused_unless_accepted(main, copied, words):
     longer = words({"training.num_steps": 8, "optimizer.learning_rate": 1e-3})
@@ -282,14 +300,17 @@ def test_changed_settings_are_refused_unless_accepted(main, copied, words):
     assert code == 0 and "this run is complete" in out
 
 
-@pytest.mark.parametrize("changes, says", [
-    ({"model.width": 16}, "model.width: 8 -> 16 (the parameters are those of another network)"),
-    ({"schedule": "sigmoid"}, "(the parameters are those of another network)"),
-    ({"data.split": "train[:50%]"}, "(it was trained on other images)"),
-    ({"noise_offset": 0.1}, "(samples start from the noise that was trained with)"),
-    ({"seed": 1}, "seed: 0 -> 1 (it tells a run from others"),
-    ({"training.num_steps": 4}, "training.num_steps=4, but 6 steps are done"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"model.width": 16}, "model.width: 8 -> 16 (the parameters are those of another network)"),
+        ({"schedule": "sigmoid"}, "(the parameters are those of another network)"),
+        ({"data.split": "train[:50%]"}, "(it was trained on other images)"),
+        ({"noise_offset": 0.1}, "(samples start from the noise that was trained with)"),
+        ({"seed": 1}, "seed: 0 -> 1 (it tells a run from others"),
+        ({"training.num_steps": 4}, "training.num_steps=4, but 6 steps are done"),
+    ],
+)
 def test_changes_that_no_word_makes_acceptable(main, copied, words, changes, says):
     before = sorted((path.name, path.read_bytes()) for path in copied.iterdir() if path.is_file())
     code, _, err = main("train", f"--workdir={copied}", *words(changes), "--accept_changes")
@@ -320,4 +341,3 @@ def test_two_processes_on_one_workdir(start, words, tmp_path):
     finally:
         first.kill()
         first.communicate()
-

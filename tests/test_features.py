@@ -21,8 +21,9 @@ NAMES = [metrics.name(metrics.parse(text), N) for text in MEASURES]
 
 
 def digits_in(folder):
-    return config.Data(name="digits", path="", data_dir=str(folder), split="train", image_size=8, channels=1, flip=False,
-                       num_workers=0)  # fmt: skip
+    return config.Data(
+        name="digits", path="", data_dir=str(folder), split="train", image_size=8, channels=1, flip=False, num_workers=0
+    )
 
 
 def half(which, n=N):
@@ -72,8 +73,16 @@ def folder(tmp_path):
                 for i in range(count):
                     pixels = rng.integers(0, 256, (size, size, 3), np.uint8)
                     Image.fromarray(pixels).save(tmp_path / "images" / split / label / f"{i}.png")
-        return config.Data(name="image_folder", path=str(tmp_path / "images"), data_dir=str(tmp_path / "data"), split="train",
-                           image_size=size, channels=3, flip=False, num_workers=0)  # fmt: skip
+        return config.Data(
+            name="image_folder",
+            path=str(tmp_path / "images"),
+            data_dir=str(tmp_path / "data"),
+            split="train",
+            image_size=size,
+            channels=3,
+            flip=False,
+            num_workers=0,
+        )
 
     return made
 
@@ -83,6 +92,7 @@ def kept(home):
 
 
 # -- what is compared with what
+
 
 def test_the_classifier_of_digits_knows_digits_it_has_not_seen(reference, said):
     about = reference.about["extractors"]["classifier"]
@@ -131,6 +141,7 @@ def test_a_measure_asked_twice_is_one_number(home):
 
 
 # -- what is kept
+
 
 def test_a_second_reference_is_the_same_without_training_or_a_word(reference, home, quick):
     again, said = make(home, say := [].append), say.__self__
@@ -225,6 +236,7 @@ def test_a_folder_that_cannot_be_written_costs_one_line_and_nothing_else(tmp_pat
 
 # -- extractors
 
+
 def test_every_extractor_that_a_measure_can_name_is_there():
     assert set(features.EXTRACTORS) == set(metrics.EXTRACTORS)
 
@@ -277,10 +289,15 @@ class Numbered:
         return numbers.astype(np.uint8).reshape(-1, 1, 1, 1), np.full(len(numbers), self.label, np.int32)
 
 
-@pytest.mark.parametrize("others, where", [
-    ({"test": 1, "validation": 1}, "7 images of test"), ({"test": -1, "validation": 1}, "7 images of validation"),
-    ({"validation": 1}, "7 images of validation"), ({"test": -1}, "10 images of train, kept from training"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "others, where",
+    [
+        ({"test": 1, "validation": 1}, "7 images of test"),
+        ({"test": -1, "validation": 1}, "7 images of validation"),
+        ({"validation": 1}, "7 images of validation"),
+        ({"test": -1}, "10 images of train, kept from training"),
+    ],
+)
 def test_held_out_images_have_labels_and_are_not_trained_on(monkeypatch, others, where):
     def opened(config_data, split):
         if split not in others:
@@ -305,8 +322,9 @@ def test_of_many_images_a_random_part_is_trained_on(monkeypatch):
 
 
 def test_a_folder_of_photographs_has_a_classifier_too(folder, quick):
-    made = features.reference(folder({"train": {"cat": 30, "dog": 10}}), 15, ["kernel(classifier)"], split="train",
-                              say=lambda text: None)  # fmt: skip
+    made = features.reference(
+        folder({"train": {"cat": 30, "dog": 10}}), 15, ["kernel(classifier)"], split="train", say=lambda text: None
+    )
     assert made.about["extractors"]["classifier"]["held_out"] == "4 images of train, kept from training"
     assert made.about["data"].startswith("image_folder_8x3_")
 
@@ -349,6 +367,7 @@ def test_real_features_are_kept_for_one_file_of_weights(tmp_path, stub):
 
 # -- what is refused, in one line and before any training
 
+
 def refused(*arguments, kind=ValueError, **options):
     with pytest.raises(kind) as error:
         make(*arguments, **options)
@@ -388,10 +407,17 @@ def test_data_without_labels_are_told_of_raw(folder, quick):
     assert not quick
 
 
-@pytest.mark.parametrize("wrong", [
-    np.zeros((N - 1, 8, 8, 1), np.uint8), np.zeros((N, 8, 8, 3), np.uint8), np.zeros((N, 8, 8), np.uint8),
-    np.zeros((N, 8, 8, 1), np.float32), [[1]],
-], ids=lambda wrong: f"{getattr(wrong, 'dtype', 'list')} {np.shape(wrong)}")  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((N - 1, 8, 8, 1), np.uint8),
+        np.zeros((N, 8, 8, 3), np.uint8),
+        np.zeros((N, 8, 8), np.uint8),
+        np.zeros((N, 8, 8, 1), np.float32),
+        [[1]],
+    ],
+    ids=lambda wrong: f"{getattr(wrong, 'dtype', 'list')} {np.shape(wrong)}",
+)
 def test_samples_of_another_number_shape_or_kind_are_refused(reference, wrong):
     with pytest.raises(ValueError, match=r"compare uint8 images \[256, 8, 8, 1\]; got [^\n]*$"):
         reference.measure(wrong)

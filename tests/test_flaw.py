@@ -90,10 +90,18 @@ def test_predictions_have_the_limits_that_they_must():
     assert predicted(clean, 4, "trailing")[0] == pytest.approx(1 / SIDE, rel=2e-3)
 
 
-@pytest.mark.parametrize(("schedule", "steps", "spacing"), [
-    (LEAKING, 10, "leading"), (LEAKING, 50, "leading"), (LEAKING, 50, "trailing"),
-    (REPAIRED, 10, "leading"), (REPAIRED, 50, "leading"), (REPAIRED, 50, "trailing"), ("cosine", 10, "trailing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("schedule", "steps", "spacing"),
+    [
+        (LEAKING, 10, "leading"),
+        (LEAKING, 50, "leading"),
+        (LEAKING, 50, "trailing"),
+        (REPAIRED, 10, "leading"),
+        (REPAIRED, 50, "leading"),
+        (REPAIRED, 50, "trailing"),
+        ("cosine", 10, "trailing"),
+    ],
+)
 def test_brightness_is_that_of_the_first_level(schedule, steps, spacing):
     spread, distance = predicted(schedule, steps, spacing)
     made = images(finely(schedule, steps, spacing))
@@ -104,8 +112,11 @@ def test_brightness_is_that_of_the_first_level(schedule, steps, spacing):
 
 
 def test_each_part_of_the_repair_is_needed():
-    spread = {(schedule, spacing): brightness(images(finely(schedule, 10, spacing))).std()
-              for schedule in (LEAKING, REPAIRED) for spacing in ("trailing", "leading")}  # fmt: skip
+    spread = {
+        (schedule, spacing): brightness(images(finely(schedule, 10, spacing))).std()
+        for schedule in (LEAKING, REPAIRED)
+        for spacing in ("trailing", "leading")
+    }
     whole = spread.pop((REPAIRED, "trailing"))
     assert whole > 0.95 * SPREAD and max(spread.values()) < 0.85 * SPREAD
 

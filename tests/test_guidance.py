@@ -37,12 +37,16 @@ MEAN, STD, WIDE = 0.4, 0.5, 0.8
 def sampled(text, method="ddim", n=400, schedule="truncated(flow, -1e9, 12)", z=None):
     z = jnp.linspace(-2, 2, 9) if z is None else z
     guide, labels = guidance.parse(text), jnp.zeros(len(z), int)
-    draw = jax.jit(lambda z, log_snrs, guide: samplers.sample(
-        guidance.guided(two_gaussians, guide, labels, 1), jax.random.key(0), z, log_snrs, method))  # fmt: skip
+    draw = jax.jit(
+        lambda z, log_snrs, guide: samplers.sample(
+            guidance.guided(two_gaussians, guide, labels, 1), jax.random.key(0), z, log_snrs, method
+        )
+    )
     return draw(z, schedules.levels(schedules.make(schedule), n), guide)
 
 
 # -- closed forms
+
 
 @pytest.mark.parametrize("method", DETERMINISTIC)
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.0, 3.5])
@@ -65,6 +69,7 @@ def test_with_one_deviation_it_is_the_denoiser_of_a_shifted_mean(method, monkeyp
 
 
 # -- scales and intervals
+
 
 def answers(seed=0):
     """(z, with a label, without), random."""
@@ -128,6 +133,7 @@ def test_guiding_eps_or_v_is_the_same(level, space):
 
 
 # -- corrections
+
 
 @every_correction
 @pytest.mark.parametrize("level", LEVELS)
@@ -216,21 +222,28 @@ def test_numbers_are_data():
 
 # -- specs
 
-@pytest.mark.parametrize("text, message", [
-    ("cfg", "missing a required argument: 'scale'; cfg takes (scale, correction=None, log_snr_min=-inf, log_snr_max=inf)"),
-    ("cgf(3)", "unknown guidance 'cgf' (did you mean 'cfg'?); known: cfg, none"),
-    ("cfg('3')", "cfg: scale is a number; got '3'"),
-    ("cfg(nan)", "cfg: scale is a number; got nan"),
-    ("cfg(-1)", "cfg: scale=-1 must be from 0 (no label) over 1 (the label) to 1000"),
-    ("cfg(3, rescale)", "unknown correction 'rescale' (did you mean 'rescaled'?); known: dynamic, rescaled, "
-                            "rescaled_contrast, rescaled_x, static"),
-    ("cfg(3, 0.7)", "cfg: a correction is one of rescaled, rescaled_x, rescaled_contrast, static, dynamic; got 0.7"),
-    ("cfg(3, rescaled(2))", "rescaled takes a number from 0 to 1; got 2"),
-    ("cfg(3, rescaled(0.5, 2))", "too many positional arguments; rescaled takes (phi=0.7)"),
-    ("cfg(3, dynamic(percentile=nan))", "dynamic takes a number from 0 to 1; got nan"),
-    ("cfg(3, log_snr_min=1, log_snr_max=0)", "cfg: the interval from log_snr_min=1 to log_snr_max=0 is empty"),
-    ("none(1)", "too many positional arguments; none takes (no parameters)"),
-])  # fmt: skip
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("cfg", "missing a required argument: 'scale'; cfg takes (scale, correction=None, log_snr_min=-inf, log_snr_max=inf)"),
+        ("cgf(3)", "unknown guidance 'cgf' (did you mean 'cfg'?); known: cfg, none"),
+        ("cfg('3')", "cfg: scale is a number; got '3'"),
+        ("cfg(nan)", "cfg: scale is a number; got nan"),
+        ("cfg(-1)", "cfg: scale=-1 must be from 0 (no label) over 1 (the label) to 1000"),
+        (
+            "cfg(3, rescale)",
+            "unknown correction 'rescale' (did you mean 'rescaled'?); known: dynamic, rescaled, "
+            "rescaled_contrast, rescaled_x, static",
+        ),
+        ("cfg(3, 0.7)", "cfg: a correction is one of rescaled, rescaled_x, rescaled_contrast, static, dynamic; got 0.7"),
+        ("cfg(3, rescaled(2))", "rescaled takes a number from 0 to 1; got 2"),
+        ("cfg(3, rescaled(0.5, 2))", "too many positional arguments; rescaled takes (phi=0.7)"),
+        ("cfg(3, dynamic(percentile=nan))", "dynamic takes a number from 0 to 1; got nan"),
+        ("cfg(3, log_snr_min=1, log_snr_max=0)", "cfg: the interval from log_snr_min=1 to log_snr_max=0 is empty"),
+        ("none(1)", "too many positional arguments; none takes (no parameters)"),
+    ],
+)
 def test_a_wrong_spec_is_named(text, message):
     with pytest.raises(ValueError) as raised:
         guidance.parse(text)

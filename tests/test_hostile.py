@@ -40,9 +40,13 @@ def peak_bytes():
 def programs(workdir, tmp_path):
     """Every program that takes a workdir, as words of the command line."""
     out = tmp_path / "out"
-    return [("train", f"--workdir={workdir}"), ("sample", f"--workdir={workdir}", f"--out={out}", "--steps=2", "--num_images=1"),
-            ("evaluate", f"--workdir={workdir}", f"--out={out}", "--noises=2", "--profile_levels=5"),
-            ("diagnose", f"--workdir={workdir}"), ("interchange", f"--workdir={workdir}", f"--write={out}.json")]  # fmt: skip
+    return [
+        ("train", f"--workdir={workdir}"),
+        ("sample", f"--workdir={workdir}", f"--out={out}", "--steps=2", "--num_images=1"),
+        ("evaluate", f"--workdir={workdir}", f"--out={out}", "--noises=2", "--profile_levels=5"),
+        ("diagnose", f"--workdir={workdir}"),
+        ("interchange", f"--workdir={workdir}", f"--write={out}.json"),
+    ]
 
 
 def assert_refused(main, commands, *parts):
@@ -72,12 +76,20 @@ def spoilt(copied, **changes):
     return copied
 
 
-@pytest.mark.parametrize("content, says", [
-    ("[" * 10**5 + "]" * 10**5, "nested too deeply"), ('{"a":' * 10**5 + "1" + "}" * 10**5, "nested too deeply"),
-    ('{"seed": NaN}', "NaN is not JSON"), ('{"seed": -Infinity}', "-Infinity is not JSON"), ("\x80\x04K\x01.", "is not valid"),
-    ('{"__reduce__": ["os.system", "touch x"]}', "unknown setting __reduce__"), ('{"seed": 1e999}', "missing setting"),
-    ('{"seed": ' + "9" * 10_000 + "}", "is not valid"), ("{}" + " " * 2**24, "bytes, more than"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        ("[" * 10**5 + "]" * 10**5, "nested too deeply"),
+        ('{"a":' * 10**5 + "1" + "}" * 10**5, "nested too deeply"),
+        ('{"seed": NaN}', "NaN is not JSON"),
+        ('{"seed": -Infinity}', "-Infinity is not JSON"),
+        ("\x80\x04K\x01.", "is not valid"),
+        ('{"__reduce__": ["os.system", "touch x"]}', "unknown setting __reduce__"),
+        ('{"seed": 1e999}', "missing setting"),
+        ('{"seed": ' + "9" * 10_000 + "}", "is not valid"),
+        ("{}" + " " * 2**24, "bytes, more than"),
+    ],
+)
 def test_a_config_that_is_none(main, tmp_path, content, says):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(content)
@@ -85,32 +97,46 @@ def test_a_config_that_is_none(main, tmp_path, content, says):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.json", "run"]
 
 
-@pytest.mark.parametrize("make, says", [
-    (lambda path: os.mkfifo(path), "no regular file"), (lambda path: path.symlink_to("/dev/zero"), "is a link, to /dev/zero"),
-    (lambda path: path.mkdir(), "no regular file"), (lambda path: path.symlink_to("/etc/passwd"), "is a link, to /etc/passwd"),
-], ids=["pipe", "device", "folder", "link"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda path: os.mkfifo(path), "no regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a link, to /dev/zero"),
+        (lambda path: path.mkdir(), "no regular file"),
+        (lambda path: path.symlink_to("/etc/passwd"), "is a link, to /etc/passwd"),
+    ],
+    ids=["pipe", "device", "folder", "link"],
+)
 def test_a_config_that_is_no_file(main, tmp_path, make, says):
     (tmp_path / "run").mkdir()
     make(tmp_path / "run" / "config.json")
     assert_refused(main, programs(tmp_path / "run", tmp_path), says)
 
 
-@pytest.mark.parametrize("changes, says", [
-    ({"model__width": 65_535, "model__multipliers": [1024] * 4, "model__heads": 1}, ""),
-    ({"model__width": 60_000}, "machine's memory"),
-    ({"model__num_classes": 10**9}, "model.num_classes=1000000000 must be below"),
-    ({"data__image_size": 10**9}, "data.image_size=1000000000 must be below"),
-    ({"data__num_workers": 10**6}, "data.num_workers=1000000 must be below"),
-    ({"schedule": "discrete(linear, num_steps=1000000000000)"}, "up to 100000"),
-    ({"schedule": "discrete(linear, num_steps=1000000000000)", "preview__num_images": 10**12}, "must be below"),
-    ({"schedule": "(" * 5_000 + ")" * 5_000}, "cannot read the spec"), ({"schedule": "-" * 10**6 + "1"}, "cannot read the spec"),
-    ({"schedule": TOUCHED}, "cannot read the spec"), ({"weighting": TOUCHED}, "cannot read the spec"),
-    ({"preview__method": TOUCHED}, "cannot read the spec"), ({"conditioning__kind": "timestep", "conditioning__table": TOUCHED},
-                                                             "cannot read the spec"),
-    ({"schedule": "piecewise('/dev/zero')"}, "no regular file"), ({"schedule": "piecewise('{0}.fifo')"}, "no regular file"),
-    ({"schedule": "sigmas('{0}.pickle.npy')"}, "cannot read numbers"), ({"schedule": "betas('{0}.huge.npy')"}, "cannot read"),
-    ({"schedule": "betas('{0}.sparse')"}, "bytes, more than"), ({"schedule": "piecewise('$(touch {0})')"}, "cannot read numbers"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"model__width": 65_535, "model__multipliers": [1024] * 4, "model__heads": 1}, ""),
+        ({"model__width": 60_000}, "machine's memory"),
+        ({"model__num_classes": 10**9}, "model.num_classes=1000000000 must be below"),
+        ({"data__image_size": 10**9}, "data.image_size=1000000000 must be below"),
+        ({"data__num_workers": 10**6}, "data.num_workers=1000000 must be below"),
+        ({"schedule": "discrete(linear, num_steps=1000000000000)"}, "up to 100000"),
+        ({"schedule": "discrete(linear, num_steps=1000000000000)", "preview__num_images": 10**12}, "must be below"),
+        ({"schedule": "(" * 5_000 + ")" * 5_000}, "cannot read the spec"),
+        ({"schedule": "-" * 10**6 + "1"}, "cannot read the spec"),
+        ({"schedule": TOUCHED}, "cannot read the spec"),
+        ({"weighting": TOUCHED}, "cannot read the spec"),
+        ({"preview__method": TOUCHED}, "cannot read the spec"),
+        ({"conditioning__kind": "timestep", "conditioning__table": TOUCHED}, "cannot read the spec"),
+        ({"schedule": "piecewise('/dev/zero')"}, "no regular file"),
+        ({"schedule": "piecewise('{0}.fifo')"}, "no regular file"),
+        ({"schedule": "sigmas('{0}.pickle.npy')"}, "cannot read numbers"),
+        ({"schedule": "betas('{0}.huge.npy')"}, "cannot read"),
+        ({"schedule": "betas('{0}.sparse')"}, "bytes, more than"),
+        ({"schedule": "piecewise('$(touch {0})')"}, "cannot read numbers"),
+    ],
+)
 def test_hostile_settings(main, copied, tmp_path, changes, says):
     """Settings of absurd sizes, and such as would like to be run; files of numbers that are none, or never end."""
     touched = tmp_path / "touched"
@@ -130,8 +156,11 @@ def test_hostile_settings(main, copied, tmp_path, changes, says):
 def test_hostile_data(main, copied, tmp_path):
     """Words of the shell are names; a data set may not have modules imported."""
     touched = tmp_path / "touched"
-    for changes in ({"data__name": "image_folder", "data__path": f"$(touch {touched}); touch {touched}"},
-                    {"data__name": f"../`touch {touched}`"}, {"data__data_dir": "/dev/null/x"}):  # fmt: skip
+    for changes in (
+        {"data__name": "image_folder", "data__path": f"$(touch {touched}); touch {touched}"},
+        {"data__name": f"../`touch {touched}`"},
+        {"data__data_dir": "/dev/null/x"},
+    ):
         words = programs(spoilt(copied, **changes), tmp_path)[:1]
         assert_refused(main, words, "no such image folder", "no name of a data set", "writable")
     folder = tmp_path / "data" / "evil" / "1.0.0"
@@ -165,8 +194,14 @@ def bomb(step):
     """A piece of an array, of a few kilobytes, that unpacks to a gigabyte."""
     import tensorstore
 
-    store = tensorstore.open({"driver": "zarr", "kvstore": "memory://", "create": True, "metadata": {
-        "shape": [2**28], "chunks": [2**28], "dtype": "<f4", "compressor": {"id": "zstd", "level": 1}}}).result()
+    store = tensorstore.open(
+        {
+            "driver": "zarr",
+            "kvstore": "memory://",
+            "create": True,
+            "metadata": {"shape": [2**28], "chunks": [2**28], "dtype": "<f4", "compressor": {"id": "zstd", "level": 1}},
+        }
+    ).result()
     store[2**28 - 1].write(1.0).result()
     packed = store.kvstore.read("0").result().value
     base = {"driver": "file", "path": f"{step / 'ema'}/"}
@@ -178,28 +213,35 @@ def replaced(path, make):
     make(path)
 
 
-@pytest.mark.parametrize("attack, says", [
-    (lambda step: tampered(step / "ema", LEAF, **HUGE), "says that it is <f4 [1000000, 1000000, 1, 8]"),
-    (lambda step: tampered(step / "ema", LEAF, chunks=[2**40, 3, 1, 8]), "says that it lies in pieces of [1099511627776,"),
-    (lambda step: tampered(step / "ema", LEAF, dtype="|O"), "says that it is |O"),
-    (lambda step: tampered(step / "ema", LEAF, dtype="<U9"), "says that it is <U9"),
-    (lambda step: tampered(step / "ema", LEAF, dtype=[["a", "<f4"]]), "says that it is"),
-    (lambda step: record(step, lambda content: content["items"]["ema"][LEAF].update(shape=[10**9, 10**9])), "is wanted"),
-    (lambda step: record(step, lambda content: content["items"]["ema"][LEAF].update(dtype="object")), "is wanted"),
-    (lambda step: record(step, lambda content: content["items"]["ema"].update({"../../../../x": {"shape": [], "dtype": "int8"}})),
-     "is wanted"),
-    (lambda step: record(step, lambda content: content.update(items=7)), "no usable checkpoint"),
-    (lambda step: record(step, lambda content: content.update(network={"model": "x"})), "another network"),
-    (lambda step: record(step, lambda content: content.update(step=float("nan"))), "its record of leaves has changed"),
-    (lambda step: (step / "leaves" / "metadata").write_text("[" * 10**6), "no usable checkpoint"),
-    (lambda step: (step / "leaves" / "metadata").write_bytes(b"\x80\x04cos\nsystem\n"), "no usable checkpoint"),
-    (lambda step: os.truncate(step / "ema" / "_METADATA", 2**40), "bytes"),
-    (lambda step: os.truncate(max((step / "ema" / "d").iterdir()), 2**40), "its files have"),
-    (lambda step: replaced(step / "ema" / "_METADATA", os.mkfifo), "neither a file nor a folder"),
-    (lambda step: replaced(step / "ema" / "manifest.ocdbt", lambda path: path.symlink_to("/dev/zero")), "neither a file nor"),
-    (lambda step: replaced(max((step / "ema" / "d").iterdir()), lambda path: path.symlink_to("/etc/passwd")), "neither a"),
-    (bomb, "no usable checkpoint"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "attack, says",
+    [
+        (lambda step: tampered(step / "ema", LEAF, **HUGE), "says that it is <f4 [1000000, 1000000, 1, 8]"),
+        (lambda step: tampered(step / "ema", LEAF, chunks=[2**40, 3, 1, 8]), "says that it lies in pieces of [1099511627776,"),
+        (lambda step: tampered(step / "ema", LEAF, dtype="|O"), "says that it is |O"),
+        (lambda step: tampered(step / "ema", LEAF, dtype="<U9"), "says that it is <U9"),
+        (lambda step: tampered(step / "ema", LEAF, dtype=[["a", "<f4"]]), "says that it is"),
+        (lambda step: record(step, lambda content: content["items"]["ema"][LEAF].update(shape=[10**9, 10**9])), "is wanted"),
+        (lambda step: record(step, lambda content: content["items"]["ema"][LEAF].update(dtype="object")), "is wanted"),
+        (
+            lambda step: record(
+                step, lambda content: content["items"]["ema"].update({"../../../../x": {"shape": [], "dtype": "int8"}})
+            ),
+            "is wanted",
+        ),
+        (lambda step: record(step, lambda content: content.update(items=7)), "no usable checkpoint"),
+        (lambda step: record(step, lambda content: content.update(network={"model": "x"})), "another network"),
+        (lambda step: record(step, lambda content: content.update(step=float("nan"))), "its record of leaves has changed"),
+        (lambda step: (step / "leaves" / "metadata").write_text("[" * 10**6), "no usable checkpoint"),
+        (lambda step: (step / "leaves" / "metadata").write_bytes(b"\x80\x04cos\nsystem\n"), "no usable checkpoint"),
+        (lambda step: os.truncate(step / "ema" / "_METADATA", 2**40), "bytes"),
+        (lambda step: os.truncate(max((step / "ema" / "d").iterdir()), 2**40), "its files have"),
+        (lambda step: replaced(step / "ema" / "_METADATA", os.mkfifo), "neither a file nor a folder"),
+        (lambda step: replaced(step / "ema" / "manifest.ocdbt", lambda path: path.symlink_to("/dev/zero")), "neither a file nor"),
+        (lambda step: replaced(max((step / "ema" / "d").iterdir()), lambda path: path.symlink_to("/etc/passwd")), "neither a"),
+        (bomb, "no usable checkpoint"),
+    ],
+)
 def test_hostile_checkpoints(main, copied, tmp_path, attack, says):
     """Sizes and types that an array's own metadata or the record claim; what is no file; a piece that is larger than it says."""
     attack(copied / "checkpoints" / "2")

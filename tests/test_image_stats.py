@@ -97,11 +97,18 @@ def test_a_new_statistic_is_described_and_checked(monkeypatch):
         image_stats.check(new | {"highest": "high"})
 
 
-@pytest.mark.parametrize("images, got", [
-    (flat(1).astype(np.float32), r"float32 \[1, 4, 4, 1\]"), (flat(1)[0], r"uint8 \[4, 4, 1\]"),
-    (flat(), r"uint8 \[0, 4, 4, 1\]"), (flat(1, size=0), r"uint8 \[1, 0, 0, 1\]"),
-    (flat(1, channels=2), r"uint8 \[1, 4, 4, 2\]"), ([[1]], "list"), (None, "NoneType"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "images, got",
+    [
+        (flat(1).astype(np.float32), r"float32 \[1, 4, 4, 1\]"),
+        (flat(1)[0], r"uint8 \[4, 4, 1\]"),
+        (flat(), r"uint8 \[0, 4, 4, 1\]"),
+        (flat(1, size=0), r"uint8 \[1, 0, 0, 1\]"),
+        (flat(1, channels=2), r"uint8 \[1, 4, 4, 2\]"),
+        ([[1]], "list"),
+        (None, "NoneType"),
+    ],
+)
 def test_other_arrays_are_named(images, got):
     with pytest.raises(ValueError, match=rf"^images to be described are uint8 \[n, H, W, C\][^\n]*; got {got}$"):
         image_stats.describe(images)
@@ -110,17 +117,28 @@ def test_other_arrays_are_named(images, got):
 GOOD = image_stats.describe(flat(0, 128))
 
 
-@pytest.mark.parametrize("found, said", [
-    (3, "is a dictionary; got 3"), ([GOOD], "is a dictionary"), ({}, "'histogram' must be 20 whole numbers"),
-    (GOOD | {"histogram": [0] * 20}, "not all 0"), (GOOD | {"histogram": [1] * 19}, "'histogram' must be 20"),
-    (GOOD | {"histogram": [1.5] * 20}, "'histogram' must be"), (GOOD | {"histogram": [True] * 20}, "'histogram' must be"),
-    (GOOD | {"histogram": [-1, *[1] * 19]}, "'histogram' must be"), (GOOD | {"histogram": [10**400] * 20}, "'histogram' must be"),
-    (GOOD | {"histogram": {"0": 1}}, "'histogram' must be"),
-    (GOOD | {"black": "a"}, "'black' must be a number from 0 to 1; got 'a'"),
-    (GOOD | {"black": -0.1}, "got -0.1"),
-    (GOOD | {"white": True}, "'white' must be"), (GOOD | {"contrast": float("nan")}, "'contrast' must be"),
-    (GOOD | {"contrast": 10**400}, "'contrast' must be"), (GOOD | {"clipped": -7}, "got -7"), (GOOD | {"clipped": [[1]]}, "got"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "found, said",
+    [
+        (3, "is a dictionary; got 3"),
+        ([GOOD], "is a dictionary"),
+        ({}, "'histogram' must be 20 whole numbers"),
+        (GOOD | {"histogram": [0] * 20}, "not all 0"),
+        (GOOD | {"histogram": [1] * 19}, "'histogram' must be 20"),
+        (GOOD | {"histogram": [1.5] * 20}, "'histogram' must be"),
+        (GOOD | {"histogram": [True] * 20}, "'histogram' must be"),
+        (GOOD | {"histogram": [-1, *[1] * 19]}, "'histogram' must be"),
+        (GOOD | {"histogram": [10**400] * 20}, "'histogram' must be"),
+        (GOOD | {"histogram": {"0": 1}}, "'histogram' must be"),
+        (GOOD | {"black": "a"}, "'black' must be a number from 0 to 1; got 'a'"),
+        (GOOD | {"black": -0.1}, "got -0.1"),
+        (GOOD | {"white": True}, "'white' must be"),
+        (GOOD | {"contrast": float("nan")}, "'contrast' must be"),
+        (GOOD | {"contrast": 10**400}, "'contrast' must be"),
+        (GOOD | {"clipped": -7}, "got -7"),
+        (GOOD | {"clipped": [[1]]}, "got"),
+    ],
+)
 def test_garbage_is_named_in_one_line(found, said):
     with pytest.raises(ValueError) as error:
         image_stats.check(found)

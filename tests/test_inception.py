@@ -61,6 +61,7 @@ def outputs(params):
 
 # -- the network
 
+
 def test_the_tensors_count_as_other_implementations_count_theirs():
     kernels = {name: shape for name, shape in SHAPES.items() if name.endswith(".conv.weight")}
     weights, channels = sum(map(prod, kernels.values())), sum(shape[0] for shape in kernels.values())
@@ -75,14 +76,21 @@ def test_the_tensors_count_as_other_implementations_count_theirs():
 
 def test_names_and_shapes_of_the_state_dict():
     known = {
-        "Conv2d_1a_3x3.conv.weight": (32, 3, 3, 3), "Conv2d_4a_3x3.bn.running_var": (192,),
-        "Mixed_5b.branch_pool.conv.weight": (32, 192, 1, 1), "Mixed_5d.branch5x5_2.conv.weight": (64, 48, 5, 5),
-        "Mixed_6a.branch3x3.conv.weight": (384, 288, 3, 3), "Mixed_6b.branch7x7_2.conv.weight": (128, 128, 1, 7),
-        "Mixed_6e.branch7x7dbl_4.conv.weight": (192, 192, 7, 1), "Mixed_7a.branch7x7x3_4.bn.bias": (192,),
-        "Mixed_7b.branch3x3_2a.conv.weight": (384, 384, 1, 3), "Mixed_7b.branch1x1.conv.weight": (320, 1280, 1, 1),
-        "Mixed_7c.branch3x3dbl_3b.conv.weight": (384, 384, 3, 1), "Mixed_7c.branch_pool.conv.weight": (192, 2048, 1, 1),
-        "fc.weight": (1008, 2048), "fc.bias": (1008,),
-    }  # fmt: skip
+        "Conv2d_1a_3x3.conv.weight": (32, 3, 3, 3),
+        "Conv2d_4a_3x3.bn.running_var": (192,),
+        "Mixed_5b.branch_pool.conv.weight": (32, 192, 1, 1),
+        "Mixed_5d.branch5x5_2.conv.weight": (64, 48, 5, 5),
+        "Mixed_6a.branch3x3.conv.weight": (384, 288, 3, 3),
+        "Mixed_6b.branch7x7_2.conv.weight": (128, 128, 1, 7),
+        "Mixed_6e.branch7x7dbl_4.conv.weight": (192, 192, 7, 1),
+        "Mixed_7a.branch7x7x3_4.bn.bias": (192,),
+        "Mixed_7b.branch3x3_2a.conv.weight": (384, 384, 1, 3),
+        "Mixed_7b.branch1x1.conv.weight": (320, 1280, 1, 1),
+        "Mixed_7c.branch3x3dbl_3b.conv.weight": (384, 384, 3, 1),
+        "Mixed_7c.branch_pool.conv.weight": (192, 2048, 1, 1),
+        "fc.weight": (1008, 2048),
+        "fc.bias": (1008,),
+    }
     assert {name: SHAPES.get(name) for name in known} == known
 
 
@@ -92,8 +100,12 @@ def test_the_whole_is_an_independent_implementation_in_float64(outputs):
     features, logits = outputs
     assert features.shape == (4, 2048) and logits.shape == (4, 1008) and features.dtype == logits.dtype == np.float32
     known = [[2.5830125, 1.2929509], [2.5647542, 1.2055969], [2.5063379, 1.3732410], [2.4850035, 1.2122781]]
-    known_logits = [[1.1615458, 5.1446561, 0.3336185], [1.0567615, 5.2709834, 0.2891800],
-                    [1.1064912, 5.1333943, 0.3371208], [1.0948664, 5.1885826, 0.2038386]]  # fmt: skip
+    known_logits = [
+        [1.1615458, 5.1446561, 0.3336185],
+        [1.0567615, 5.2709834, 0.2891800],
+        [1.1064912, 5.1333943, 0.3371208],
+        [1.0948664, 5.1885826, 0.2038386],
+    ]
     np.testing.assert_allclose(features[:, [0, 700]], known, atol=1e-4)  # float32's error here: 5e-6
     np.testing.assert_allclose(logits[:, [0, 500, 1007]], known_logits, atol=1e-4)
     assert (features.mean(), features.std()) == pytest.approx((1.99464486, 2.71239071), rel=1e-5)
@@ -111,14 +123,22 @@ def test_an_image_does_not_depend_on_its_batch(params, outputs):
 def test_every_product_is_computed_in_full_float32(params):
     program = str(jax.make_jaxpr(inception.apply)(params, pictures(1)))
     products = program.count("conv_general_dilated[") + program.count("dot_general[")
-    assert products == 95 == program.count("precision=Precision.HIGHEST") + program.count(
-        "precision=(Precision.HIGHEST, Precision.HIGHEST)")  # fmt: skip
+    assert (
+        products
+        == 95
+        == program.count("precision=Precision.HIGHEST") + program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)")
+    )
 
 
-@pytest.mark.parametrize("images, said", [
-    (np.zeros((1, 32, 32, 3), np.float32), "got float32 [1, 32, 32, 3]"), (np.zeros((1, 32, 32, 1), np.uint8), "[1, 32, 32, 1]"),
-    (np.zeros((32, 32, 3), np.uint8), "[32, 32, 3]"), (np.zeros((0, 32, 32, 3), np.uint8), "[0, 32, 32, 3]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "images, said",
+    [
+        (np.zeros((1, 32, 32, 3), np.float32), "got float32 [1, 32, 32, 3]"),
+        (np.zeros((1, 32, 32, 1), np.uint8), "[1, 32, 32, 1]"),
+        (np.zeros((32, 32, 3), np.uint8), "[32, 32, 3]"),
+        (np.zeros((0, 32, 32, 3), np.uint8), "[0, 32, 32, 3]"),
+    ],
+)
 def test_other_images_are_refused(images, said):
     with pytest.raises(ValueError) as error:
         inception.apply({}, images)
@@ -126,6 +146,7 @@ def test_other_images_are_refused(images, said):
 
 
 # -- its parts
+
 
 @pytest.mark.parametrize("size, stride, padding", [((3, 3), 2, "VALID"), ((1, 7), 1, "SAME"), ((5, 5), 1, "SAME")])
 def test_a_convolution_is_correlation_normalisation_and_rectification(size, stride, padding):
@@ -171,6 +192,7 @@ def test_resizing_by_hand():
 
 # -- the weights file
 
+
 def refused(path):
     """What `load` says of a file, which must be one line that starts with its name."""
     with pytest.raises(ValueError) as error:
@@ -189,13 +211,22 @@ def headers_alone(path, shapes, kind="<f4"):
     return path
 
 
-@pytest.mark.parametrize("change, said", [
-    ({FIRST: (10**9, 10**9)}, "tensor Conv2d_1a_3x3.conv.weight is float32 [1000000000, 1000000000], not float32 [32, 3, 3, 3]"),
-    ({"fc.weight": (1000, 2048)}, "tensor fc.weight is float32 [1000, 2048], not float32 [1008, 2048]"),
-    ({FIRST: None}, "no tensor Conv2d_1a_3x3.conv.weight [32, 3, 3, 3]; wanted"),
-    ({FIRST: None, "conv0.kernel": (32, 3, 3, 3)}, "no tensor Conv2d_1a_3x3.conv.weight [32, 3, 3, 3], but conv0.kernel, which"),
-    ({"AuxLogits.fc.bias": (10**12,)}, "tensor AuxLogits.fc.bias is none of the network's"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (
+            {FIRST: (10**9, 10**9)},
+            "tensor Conv2d_1a_3x3.conv.weight is float32 [1000000000, 1000000000], not float32 [32, 3, 3, 3]",
+        ),
+        ({"fc.weight": (1000, 2048)}, "tensor fc.weight is float32 [1000, 2048], not float32 [1008, 2048]"),
+        ({FIRST: None}, "no tensor Conv2d_1a_3x3.conv.weight [32, 3, 3, 3]; wanted"),
+        (
+            {FIRST: None, "conv0.kernel": (32, 3, 3, 3)},
+            "no tensor Conv2d_1a_3x3.conv.weight [32, 3, 3, 3], but conv0.kernel, which",
+        ),
+        ({"AuxLogits.fc.bias": (10**12,)}, "tensor AuxLogits.fc.bias is none of the network's"),
+    ],
+)
 def test_names_and_shapes_are_checked_before_data_is_read(tmp_path, change, said):
     shapes = {name: shape for name, shape in (SHAPES | change).items() if shape is not None}
     line = refused(headers_alone(tmp_path / "weights.npz", shapes))

@@ -25,46 +25,124 @@ SOLVER, FLOW = {"_class_name": "DPMSolverMultistepScheduler"}, {"_class_name": "
 
 PUBLISHED = {  # as they are distributed with the networks
     "Stable Diffusion 1.5": {
-        "_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", **LATENT, "num_train_timesteps": 1000,
-        "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1, "trained_betas": None, "clip_sample": False},
+        "_class_name": "PNDMScheduler",
+        "_diffusers_version": "0.6.0",
+        **LATENT,
+        "num_train_timesteps": 1000,
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+        "trained_betas": None,
+        "clip_sample": False,
+    },
     "Stable Diffusion 2.1": {
-        **DDIM, "_diffusers_version": "0.8.0", **LATENT, "clip_sample": False, "num_train_timesteps": 1000, "steps_offset": 1,
-        "prediction_type": "v_prediction", "set_alpha_to_one": False, "skip_prk_steps": True, "trained_betas": None},
+        **DDIM,
+        "_diffusers_version": "0.8.0",
+        **LATENT,
+        "clip_sample": False,
+        "num_train_timesteps": 1000,
+        "steps_offset": 1,
+        "prediction_type": "v_prediction",
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "trained_betas": None,
+    },
     "Stable Diffusion XL": {
-        **EULER, "_diffusers_version": "0.19.0.dev0", **LATENT, "clip_sample": False, "interpolation_type": "linear",
-        "num_train_timesteps": 1000, "prediction_type": "epsilon", "sample_max_value": 1.0, "set_alpha_to_one": False,
-        "skip_prk_steps": True, "steps_offset": 1, "timestep_spacing": "leading", "trained_betas": None,
-        "use_karras_sigmas": False},
+        **EULER,
+        "_diffusers_version": "0.19.0.dev0",
+        **LATENT,
+        "clip_sample": False,
+        "interpolation_type": "linear",
+        "num_train_timesteps": 1000,
+        "prediction_type": "epsilon",
+        "sample_max_value": 1.0,
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+        "trained_betas": None,
+        "use_karras_sigmas": False,
+    },
     "Stable Video Diffusion": {
-        **EULER, "_diffusers_version": "0.24.0.dev0", **LATENT, "clip_sample": False, "interpolation_type": "linear",
-        "num_train_timesteps": 1000, "prediction_type": "v_prediction", "set_alpha_to_one": False, "sigma_max": 700.0,
-        "sigma_min": 0.002, "skip_prk_steps": True, "steps_offset": 1, "timestep_spacing": "leading",
-        "timestep_type": "continuous", "trained_betas": None, "use_karras_sigmas": True},
+        **EULER,
+        "_diffusers_version": "0.24.0.dev0",
+        **LATENT,
+        "clip_sample": False,
+        "interpolation_type": "linear",
+        "num_train_timesteps": 1000,
+        "prediction_type": "v_prediction",
+        "set_alpha_to_one": False,
+        "sigma_max": 700.0,
+        "sigma_min": 0.002,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+        "timestep_type": "continuous",
+        "trained_betas": None,
+        "use_karras_sigmas": True,
+    },
     "DDPM": {
-        **DDPM, "_diffusers_version": "0.1.1", "beta_end": 0.02, "beta_schedule": "linear", "beta_start": 0.0001,
-        "clip_sample": True, "num_train_timesteps": 1000, "trained_betas": None, "variance_type": "fixed_large"},
+        **DDPM,
+        "_diffusers_version": "0.1.1",
+        "beta_end": 0.02,
+        "beta_schedule": "linear",
+        "beta_start": 0.0001,
+        "clip_sample": True,
+        "num_train_timesteps": 1000,
+        "trained_betas": None,
+        "variance_type": "fixed_large",
+    },
     "Stable Diffusion 3": {**FLOW, "_diffusers_version": "0.29.0.dev0", "num_train_timesteps": 1000, "shift": 3.0},
     "FLUX.1 schnell": {
-        **FLOW, "_diffusers_version": "0.30.0.dev0", "base_image_seq_len": 256, "base_shift": 0.5, "max_image_seq_len": 4096,
-        "max_shift": 1.15, "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False},
-}  # fmt: skip
+        **FLOW,
+        "_diffusers_version": "0.30.0.dev0",
+        "base_image_seq_len": 256,
+        "base_shift": 0.5,
+        "max_image_seq_len": 4096,
+        "max_shift": 1.15,
+        "num_train_timesteps": 1000,
+        "shift": 1.0,
+        "use_dynamic_shifting": False,
+    },
+}
 
 
 # -- published files
 
-@pytest.mark.parametrize("name, schedule, prediction, method, spacing, no_effect", [
-    ("Stable Diffusion 1.5", LATENT_SPEC, "eps", None, None,
-     "_diffusers_version set_alpha_to_one clip_sample"),
-    ("Stable Diffusion 2.1", LATENT_SPEC, "v", "ddim", None, "_diffusers_version skip_prk_steps"),
-    ("Stable Diffusion XL", LATENT_SPEC, "eps", "euler", None,
-     "_diffusers_version clip_sample sample_max_value set_alpha_to_one skip_prk_steps"),
-    ("Stable Video Diffusion", LATENT_SPEC, "v", "euler", None,
-     "_diffusers_version clip_sample set_alpha_to_one skip_prk_steps"),
-    ("DDPM", LINEAR_SPEC, "eps", "ancestral(variance=1)", "leading", "_diffusers_version"),
-    ("Stable Diffusion 3", "flow(shift=3.0)", None, "euler", None, "_diffusers_version"),
-    ("FLUX.1 schnell", "flow", None, "euler", "linspace",
-     "_diffusers_version base_image_seq_len base_shift max_image_seq_len max_shift"),
-])  # fmt: skip
+
+@pytest.mark.parametrize(
+    "name, schedule, prediction, method, spacing, no_effect",
+    [
+        ("Stable Diffusion 1.5", LATENT_SPEC, "eps", None, None, "_diffusers_version set_alpha_to_one clip_sample"),
+        ("Stable Diffusion 2.1", LATENT_SPEC, "v", "ddim", None, "_diffusers_version skip_prk_steps"),
+        (
+            "Stable Diffusion XL",
+            LATENT_SPEC,
+            "eps",
+            "euler",
+            None,
+            "_diffusers_version clip_sample sample_max_value set_alpha_to_one skip_prk_steps",
+        ),
+        (
+            "Stable Video Diffusion",
+            LATENT_SPEC,
+            "v",
+            "euler",
+            None,
+            "_diffusers_version clip_sample set_alpha_to_one skip_prk_steps",
+        ),
+        ("DDPM", LINEAR_SPEC, "eps", "ancestral(variance=1)", "leading", "_diffusers_version"),
+        ("Stable Diffusion 3", "flow(shift=3.0)", None, "euler", None, "_diffusers_version"),
+        (
+            "FLUX.1 schnell",
+            "flow",
+            None,
+            "euler",
+            "linspace",
+            "_diffusers_version base_image_seq_len base_shift max_image_seq_len max_shift",
+        ),
+    ],
+)
 def test_published_files(name, schedule, prediction, method, spacing, no_effect):
     settings = parse(PUBLISHED[name])
     assert (settings.schedule, settings.prediction, settings.method, settings.spacing) == (schedule, prediction, method, spacing)
@@ -102,6 +180,7 @@ def test_defaults_differ_between_classes():
 
 # -- levels
 
+
 def visited(fields, n):
     return parse(fields).grid.visited(1000, n).tolist()
 
@@ -137,17 +216,26 @@ def test_an_offset_is_one_step_noisier():
 
 def test_levels_between_timesteps_are_interpolated_in_sigma():
     sigma = np.exp(-table(EULER).log_snr / 2)
-    expected = [sigma[999], 0.75 * sigma[749] + 0.25 * sigma[750], 0.5 * sigma[499] + 0.5 * sigma[500],
-                0.25 * sigma[249] + 0.75 * sigma[250], sigma[0]]  # fmt: skip
+    expected = [
+        sigma[999],
+        0.75 * sigma[749] + 0.25 * sigma[750],
+        0.5 * sigma[499] + 0.5 * sigma[500],
+        0.25 * sigma[249] + 0.75 * sigma[250],
+        sigma[0],
+    ]
     for fields in (EULER, ANCESTRAL, HEUN | {"beta_start": 1e-4, "beta_end": 0.02}):
         np.testing.assert_allclose(np.exp(-parse(fields).levels(5) / 2), expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("fields, high, low", [
-    (EULER | LATENT, 14.6146, 0.029167), (SOLVER | LATENT | {"timestep_spacing": "leading"}, 14.6146, 0.029167),
-    (EULER | LATENT | {"timestep_spacing": "leading"}, None, 0.029167),
-    (EULER | {"sigma_min": 0.002, "sigma_max": 700}, 700, 0.002),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields, high, low",
+    [
+        (EULER | LATENT, 14.6146, 0.029167),
+        (SOLVER | LATENT | {"timestep_spacing": "leading"}, 14.6146, 0.029167),
+        (EULER | LATENT | {"timestep_spacing": "leading"}, None, 0.029167),
+        (EULER | {"sigma_min": 0.002, "sigma_max": 700}, 700, 0.002),
+    ],
+)
 def test_karras_and_exponential_sigmas(fields, high, low):
     """Between the table's ends or given ones; Euler's ends are those of the timesteps visited."""
     karras = np.exp(-parse(fields | {"use_karras_sigmas": True}).levels(20) / 2)
@@ -181,6 +269,7 @@ def test_the_stand_in_for_zero_terminal_snr():
 
 # -- no field is passed over in silence
 
+
 @pytest.mark.parametrize("name", schedulers.FIELDS)
 def test_every_field_is_accounted_for(name):
     """Nonsense in any field is refused by its name, or noted, or the field is named as one of no effect."""
@@ -200,11 +289,17 @@ def test_unknown_fields_are_named_and_refused():
     assert parse(DDIM | {"_note": 1}).no_effect == ("_note",)
 
 
-@pytest.mark.parametrize("fields, says", [
-    (SOLVER | {"solver_order": 3}, "solver_order=3"), (SOLVER | {"algorithm_type": "sde-dpmsolver++"}, "sde-dpmsolver++"),
-    (SOLVER | {"solver_type": "heun"}, 'solver_type="heun"'), (DDPM | {"variance_type": "learned_range"}, "learned_range"),
-    (DDPM | {"variance_type": "fixed_large_log"}, "fixed_large_log"), ({"_class_name": "UniPCMultistepScheduler"}, "UniPC"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields, says",
+    [
+        (SOLVER | {"solver_order": 3}, "solver_order=3"),
+        (SOLVER | {"algorithm_type": "sde-dpmsolver++"}, "sde-dpmsolver++"),
+        (SOLVER | {"solver_type": "heun"}, 'solver_type="heun"'),
+        (DDPM | {"variance_type": "learned_range"}, "learned_range"),
+        (DDPM | {"variance_type": "fixed_large_log"}, "fixed_large_log"),
+        ({"_class_name": "UniPCMultistepScheduler"}, "UniPC"),
+    ],
+)
 def test_steps_that_no_sampler_here_takes(fields, says):
     settings = parse(fields)
     assert settings.method is settings.spacing is settings.grid is None and settings.schedule == LINEAR_SPEC
@@ -220,29 +315,47 @@ def test_solvers_of_known_steps():
         assert settings.method == "dpmpp_2m" and settings.grid is None and any(field in note for note in settings.notes)
 
 
-@pytest.mark.parametrize("content, says", [
-    ("", "is not JSON"), ("[1]", "JSON object"), ("{}", "JSON object"), ("[" * 100_000, "is not JSON"), ("\x00", "is not JSON"),
-    ('{"_class_name": 3}', "_class_name=3"), ('{"_class_name": "KarrasVeScheduler"}', "read are DDIMScheduler"),
-    (DDIM | {"beta_start": "low"}, 'beta_start="low" must be a number'), (DDIM | {"beta_end": True}, "beta_end=true"),
-    (DDIM | {"beta_end": math.inf}, "finite"), (DDIM | {"beta_end": 2}, "betas lie in"), (DDIM | {"beta_end": 10**400}, "finite"),
-    (DDIM | {"num_train_timesteps": 10**12}, "2**31"), (DDIM | {"num_train_timesteps": 1}, "number from 2 up"),
-    (DDIM | {"num_train_timesteps": 50.5}, "a whole number"), (DDIM | {"num_train_timesteps": -3}, "whole number"),
-    (DDIM | {"beta_schedule": "cosine"}, "known: linear, scaled_linear, squaredcos_cap_v2"),
-    (DDIM | {"prediction_type": "flow_prediction"}, "known: epsilon, v_prediction, sample"),
-    (DDIM | {"timestep_spacing": "even"}, "known: trailing, leading, linspace"), (DDIM | {"timestep_spacing": None}, "a string"),
-    (DDIM | {"trained_betas": [0.1, 0.2]}, "2 betas, but num_train_timesteps=1000"),
-    (DDIM | {"trained_betas": "many"}, "list of betas"), (DDIM | {"trained_betas": [[0.1]], "num_train_timesteps": 1}, "list of"),
-    (DDIM | {"trained_betas": [0.1, math.nan], "num_train_timesteps": 2}, "list of betas"),
-    (DDIM | {"trained_betas": [0.1, -0.1], "num_train_timesteps": 2}, "betas lie in"),
-    (EULER | {"use_karras_sigmas": True, "sigma_max": "big"}, "sigma_max"),
-    (EULER | {"use_karras_sigmas": True, "use_exponential_sigmas": True}, "both true"),
-    (SOLVER | {"use_flow_sigmas": True}, "use_flow_sigmas"), (FLOW | {"use_dynamic_shifting": True}, "use_dynamic_shifting=true"),
-    (DDIM | {"steps_offset": -5}, "steps_offset=-5 must be from 0 to 999"), (DDIM | {"steps_offset": 1000}, "from 0 to 999"),
-    (EULER | {"steps_offset": -1, "timestep_spacing": "leading", "num_train_timesteps": 50}, "from 0 to 49"),
-    (json.dumps(DDIM)[:-1] + ', "_class_name": "DDPMScheduler"}', '"_class_name" stands there more than once'),
-    (json.dumps(DDIM)[:-1] + ', "_note": {"a": 1, "a": 1}}', '"a" stands there more than once'),
-    (FLOW | {"shift": -1}, "flow(shift=-1.0)"), (FLOW | {"num_train_timesteps": 0}, "num_train_timesteps=0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        ("", "is not JSON"),
+        ("[1]", "JSON object"),
+        ("{}", "JSON object"),
+        ("[" * 100_000, "is not JSON"),
+        ("\x00", "is not JSON"),
+        ('{"_class_name": 3}', "_class_name=3"),
+        ('{"_class_name": "KarrasVeScheduler"}', "read are DDIMScheduler"),
+        (DDIM | {"beta_start": "low"}, 'beta_start="low" must be a number'),
+        (DDIM | {"beta_end": True}, "beta_end=true"),
+        (DDIM | {"beta_end": math.inf}, "finite"),
+        (DDIM | {"beta_end": 2}, "betas lie in"),
+        (DDIM | {"beta_end": 10**400}, "finite"),
+        (DDIM | {"num_train_timesteps": 10**12}, "2**31"),
+        (DDIM | {"num_train_timesteps": 1}, "number from 2 up"),
+        (DDIM | {"num_train_timesteps": 50.5}, "a whole number"),
+        (DDIM | {"num_train_timesteps": -3}, "whole number"),
+        (DDIM | {"beta_schedule": "cosine"}, "known: linear, scaled_linear, squaredcos_cap_v2"),
+        (DDIM | {"prediction_type": "flow_prediction"}, "known: epsilon, v_prediction, sample"),
+        (DDIM | {"timestep_spacing": "even"}, "known: trailing, leading, linspace"),
+        (DDIM | {"timestep_spacing": None}, "a string"),
+        (DDIM | {"trained_betas": [0.1, 0.2]}, "2 betas, but num_train_timesteps=1000"),
+        (DDIM | {"trained_betas": "many"}, "list of betas"),
+        (DDIM | {"trained_betas": [[0.1]], "num_train_timesteps": 1}, "list of"),
+        (DDIM | {"trained_betas": [0.1, math.nan], "num_train_timesteps": 2}, "list of betas"),
+        (DDIM | {"trained_betas": [0.1, -0.1], "num_train_timesteps": 2}, "betas lie in"),
+        (EULER | {"use_karras_sigmas": True, "sigma_max": "big"}, "sigma_max"),
+        (EULER | {"use_karras_sigmas": True, "use_exponential_sigmas": True}, "both true"),
+        (SOLVER | {"use_flow_sigmas": True}, "use_flow_sigmas"),
+        (FLOW | {"use_dynamic_shifting": True}, "use_dynamic_shifting=true"),
+        (DDIM | {"steps_offset": -5}, "steps_offset=-5 must be from 0 to 999"),
+        (DDIM | {"steps_offset": 1000}, "from 0 to 999"),
+        (EULER | {"steps_offset": -1, "timestep_spacing": "leading", "num_train_timesteps": 50}, "from 0 to 49"),
+        (json.dumps(DDIM)[:-1] + ', "_class_name": "DDPMScheduler"}', '"_class_name" stands there more than once'),
+        (json.dumps(DDIM)[:-1] + ', "_note": {"a": 1, "a": 1}}', '"a" stands there more than once'),
+        (FLOW | {"shift": -1}, "flow(shift=-1.0)"),
+        (FLOW | {"num_train_timesteps": 0}, "num_train_timesteps=0"),
+    ],
+)
 def test_garbage_is_refused_in_one_line(tmp_path, content, says):
     path = tmp_path / "scheduler_config.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
@@ -252,12 +365,19 @@ def test_garbage_is_refused_in_one_line(tmp_path, content, says):
     assert len(str(error.value)) < 600
 
 
-@pytest.mark.parametrize("fields, n, says", [
-    (DDIM, 1001, "does not visit 1001"), (DDIM | {"steps_offset": 1}, 1000, "does not visit 1000"),
-    (DDIM | {"timestep_spacing": "trailing"}, 61, "does not visit 61"),  # its arithmetic gives 62, the last of them -1
-    (DDIM | {"steps_offset": 999}, 2, "does not visit 2"), (SOLVER, 1000, "does not visit"), (DDIM, 0, "from 1 up"),
-    (EULER, 10**6, "up to 100000"), (EULER | {"use_karras_sigmas": True, "sigma_max": 0.001}, 10, "rise one by one"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields, n, says",
+    [
+        (DDIM, 1001, "does not visit 1001"),
+        (DDIM | {"steps_offset": 1}, 1000, "does not visit 1000"),
+        (DDIM | {"timestep_spacing": "trailing"}, 61, "does not visit 61"),  # its arithmetic gives 62, the last of them -1
+        (DDIM | {"steps_offset": 999}, 2, "does not visit 2"),
+        (SOLVER, 1000, "does not visit"),
+        (DDIM, 0, "from 1 up"),
+        (EULER, 10**6, "up to 100000"),
+        (EULER | {"use_karras_sigmas": True, "sigma_max": 0.001}, 10, "rise one by one"),
+    ],
+)
 def test_numbers_of_steps_that_the_library_does_not_visit(fields, n, says):
     with pytest.raises(ValueError) as error:
         parse(fields).levels(n)
@@ -267,7 +387,8 @@ def test_numbers_of_steps_that_the_library_does_not_visit(fields, n, says):
 # -- writing
 
 ROUND_TRIPS = [
-    ("discrete(linear)", "eps", "trailing", "ddim", "linear"), (LATENT_SPEC, "x", "leading", "euler", "scaled_linear"),
+    ("discrete(linear)", "eps", "trailing", "ddim", "linear"),
+    (LATENT_SPEC, "x", "leading", "euler", "scaled_linear"),
     ("discrete(scaled_linear, zero_terminal=True)", "v", "trailing", "ddim", "scaled_linear"),
     ("discrete(cosine, num_steps=400)", "v", "linspace", "ancestral(variance=1)", "squaredcos_cap_v2"),
     ("discrete(cosine, zero_terminal=True)", "v", "trailing", "dpmpp_2m", "squaredcos_cap_v2"),
@@ -276,9 +397,10 @@ ROUND_TRIPS = [
     ("betas([0.1, 0.2, 0.3, 0.5])", "x", "trailing", "ancestral", None),
     ("betas([0.1, 0.2, 0.3, 0.5], zero_terminal=True)", "x", "trailing", "euler", None),
     ("discrete(quadratic, num_steps=100)", "eps", "trailing", "dpmpp_2m", None),
-    ("discrete(cosine, s=0.02)", "v", "trailing", "ddim", None), ("sigmas([80, 9, 2, 0.5, 0.1])", "v", "trailing", "ddim", None),
+    ("discrete(cosine, s=0.02)", "v", "trailing", "ddim", None),
+    ("sigmas([80, 9, 2, 0.5, 0.1])", "v", "trailing", "ddim", None),
     ("discrete(flow, num_steps=100)", "v", "trailing", "ddim", None),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("schedule, prediction, spacing, method, named", ROUND_TRIPS, ids=[case[0] for case in ROUND_TRIPS])
@@ -319,16 +441,23 @@ def test_what_float32_loses_is_told():
         write("betas([1e-9, 0.1, 0.2, 0.4])", "v")
 
 
-@pytest.mark.parametrize("arguments, says", [
-    (("cosin", "v"), "did you mean 'cosine'"), (("linear", "noise"), "choose one of eps, x, v"),
-    (("cosine", "eps"), "predict v or x"), (("linear", "v", "even"), "known: trailing, leading, linspace"),
-    (("linear", "v", "trailing", "unipc"), "unknown sampling method"),
-    (("discrete(linear)", "v", "linspace", "euler"), "choose trailing or leading"),
-    (("discrete(linear)", "v", "leading", "dpmpp_2m"), "choose trailing"), (("cosine", "v", "trailing", "heun"), "infinite"),
-    (("linear", "v", "trailing", "ddim(eta=1)"), "cannot be written"),
-    (("linear", "v", "trailing", "heun(churn=4)"), "cannot be written"),
-    (("linear", "v", "trailing", "ancestral(variance=0.5)"), "ancestral(variance=1)"), (("betas([1e-9, 0.1])", "v"), "float32"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (("cosin", "v"), "did you mean 'cosine'"),
+        (("linear", "noise"), "choose one of eps, x, v"),
+        (("cosine", "eps"), "predict v or x"),
+        (("linear", "v", "even"), "known: trailing, leading, linspace"),
+        (("linear", "v", "trailing", "unipc"), "unknown sampling method"),
+        (("discrete(linear)", "v", "linspace", "euler"), "choose trailing or leading"),
+        (("discrete(linear)", "v", "leading", "dpmpp_2m"), "choose trailing"),
+        (("cosine", "v", "trailing", "heun"), "infinite"),
+        (("linear", "v", "trailing", "ddim(eta=1)"), "cannot be written"),
+        (("linear", "v", "trailing", "heun(churn=4)"), "cannot be written"),
+        (("linear", "v", "trailing", "ancestral(variance=0.5)"), "ancestral(variance=1)"),
+        (("betas([1e-9, 0.1])", "v"), "float32"),
+    ],
+)
 def test_what_cannot_be_written(arguments, says):
     with pytest.raises(ValueError) as error:
         write(*arguments)
@@ -336,6 +465,7 @@ def test_what_cannot_be_written(arguments, says):
 
 
 # -- the command
+
 
 @pytest.fixture
 def main(main, monkeypatch, tmp_path):
@@ -348,9 +478,14 @@ def test_reading_tells_how_to_train_and_sample(main, tmp_path):
     (tmp_path / "sd.json").write_text(json.dumps(PUBLISHED["Stable Diffusion 2.1"]))
     code, out, err = main("--read=sd.json", "--steps=50", "--sigmas=levels.txt", "--betas=betas.txt")
     assert code == 0 and not err
-    for words in ("alpha_bar 0.0046601, sigma_ve 14.6146", "prediction  v", "timesteps 981, 961, 941 .. 1 there",
-                  "of no effect here: _diffusers_version, skip_prk_steps", "config.model.prediction = 'v'",
-                  """--schedule="sigmas('levels.txt')" --steps=50 --method="ddim\""""):  # fmt: skip
+    for words in (
+        "alpha_bar 0.0046601, sigma_ve 14.6146",
+        "prediction  v",
+        "timesteps 981, 961, 941 .. 1 there",
+        "of no effect here: _diffusers_version, skip_prk_steps",
+        "config.model.prediction = 'v'",
+        """--schedule="sigmas('levels.txt')" --steps=50 --method="ddim\"""",
+    ):
         assert words in out
     settings = read("sd.json")
     levels = schedules.levels("sigmas('levels.txt')", 50)  # the printed command's
@@ -361,8 +496,13 @@ def test_reading_tells_how_to_train_and_sample(main, tmp_path):
 
 
 def test_writing_from_a_spec(main, tmp_path):
-    code, out, err = main("--schedule=discrete(scaled_linear, zero_terminal=True)", "--prediction=v", "--write=w.json",
-                          "--steps=4", "--sigmas=s.txt")  # fmt: skip
+    code, out, err = main(
+        "--schedule=discrete(scaled_linear, zero_terminal=True)",
+        "--prediction=v",
+        "--write=w.json",
+        "--steps=4",
+        "--sigmas=s.txt",
+    )
     assert code == 0 and not err and "the first sigma of s.txt is inf" in out and "DDIMScheduler" in out
     assert read("w.json").schedule == LATENT_SPEC[:-1] + ", zero_terminal=True)"
     *sigmas, end = [float(line) for line in (tmp_path / "s.txt").read_text().split()]
@@ -383,20 +523,27 @@ def test_writing_a_run(main, small, tmp_path):
     settings = read("w.json")
     assert (settings.schedule, settings.prediction) == ("discrete(cosine, num_steps=100)", "x") and settings.method == "dpmpp_2m"
 
-
     Workdir(tmp_path / "other").write_config(dataclasses.asdict(small({"conditioning.kind": "sigma"})))
     assert "network of this run is told sigma" in main("--workdir=other", "--write=w.json")[1]
 
 
-@pytest.mark.parametrize("arguments, says", [
-    ((), "--read"), (("--read=none.json",), "none.json: No such file"), (("--read=a", "--write=b"), "not allowed with"),
-    (("--read=a", "--schedule=linear"), "--schedule is for --write"), (("--read=a", "--workdir=w"), "--workdir is for --write"),
-    (("--write=b",), "--write needs --schedule"), (("--write=b", "--schedule=linear"), "--write needs --prediction"),
-    (("--write=b", "--schedule=linear", "--prediction=v", "--sigmas=s"), "give --steps=N"),
-    (("--write=b", "--schedule=cosine", "--prediction=eps"), "predict v or x"), (("--write=b", "--workdir=w"), "holds no run"),
-    (("--write=none/b", "--schedule=linear", "--prediction=v"), "none/b: No such file"),
-    (("--write=b", "--schedule=discrete(linear)", "--prediction=v", "--steps=2000", "--sigmas=s"), "cannot select 2000"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        ((), "--read"),
+        (("--read=none.json",), "none.json: No such file"),
+        (("--read=a", "--write=b"), "not allowed with"),
+        (("--read=a", "--schedule=linear"), "--schedule is for --write"),
+        (("--read=a", "--workdir=w"), "--workdir is for --write"),
+        (("--write=b",), "--write needs --schedule"),
+        (("--write=b", "--schedule=linear"), "--write needs --prediction"),
+        (("--write=b", "--schedule=linear", "--prediction=v", "--sigmas=s"), "give --steps=N"),
+        (("--write=b", "--schedule=cosine", "--prediction=eps"), "predict v or x"),
+        (("--write=b", "--workdir=w"), "holds no run"),
+        (("--write=none/b", "--schedule=linear", "--prediction=v"), "none/b: No such file"),
+        (("--write=b", "--schedule=discrete(linear)", "--prediction=v", "--steps=2000", "--sigmas=s"), "cannot select 2000"),
+    ],
+)
 def test_faults_of_the_command_in_one_line(main, tmp_path, arguments, says):
     code, out, err = main(*arguments)
     assert code == 2 and err.startswith("noisesched: error: ") and err.count("\n") == 1 and says in err

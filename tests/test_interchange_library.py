@@ -19,15 +19,28 @@ torch = pytest.importorskip("torch")
 
 ZERO = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
 FILES = [
-    DDIM, DDPM, EULER, ANCESTRAL, HEUN, SOLVER, *(fields for name, fields in PUBLISHED.items() if name != "Stable Diffusion 1.5"),
-    *(fields | LATENT | {"timestep_spacing": spacing, "steps_offset": 1} for fields in (DDIM, EULER, HEUN, SOLVER)
-      for spacing in schedules.SPACINGS),
+    DDIM,
+    DDPM,
+    EULER,
+    ANCESTRAL,
+    HEUN,
+    SOLVER,
+    *(fields for name, fields in PUBLISHED.items() if name != "Stable Diffusion 1.5"),
+    *(
+        fields | LATENT | {"timestep_spacing": spacing, "steps_offset": 1}
+        for fields in (DDIM, EULER, HEUN, SOLVER)
+        for spacing in schedules.SPACINGS
+    ),
     *(fields | LATENT | ZERO for fields in (DDIM, DDPM, EULER, ANCESTRAL, SOLVER)),
-    *(fields | LATENT | {"use_karras_sigmas": True, "timestep_spacing": spacing} for fields in (EULER, HEUN, SOLVER)
-      for spacing in ("leading", "trailing")),
-    DDIM | {"beta_schedule": "squaredcos_cap_v2"}, EULER | {"use_exponential_sigmas": True},
+    *(
+        fields | LATENT | {"use_karras_sigmas": True, "timestep_spacing": spacing}
+        for fields in (EULER, HEUN, SOLVER)
+        for spacing in ("leading", "trailing")
+    ),
+    DDIM | {"beta_schedule": "squaredcos_cap_v2"},
+    EULER | {"use_exponential_sigmas": True},
     DDIM | {"trained_betas": [0.1, 0.2, 0.3, 0.5] * 5, "num_train_timesteps": 20, "timestep_spacing": "trailing"},
-]  # fmt: skip
+]
 
 
 def named(fields):
@@ -70,10 +83,21 @@ def test_the_same_table_and_the_same_levels(fields):
     assert compared >= 4
 
 
-@pytest.mark.parametrize("fields", [
-    DDIM | LATENT, EULER | LATENT, HEUN, SOLVER, SOLVER | {"solver_order": 1}, EULER | {"use_karras_sigmas": True},
-    DDIM | LATENT | ZERO, SOLVER | LATENT | ZERO, EULER | LATENT | {"prediction_type": "v_prediction"},
-], ids=named)  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        DDIM | LATENT,
+        EULER | LATENT,
+        HEUN,
+        SOLVER,
+        SOLVER | {"solver_order": 1},
+        EULER | {"use_karras_sigmas": True},
+        DDIM | LATENT | ZERO,
+        SOLVER | LATENT | ZERO,
+        EULER | LATENT | {"prediction_type": "v_prediction"},
+    ],
+    ids=named,
+)
 def test_the_same_image_from_the_same_noise(fields):
     """All the steps, for a network that is right about normal data, and predicts as the file says."""
     fields = fields | ({"clip_sample": False} if "clip_sample" in schedulers.FIELDS[fields["_class_name"]] else {})

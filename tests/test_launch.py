@@ -40,9 +40,13 @@ class Shell:
             (self.bin / name).write_text(FAKE)
             (self.bin / name).chmod(0o755)
         self.environment = {
-            "PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(folder), "TMPDIR": str(folder), "RECORD": str(self.record),
-            "VENV": str(folder / "no environment"), "IMAGE": "registry/noisesched",
-        }  # fmt: skip
+            "PATH": f"{self.bin}:/usr/bin:/bin",
+            "HOME": str(folder),
+            "TMPDIR": str(folder),
+            "RECORD": str(self.record),
+            "VENV": str(folder / "no environment"),
+            "IMAGE": "registry/noisesched",
+        }
 
     def __call__(self, *words, **variables):
         words = [str(ROOT / words[0]), *words[1:]] if words[0].startswith("launch/") else list(words)
@@ -62,6 +66,7 @@ def shell(tmp_path):
 
 
 # -- all of them
+
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_help_is_the_head_of_the_file(shell, launcher):
@@ -164,11 +169,14 @@ def test_a_dry_run_prints_what_is_run(shell, words, command, variables):
 
 # -- local
 
+
 def test_local_as_printed(shell):
     code, out, _ = shell("launch/local", "--dry-run", "2", "--", *TRAIN, "a b", DEVICES="cpu:4", PORT="2000")
-    line = ("env JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=4 "
-            f"{shell.bin}/noisesched train --workdir=gs://b/runs/digits 'a b' "
-            "--coordinator=127.0.0.1:2000 --num_processes=2 --process_id=%d &\n")  # fmt: skip
+    line = (
+        "env JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=4 "
+        f"{shell.bin}/noisesched train --workdir=gs://b/runs/digits 'a b' "
+        "--coordinator=127.0.0.1:2000 --num_processes=2 --process_id=%d &\n"
+    )
     assert out == line % 0 + line % 1 + "wait\n"
     (shell.bin.parent / "an environment").mkdir()
     (shell.bin.parent / "an environment" / "bin").symlink_to(shell.bin)
@@ -199,8 +207,14 @@ def job(tmp_path):
         environment = {"PATH": os.environ["PATH"], "STAND_IN_LOG": str(log), "VENV": str(tmp_path), "PORT": str(free_port())}
         command = [str(ROOT / "launch" / "local"), "2", "--", "bash", "-c", STAND_IN, "stand-in"]
         heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # bash cannot trap what its parent ignores
-        process = subprocess.Popen(command, env=environment | {"FAILURE": "0"} | variables, text=True, stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, preexec_fn=heard)  # fmt: skip
+        process = subprocess.Popen(
+            command,
+            env=environment | {"FAILURE": "0"} | variables,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=heard,
+        )
         started.append(process)
         while not all(os.path.exists(f"{log}.{k}") for k in (0, 1)):
             assert process.poll() is None, process.communicate()
@@ -275,9 +289,12 @@ def test_local_says_that_its_port_is_taken(shell):
 
 # -- tpu
 
+
 def test_tpu_as_printed(shell):
     _, out, _ = shell("launch/tpu", "--dry-run", "create", "pod")
-    assert out == """\
+    assert (
+        out
+        == """\
 gcloud compute tpus queued-resources create pod --zone=us-east5-b --node-id=pod --accelerator-type=v6e-16 \
 --runtime-version=v2-alpha-tpuv6e --spot
 bash -c 'while state=$(gcloud compute tpus queued-resources describe "$@" --format="value(state.state)"); do
@@ -287,6 +304,7 @@ bash -c 'while state=$(gcloud compute tpus queued-resources describe "$@" --form
 done
 exit 1' wait pod --zone=us-east5-b
 """
+    )
 
 
 def no_sleep(shell):
@@ -319,8 +337,9 @@ def test_tpu_runs_detached_once_and_stops_after_saving(shell, tmp_path):
     host = tmp_path / "host"
     (host / "noisesched" / ".venv" / "bin").mkdir(parents=True)
     program = host / "noisesched" / ".venv" / "bin" / "noisesched"
-    program.write_text('#!/bin/bash\ntrap "sleep 0.2; echo saved; exit 75" TERM\nprintf "<%s>" "$@"; echo\n'
-                       "while :; do /bin/sleep 0.02; done\n")  # fmt: skip
+    program.write_text(
+        '#!/bin/bash\ntrap "sleep 0.2; echo saved; exit 75" TERM\nprintf "<%s>" "$@"; echo\nwhile :; do /bin/sleep 0.02; done\n'
+    )
     program.chmod(0o755)
     log, pid_file = host / "noisesched" / "run.log", host / "noisesched" / "run.pid"
     assert shell("launch/tpu", "run", "pod", "--", "noisesched", *AWKWARD, HOST=str(host)) == (0, "", "")
@@ -344,6 +363,7 @@ def test_tpu_runs_detached_once_and_stops_after_saving(shell, tmp_path):
 
 
 # -- gke
+
 
 def manifest(shell, *command, **variables):
     code, out, err = shell("launch/gke", "manifest", "digits", "--", *command, **variables)
@@ -376,8 +396,11 @@ def test_gke_on_tpus(shell):
     assert jobset["spec"]["network"] == {"enableDNSHostnames": True, "publishNotReadyAddresses": True}
     _, job, pod = pod_of(jobset)
     assert (job["completionMode"], job["parallelism"], job["completions"], job["backoffLimit"]) == ("Indexed", 4, 4, 0)
-    assert pod["nodeSelector"] == {"cloud.google.com/gke-tpu-accelerator": "tpu-v6e-slice", "cloud.google.com/gke-spot": "true",
-                                   "cloud.google.com/gke-tpu-topology": "2x2x4"}  # fmt: skip
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v6e-slice",
+        "cloud.google.com/gke-spot": "true",
+        "cloud.google.com/gke-tpu-topology": "2x2x4",
+    }
     (container,) = pod["containers"]
     assert container["image"] == "registry/noisesched" and container["resources"] == {"limits": {"google.com/tpu": 4}}
     assert [as_kubernetes_expands(word, {"HOME": "/x"}) for word in container["command"]] == ["noisesched", *AWKWARD]
@@ -403,12 +426,15 @@ def test_gke_starts_again_after_75_and_after_a_preemption(shell):
     assert policy["rules"] == [{"action": "RestartJobSetAndIgnoreMaxRestarts", "onJobFailureReasons": ["PodFailurePolicy"]}]
     assert pod["restartPolicy"] == "Never"  # or Kubernetes takes no podFailurePolicy
     stopped, taken = job["podFailurePolicy"]["rules"]
-    assert stopped == {"action": "FailJob", "onExitCodes": {"containerName": pod["containers"][0]["name"], "operator": "In",
-                                                            "values": [75]}}  # fmt: skip
+    assert stopped == {
+        "action": "FailJob",
+        "onExitCodes": {"containerName": pod["containers"][0]["name"], "operator": "In", "values": [75]},
+    }
     assert taken == {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
 
 
 # -- slurm
+
 
 def batch_script(shell, *command, **variables):
     code, out, err = shell("launch/slurm", "--dry-run", "run", "--", *command, **variables)
@@ -418,7 +444,9 @@ def batch_script(shell, *command, **variables):
 
 def test_slurm_as_printed(shell):
     _, out, _ = shell("launch/slurm", "--dry-run", "run", "--partition=gpu", "--", *TRAIN, "a b", VENV="/shared/environment")
-    assert out == """\
+    assert (
+        out
+        == """\
 sbatch --parsable --partition=gpu <<'END_OF_INPUT'
 #!/usr/bin/env bash
 #SBATCH --job-name=noisesched
@@ -440,6 +468,7 @@ if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"
 END_OF_INPUT
 """
+    )
     script = batch_script(shell, *TRAIN, GPUS="0")  # some clusters refuse to be asked for no GPU
     assert "gpu" not in script and "--ntasks-per-node=1\n" in script
 

@@ -87,6 +87,7 @@ def test_the_antiderivative_used_here():
 
 # -- the terms without a network
 
+
 @pytest.mark.parametrize("log_snr", [-6.0, 0.0, 4.0])
 def test_prior_is_the_divergence_of_two_normals(log_snr):
     images = np.array([[0, 51], [255, 128]], np.uint8)
@@ -126,6 +127,7 @@ def test_reconstruction_of_noise_is_8_bits_and_of_a_clean_image_none():
 
 
 # -- the bound
+
 
 def test_the_bound_of_the_best_denoiser_is_the_entropy_of_the_density():
     """In continuous time the bound is tight: -log2 of the density at the image, times the width of a grey level."""
@@ -180,11 +182,12 @@ def test_discrete_bounds_fall_to_the_continuous_one_as_steps_multiply():
 
 # -- the stated error
 
-@pytest.mark.parametrize("path", [
-    likelihood.continuous(UNIFORM),
-    likelihood.continuous(SCHEDULES[1]),
-    likelihood.discrete(np.linspace(LOW, HIGH, 13)),
-], ids=["uniform", "cosine", "discrete"])  # fmt: skip
+
+@pytest.mark.parametrize(
+    "path",
+    [likelihood.continuous(UNIFORM), likelihood.continuous(SCHEDULES[1]), likelihood.discrete(np.linspace(LOW, HIGH, 13))],
+    ids=["uniform", "cosine", "discrete"],
+)
 @pytest.mark.parametrize("noises", [2, 8])
 def test_the_spread_over_seeds_is_the_stated_error(path, noises):
     made = [estimate(path, noises=noises, seed=seed) for seed in range(120)]
@@ -258,6 +261,7 @@ def test_what_lies_outside_a_range():
 
 # -- what an error depends on
 
+
 def test_a_draw_depends_on_the_seed_the_image_and_its_number_alone():
     path = likelihood.continuous(UNIFORM)
     drawn = likelihood.plan(path, 0, np.arange(24), 8)
@@ -289,15 +293,19 @@ def test_new_data_compile_nothing_new():
 
 # -- what is refused
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: likelihood.continuous("cosine"), "finite ends, these are -inf and inf; give 'truncated(cosine, log_snr_min=-12"),
-    (lambda: likelihood.continuous("discrete(linear)"), "has no density"),
-    (lambda: likelihood.discrete([3.0, 1.0, 0.0]), "strictly increasing"),
-    (lambda: likelihood.discrete([1.0]), "2 or more"),
-    (lambda: likelihood.discrete([1.0, math.inf]), "to a finite one"),
-    (lambda: likelihood.discrete([math.nan, 1.0]), "strictly increasing"),
-    (lambda: likelihood.plan(likelihood.discrete([0.0, 1.0]), 0, [0], 3), "noises=3: draws come in pairs"),
-])  # fmt: skip
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: likelihood.continuous("cosine"), "finite ends, these are -inf and inf; give 'truncated(cosine, log_snr_min=-12"),
+        (lambda: likelihood.continuous("discrete(linear)"), "has no density"),
+        (lambda: likelihood.discrete([3.0, 1.0, 0.0]), "strictly increasing"),
+        (lambda: likelihood.discrete([1.0]), "2 or more"),
+        (lambda: likelihood.discrete([1.0, math.inf]), "to a finite one"),
+        (lambda: likelihood.discrete([math.nan, 1.0]), "strictly increasing"),
+        (lambda: likelihood.plan(likelihood.discrete([0.0, 1.0]), 0, [0], 3), "noises=3: draws come in pairs"),
+    ],
+)
 def test_refused_in_one_line(make, message):
     with pytest.raises(ValueError) as refused:
         make()
@@ -305,6 +313,7 @@ def test_refused_in_one_line(make, message):
 
 
 # -- the best levels
+
 
 def test_the_best_levels_are_those_of_an_exhaustive_search():
     import itertools

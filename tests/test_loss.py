@@ -23,8 +23,20 @@ from noisesched.runtime.pictures import scale
 from noisesched.schedules import make
 
 LEVELS = np.linspace(-12, 12, 49)
-PUBLISHED = ["eps", "x", "v", "vlb", "min_snr", "min_snr(gamma=1)", "p2", "p2(k=2, gamma=0.5)", "edm", "edm(sigma_data=1)",
-             "sigmoid", "sigmoid(bias=-1)"]  # fmt: skip
+PUBLISHED = [
+    "eps",
+    "x",
+    "v",
+    "vlb",
+    "min_snr",
+    "min_snr(gamma=1)",
+    "p2",
+    "p2(k=2, gamma=0.5)",
+    "edm",
+    "edm(sigma_data=1)",
+    "sigmoid",
+    "sigmoid(bias=-1)",
+]
 EXAMPLES = PUBLISHED + [name for name in WEIGHTINGS if name not in PUBLISHED]  # new ones, with their defaults
 
 
@@ -59,6 +71,7 @@ def known(prediction, output):
 
 
 # -- weights
+
 
 def test_every_weighting_says_what_it_is():
     assert all(function.__doc__ for function in WEIGHTINGS.values())
@@ -133,6 +146,7 @@ def test_the_bound_does_not_depend_on_what_draws_the_levels(spec):
 
 # -- what popular texts get wrong
 
+
 def test_a_weight_says_nothing_without_its_error():
     level = jnp.array([-np.inf, -3.0, 0.0, 3.0])
     snr = np.exp(np.float64(level))
@@ -169,16 +183,28 @@ def test_which_weightings_vanish():
 
 # -- errors in a spec
 
-@pytest.mark.parametrize("text, says", [
-    ("snr", "unknown weighting 'snr' (did you mean 'min_snr'?); known: edm, eps, min_snr, p2, sigmoid, v, vlb, x"),
-    ("min_snr(gama=5)", "weighting 'min_snr(gama=5)': got an unexpected keyword argument 'gama'; min_snr takes (gamma=5.0)"),
-    ("v(1)", "weighting 'v(1)': too many positional arguments; v takes (no parameters)"),
-    *((text, f"weighting {text!r} gives no finite weights; {text.partition('(')[0]} takes numbers, such as ({defaults})")
-      for text, defaults in [
-          ("min_snr(gamma=-1)", "gamma=5.0"), ("min_snr(gamma=nan)", "gamma=5.0"), ("min_snr(0)", "gamma=5.0"),
-          ("min_snr(gamma=[1, 2])", "gamma=5.0"), ("p2(k=0)", "k=1.0, gamma=1.0"), ("p2(gamma=inf)", "k=1.0, gamma=1.0"),
-          ("edm(sigma_data=cosine)", "sigma_data=0.5"), ("sigmoid(bias='2')", "bias=2.0")]),
-])  # fmt: skip
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("snr", "unknown weighting 'snr' (did you mean 'min_snr'?); known: edm, eps, min_snr, p2, sigmoid, v, vlb, x"),
+        ("min_snr(gama=5)", "weighting 'min_snr(gama=5)': got an unexpected keyword argument 'gama'; min_snr takes (gamma=5.0)"),
+        ("v(1)", "weighting 'v(1)': too many positional arguments; v takes (no parameters)"),
+        *(
+            (text, f"weighting {text!r} gives no finite weights; {text.partition('(')[0]} takes numbers, such as ({defaults})")
+            for text, defaults in [
+                ("min_snr(gamma=-1)", "gamma=5.0"),
+                ("min_snr(gamma=nan)", "gamma=5.0"),
+                ("min_snr(0)", "gamma=5.0"),
+                ("min_snr(gamma=[1, 2])", "gamma=5.0"),
+                ("p2(k=0)", "k=1.0, gamma=1.0"),
+                ("p2(gamma=inf)", "k=1.0, gamma=1.0"),
+                ("edm(sigma_data=cosine)", "sigma_data=0.5"),
+                ("sigmoid(bias='2')", "bias=2.0"),
+            ]
+        ),
+    ],
+)
 def test_bad_weightings(text, says):
     with pytest.raises(ValueError) as error:
         make_weighting(text)
@@ -263,8 +289,9 @@ def test_offset_noise_leaves_all_other_draws_as_they_were(offset):
 
 
 def test_without_offset_noise_nothing_is_computed_for_it():
-    program = lambda *given: str(jax.make_jaxpr(lambda key, index: losses_of.draw(key, index, 4, SHAPE, *given))(
-        jax.random.key(0), jnp.arange(4)))  # fmt: skip
+    program = lambda *given: str(
+        jax.make_jaxpr(lambda key, index: losses_of.draw(key, index, 4, SHAPE, *given))(jax.random.key(0), jnp.arange(4))
+    )
     assert program() == program(0.0) != program(0.1)
 
 
@@ -304,11 +331,18 @@ def test_a_continuous_schedule_draws_levels_with_its_own_density():
 
 # -- the loss
 
+
 @pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
 def test_losses_equal_a_plain_computation(prediction):
     x, random, schedule = jnp.tanh(drawn(seed=9).eps), drawn(), make("linear")
-    losses, log_snr = losses_of.errors(known(prediction, lambda z, log_snr: 0.3 * z + 0.01 * log_snr[:, None, None, None]),
-                                       x, None, random, schedule, make_weighting("min_snr"))  # fmt: skip
+    losses, log_snr = losses_of.errors(
+        known(prediction, lambda z, log_snr: 0.3 * z + 0.01 * log_snr[:, None, None, None]),
+        x,
+        None,
+        random,
+        schedule,
+        make_weighting("min_snr"),
+    )
     u, x, eps = np.float64(random.u), np.float64(x), np.float64(random.eps)
     alpha_bar = np.exp(-(0.1 * u + 9.95 * u**2)).reshape(-1, 1, 1, 1)
     level = np.log(alpha_bar / (1 - alpha_bar))
@@ -329,8 +363,12 @@ def test_the_loss_and_its_gradient_are_finite_at_zero_snr(spec):
     @jax.jit
     def losses(scale):
         network = lambda prediction: known(prediction, lambda z, log_snr: scale * z)
-        return jnp.stack([losses_of.errors(network(prediction), x, None, random, make(spec), log_weight)[0]
-                          for prediction, log_weight in cases])  # fmt: skip
+        return jnp.stack(
+            [
+                losses_of.errors(network(prediction), x, None, random, make(spec), log_weight)[0]
+                for prediction, log_weight in cases
+            ]
+        )
 
     assert np.isneginf(make(spec)(random.u)[0]) and np.isfinite(losses(0.5)).all() and np.isfinite(jax.jacrev(losses)(0.5)).all()
 

@@ -29,6 +29,7 @@ def measure(name, real, fake):
 
 # -- laws
 
+
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("name", METRICS)
 def test_the_order_of_a_set_does_not_matter(name, size):
@@ -106,6 +107,7 @@ def test_identical_images_are_measured_too(name):
 
 # -- Frechet
 
+
 def gaussian(mean, covariance, n):
     """n points whose sample mean and covariance are exactly those."""
     points = np.random.default_rng(0).standard_normal((n, len(mean)))
@@ -155,12 +157,15 @@ def test_frechet_of_covariances_of_low_rank_and_at_either_side_of_n_equal_d(n):
 
 
 def test_frechet_is_biased_upwards_less_so_for_larger_sets():
-    values = [np.mean([measure("frechet", *np.random.default_rng(seed).standard_normal((2, n, 8))) for seed in range(5)])
-              for n in (50, 500)]  # fmt: skip
+    values = [
+        np.mean([measure("frechet", *np.random.default_rng(seed).standard_normal((2, n, 8))) for seed in range(5)])
+        for n in (50, 500)
+    ]
     assert values[0] > 5 * values[1] > 0
 
 
 # -- kernel
+
 
 def test_kernel_is_the_mean_over_pairs_of_different_images():
     a, b = some("features", 0, 9, 4), some("features", 2, 9, 4)
@@ -196,6 +201,7 @@ def test_kernel_in_blocks_is_the_kernel_in_float64(monkeypatch):
 
 
 # -- precision and recall
+
 
 def brute_precision(real, fake, k=3):
     distance = lambda x, y: np.sqrt(((x[:, None] - y[None]) ** 2).sum(-1))
@@ -245,6 +251,7 @@ def test_a_distance_far_from_zero_on_a_large_scale_is_not_lost_in_float32():
 
 # -- Wasserstein
 
+
 def test_sliced_wasserstein_is_the_mean_of_one_dimensional_ones():
     a, b = some("features", 0), some("features", 2)
     directions = np.random.default_rng(0).standard_normal((6, metrics.PROJECTIONS))
@@ -255,9 +262,7 @@ def test_sliced_wasserstein_is_the_mean_of_one_dimensional_ones():
 
 def test_sliced_wasserstein_in_one_dimension_is_wasserstein():
     a, b = some("features", 0, d=1), some("features", 2, d=1)
-    np.testing.assert_allclose(
-        measure("sliced_wasserstein", a, b), scipy.stats.wasserstein_distance(a[:, 0], b[:, 0]), rtol=1e-9
-    )
+    np.testing.assert_allclose(measure("sliced_wasserstein", a, b), scipy.stats.wasserstein_distance(a[:, 0], b[:, 0]), rtol=1e-9)
 
 
 def test_sliced_wasserstein_of_a_shift_is_as_documented_and_much_the_same_in_a_rotated_frame():
@@ -265,8 +270,9 @@ def test_sliced_wasserstein_of_a_shift_is_as_documented_and_much_the_same_in_a_r
     shift = s * np.eye(d)[0]
     rotation = scipy.stats.ortho_group.rvs(d, random_state=0)
     np.testing.assert_allclose(measure("sliced_wasserstein", a, a + shift), s * np.sqrt(2 / (np.pi * d)), rtol=0.1)
-    np.testing.assert_allclose(measure("sliced_wasserstein", a @ rotation, (a + shift) @ rotation),
-                               s * np.sqrt(2 / (np.pi * d)), rtol=0.1)  # fmt: skip
+    np.testing.assert_allclose(
+        measure("sliced_wasserstein", a @ rotation, (a + shift) @ rotation), s * np.sqrt(2 / (np.pi * d)), rtol=0.1
+    )
 
 
 def test_brightness_is_the_wasserstein_distance_of_mean_pixels():
@@ -280,6 +286,7 @@ def test_brightness_between_black_and_white_is_two():
 
 
 # -- inception score
+
 
 def test_inception_score_is_the_number_of_classes_that_are_sure_and_equally_frequent():
     sure = np.eye(8)[np.arange(40) % 8]
@@ -296,10 +303,16 @@ def test_inception_score_is_the_mutual_information_of_image_and_class_exponentia
 
 # -- names, and what is refused
 
-@pytest.mark.parametrize("text, measure", [
-    ("frechet(classifier)", Measure("frechet", "classifier")), (" kernel( raw )", Measure("kernel", "raw")),
-    ("brightness", Measure("brightness", None)), ("inception_score(inception)", Measure("inception_score", "inception")),
-])  # fmt: skip
+
+@pytest.mark.parametrize(
+    "text, measure",
+    [
+        ("frechet(classifier)", Measure("frechet", "classifier")),
+        (" kernel( raw )", Measure("kernel", "raw")),
+        ("brightness", Measure("brightness", None)),
+        ("inception_score(inception)", Measure("inception_score", "inception")),
+    ],
+)
 def test_a_measure_is_read_and_prints_as_its_text(text, measure):
     assert metrics.parse(text) == measure
     assert str(measure) == text.replace(" ", "") and metrics.parse(str(measure)) == measure
@@ -310,13 +323,22 @@ def test_a_number_is_named_with_its_extractor_and_count():
     assert metrics.name(metrics.parse("brightness"), 256) == "brightness(n=256)"
 
 
-@pytest.mark.parametrize("text, says", [
-    ("frechett(raw)", "did you mean 'frechet'"), ("fid", "known: brightness, frechet, "),
-    ("frechet", "write frechet(raw) or frechet(classifier) or frechet(inception)"),
-    ("frechet(vgg)", "write frechet(raw)"), ("frechet(raw, 2)", "write "), ("frechet(raw, n=3)", "write frechet(raw)"),
-    ("frechet('raw')", "write frechet(raw)"), ("brightness(raw)", "write brightness"), ("frechet(raw", "cannot read the spec"),
-    ("inception_score(classifier)", "write inception_score(inception)"), (3, "a spec is a string"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("frechett(raw)", "did you mean 'frechet'"),
+        ("fid", "known: brightness, frechet, "),
+        ("frechet", "write frechet(raw) or frechet(classifier) or frechet(inception)"),
+        ("frechet(vgg)", "write frechet(raw)"),
+        ("frechet(raw, 2)", "write "),
+        ("frechet(raw, n=3)", "write frechet(raw)"),
+        ("frechet('raw')", "write frechet(raw)"),
+        ("brightness(raw)", "write brightness"),
+        ("frechet(raw", "cannot read the spec"),
+        ("inception_score(classifier)", "write inception_score(inception)"),
+        (3, "a spec is a string"),
+    ],
+)
 def test_a_measure_that_is_none_is_refused_in_one_line_with_the_choices(text, says):
     with pytest.raises(ValueError) as error:
         metrics.parse(text)

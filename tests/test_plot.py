@@ -106,16 +106,19 @@ def test_beta_is_infinite_where_the_snr_is_zero():
     assert plot.curves(schedules.make("discrete(linear)"))[-1][-1] == pytest.approx(20, rel=1e-6)
 
 
-@pytest.mark.parametrize(("specs", "path", "message"), [
-    (["cosin"], "a.png", "did you mean 'cosine'"),
-    (["linear", "cosine(5"], "a.png", "cannot read the spec"),
-    (["flow(shift=-1)"], "a.png", "shift must be above 0; got -1"),
-    (["sigmas([80, 1, 0.1], zero_terminal=3)"], "a.png", "zero_terminal must be True or False; got 3"),
-    (["discrete(scaled_linear, zero_terminal=maybe)"], "a.png", "zero_terminal must be True or False; got maybe"),
-    (["linear"], "a.bmpx", "ending must be one of"),
-    (["linear"], "nothing", "ending must be one of"),
-    (["linear"], "file/a.png", "cannot be written"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("specs", "path", "message"),
+    [
+        (["cosin"], "a.png", "did you mean 'cosine'"),
+        (["linear", "cosine(5"], "a.png", "cannot read the spec"),
+        (["flow(shift=-1)"], "a.png", "shift must be above 0; got -1"),
+        (["sigmas([80, 1, 0.1], zero_terminal=3)"], "a.png", "zero_terminal must be True or False; got 3"),
+        (["discrete(scaled_linear, zero_terminal=maybe)"], "a.png", "zero_terminal must be True or False; got maybe"),
+        (["linear"], "a.bmpx", "ending must be one of"),
+        (["linear"], "nothing", "ending must be one of"),
+        (["linear"], "file/a.png", "cannot be written"),
+    ],
+)
 def test_faults_in_one_line(tmp_path, specs, path, message):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ValueError) as fault:

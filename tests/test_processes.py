@@ -20,8 +20,14 @@ from noisesched.runs.workdir import Workdir
 from noisesched.runtime import cluster
 
 # A constant rate: then one compiled program serves runs of all lengths.
-CHANGES = {"optimizer.decay": "constant", "training.num_steps": 6, "training.checkpoint_every": 2, "training.batch_size": 16,
-           "preview.every": 6, "preview.num_images": 5}  # fmt: skip
+CHANGES = {
+    "optimizer.decay": "constant",
+    "training.num_steps": 6,
+    "training.checkpoint_every": 2,
+    "training.batch_size": 16,
+    "preview.every": 6,
+    "preview.num_images": 5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +40,27 @@ def job(user_cache, tmp_path_factory):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        environment = os.environ | {"PYTHONPATH": str(site), "XDG_CACHE_HOME": str(user_cache), "JAX_PLATFORMS": "cpu",
-                                    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}  # fmt: skip
+        environment = os.environ | {
+            "PYTHONPATH": str(site),
+            "XDG_CACHE_HOME": str(user_cache),
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        }
         begun = []
         for k in range(processes):
             command = [sys.executable, "-m", "noisesched", *map(str, arguments)]
             if processes > 1:
                 command += [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}", f"--process_id={k}"]
-            begun.append(subprocess.Popen([*command, *(last if k == processes - 1 else ())], env=environment, text=True,
-                                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE))  # fmt: skip
+            begun.append(
+                subprocess.Popen(
+                    [*command, *(last if k == processes - 1 else ())],
+                    env=environment,
+                    text=True,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                )
+            )
         return begun
 
     return start
@@ -76,8 +94,10 @@ def state(folder, step=6):
     """All arrays of a checkpoint, by name."""
     with Checkpoints(Workdir(folder), None) as checkpoints:
         record = json.loads((Workdir(folder).checkpoints / str(step) / "leaves" / "metadata").read_text())["content"]
-        template = {item: {name: np.zeros(leaf["shape"], leaf["dtype"]) for name, leaf in leaves.items()}
-                    for item, leaves in record["items"].items()}  # fmt: skip
+        template = {
+            item: {name: np.zeros(leaf["shape"], leaf["dtype"]) for name, leaf in leaves.items()}
+            for item, leaves in record["items"].items()
+        }
         return checkpoints.restore(template, step)[1]
 
 
@@ -102,8 +122,9 @@ def alone(job, words, tmp_path_factory):
 def together(request, job, words, tmp_path_factory):
     """The same run by two processes of four devices each."""
     folder = tmp_path_factory.mktemp(request.param) / "run"
-    (_, out, err), (_, other, _) = finished(job("train", f"--workdir={folder}",
-                                                *words(CHANGES | {"training.parallel": request.param})))  # fmt: skip
+    (_, out, err), (_, other, _) = finished(
+        job("train", f"--workdir={folder}", *words(CHANGES | {"training.parallel": request.param}))
+    )
     assert "8 x cpu of 2 processes; 6 steps" in out and "step 6/6" in out
     assert "step" not in other and "parameters" not in other  # one of them logs; Gloo's lines may be torn
     return folder
@@ -142,8 +163,18 @@ def test_samples_and_evaluations_do_not_depend_on_the_number_of_processes(alone,
     """Two processes against this one, of eight devices."""
     asked = ("--num_images=20", "--noises=2", "--profile_levels=5", "--metrics", "frechet(raw)", "--steps=3", "--num_samples=40")
     finished(job("evaluate", f"--workdir={alone}", *asked, f"--out={tmp_path / 'two'}"))
-    evaluate.run(alone, evaluate.Request(num_images=20, noises=2, profile_levels=5, metrics=("frechet(raw)",), steps=3,
-                                         num_samples=40, out=str(tmp_path / "one")))  # fmt: skip
+    evaluate.run(
+        alone,
+        evaluate.Request(
+            num_images=20,
+            noises=2,
+            profile_levels=5,
+            metrics=("frechet(raw)",),
+            steps=3,
+            num_samples=40,
+            out=str(tmp_path / "one"),
+        ),
+    )
     one, two = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two"))
     assert two["bits_per_dim"]["value"] == pytest.approx(one["bits_per_dim"]["value"], rel=1e-5)
     assert two["zero_snr"]["spread"] == pytest.approx(one["zero_snr"]["spread"], rel=1e-4)
@@ -197,11 +228,21 @@ def test_what_differs_is_named(monkeypatch):
         cluster.agree("configuration", {"seed": 0, "model": {"width": 32, "heads": 2}})
 
 
-@pytest.mark.parametrize(("arguments", "line"), [
-    (["--num_processes=2"], "--coordinator and --process_id missing: give all of"),
-    (["--coordinator=here:1", "--num_processes=2", "--process_id=2"], "--process_id=2: the 2 processes are numbered from 0 to 1"),
-    (["--coordinator=here", "--num_processes=2", "--process_id=0"], "--coordinator='here' is no HOST:PORT, such as node1:9876"),
-], ids=["missing", "number", "port"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--num_processes=2"], "--coordinator and --process_id missing: give all of"),
+        (
+            ["--coordinator=here:1", "--num_processes=2", "--process_id=2"],
+            "--process_id=2: the 2 processes are numbered from 0 to 1",
+        ),
+        (
+            ["--coordinator=here", "--num_processes=2", "--process_id=0"],
+            "--coordinator='here' is no HOST:PORT, such as node1:9876",
+        ),
+    ],
+    ids=["missing", "number", "port"],
+)
 def test_wrong_flags(run, arguments, line, tmp_path):
     code, _, err = run("sample", f"--workdir={tmp_path}", f"--out={tmp_path}", *arguments)
     assert code == 2 and err.startswith(f"noisesched: error: {line}") and err.count("\n") == 1

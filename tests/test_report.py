@@ -40,10 +40,32 @@ def value(metric, label, drawn, told, translation, schedule, calls, train_seed, 
     return base + effect + noise if metric == MAIN else 0.1 * abs(noise) + 0.01
 
 
-def make(folder, *, told=TOLD, drawn=("linear", TABLE), labels=None, train_seeds=(0, 1, 2), schedules=("linear", "cosine"),
-         methods=("ddim",), calls=(5, 25), seeds=(0,), translations=("nearest", "raw"), metrics=(MAIN, BRIGHT, RECALL),
-         refused=lambda row: None, keep=lambda row: True, evaluated=True, images=True, settings=None, made=lambda calls: calls,
-         split="test", reference="train", spacings=("trailing",), guidances=("none",), look=None, real=None):  # fmt: skip
+def make(
+    folder,
+    *,
+    told=TOLD,
+    drawn=("linear", TABLE),
+    labels=None,
+    train_seeds=(0, 1, 2),
+    schedules=("linear", "cosine"),
+    methods=("ddim",),
+    calls=(5, 25),
+    seeds=(0,),
+    translations=("nearest", "raw"),
+    metrics=(MAIN, BRIGHT, RECALL),
+    refused=lambda row: None,
+    keep=lambda row: True,
+    evaluated=True,
+    images=True,
+    settings=None,
+    made=lambda calls: calls,
+    split="test",
+    reference="train",
+    spacings=("trailing",),
+    guidances=("none",),
+    look=None,
+    real=None,
+):
     """A folder as `compare` leaves it; returns its rows. `settings`: {label: {setting: value}} that are not those of all runs.
 
     `look`: what samples look like, a function of the row; `real`: the real images, {"real": .., "floor": ..}; without: not said.
@@ -54,31 +76,58 @@ def make(folder, *, told=TOLD, drawn=("linear", TABLE), labels=None, train_seeds
     for drawn_index, (schedule_drawn, kind) in enumerate(itertools.product(drawn, told)):
         label = labels[drawn_index] if labels else f"{'table' if 'discrete' in schedule_drawn else 'curve'}_{kind}"
         workdirs = [str(folder / "runs" / f"{drawn_index}" / f"seed{seed}") for seed in train_seeds]
-        runs[label] = {"drawn": schedule_drawn, "told": kind, "table": TABLE if kind == "timestep" else "", "workdirs": workdirs,
-                       "num_parameters": 163_000, "train_steps": 2000, "batch_size": 64, "train_seeds": list(train_seeds),
-                       "evaluations": dict.fromkeys(workdirs, None if evaluated else "not asked for"),
-                       "seconds": [100.0 + 10 * seed for seed in train_seeds]}  # fmt: skip
+        runs[label] = {
+            "drawn": schedule_drawn,
+            "told": kind,
+            "table": TABLE if kind == "timestep" else "",
+            "workdirs": workdirs,
+            "num_parameters": 163_000,
+            "train_steps": 2000,
+            "batch_size": 64,
+            "train_seeds": list(train_seeds),
+            "evaluations": dict.fromkeys(workdirs, None if evaluated else "not asked for"),
+            "seconds": [100.0 + 10 * seed for seed in train_seeds],
+        }
         runs[label]["config"] = configuration(runs[label], (settings or {}).get(label, {}))
         for seed in train_seeds:
             if evaluated:
                 evaluate(folder / "evaluations" / label / f"seed{seed}", kind, seed, split)
         for train_seed, schedule, method, n, seed, translation, guidance, spacing in itertools.product(
-                train_seeds, schedules, methods, calls, seeds, translations if kind == "timestep" else (None,), guidances,
-                spacings):  # fmt: skip
+            train_seeds, schedules, methods, calls, seeds, translations if kind == "timestep" else (None,), guidances, spacings
+        ):
             key = f"{len(keys):08x}"
             keys.append(key)
             clamped = kind == "timestep" and schedule == "cosine" and translation != "raw"
-            row = {"key": key, "run": label, "train_seed": train_seed, "workdir": workdirs[train_seeds.index(train_seed)],
-                   "checkpoint": 2000, "drawn": schedule_drawn, "told": kind, "schedule": schedule, "method": method,
-                   "spacing": spacing, "guidance": guidance, "levels": n, "calls": n, "network_calls": made(n), "seed": seed,
-                   "translation": translation,
-                   "outside": {"levels": 2 * clamped, "by": 2.1 * clamped, "handled": "clamped" if clamped else None},
-                   "num_images": 256, "metrics": {}, "refused": None, "seconds": 1.5, "preview": None,
-                   "log_snrs": np.linspace(-9, 7, n).tolist()}  # fmt: skip
+            row = {
+                "key": key,
+                "run": label,
+                "train_seed": train_seed,
+                "workdir": workdirs[train_seeds.index(train_seed)],
+                "checkpoint": 2000,
+                "drawn": schedule_drawn,
+                "told": kind,
+                "schedule": schedule,
+                "method": method,
+                "spacing": spacing,
+                "guidance": guidance,
+                "levels": n,
+                "calls": n,
+                "network_calls": made(n),
+                "seed": seed,
+                "translation": translation,
+                "outside": {"levels": 2 * clamped, "by": 2.1 * clamped, "handled": "clamped" if clamped else None},
+                "num_images": 256,
+                "metrics": {},
+                "refused": None,
+                "seconds": 1.5,
+                "preview": None,
+                "log_snrs": np.linspace(-9, 7, n).tolist(),
+            }
             row["refused"] = refused(row)
             if not row["refused"]:
-                row["metrics"] = {name: value(name, label, schedule_drawn, kind, translation, schedule, n, train_seed, seed)
-                                  for name in metrics}  # fmt: skip
+                row["metrics"] = {
+                    name: value(name, label, schedule_drawn, kind, translation, schedule, n, train_seed, seed) for name in metrics
+                }
                 row["preview"] = f"previews/{key}.png" if images else None
                 row |= {"appearance": look(row)} if look else {}
             if keep(row):
@@ -89,9 +138,14 @@ def make(folder, *, told=TOLD, drawn=("linear", TABLE), labels=None, train_seeds
     asked = {"schedules": schedules, "metrics": [re.sub(r"\(n=.*|, n=\d+", "", name) for name in metrics], "parameters": "ema"}
     dump(folder / "config.json", {"command": "noisesched compare --config=x.py --out=here", "comparison": asked, "keys": keys})
     dump(folder / "runs.json", runs)
-    dump(folder / "reference.json", {"floor": {name: 1.25 if name != RECALL else 0.7 for name in metrics},
-                                     "about": {"split": reference, "n": 256, "extractors": {"classifier": {"accuracy": 0.98}}}}
-         | ({"appearance": real} if real else {}))  # fmt: skip
+    dump(
+        folder / "reference.json",
+        {
+            "floor": {name: 1.25 if name != RECALL else 0.7 for name in metrics},
+            "about": {"split": reference, "n": 256, "extractors": {"classifier": {"accuracy": 0.98}}},
+        }
+        | ({"appearance": real} if real else {}),
+    )
     (folder / "compare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
@@ -99,7 +153,9 @@ def make(folder, *, told=TOLD, drawn=("linear", TABLE), labels=None, train_seeds
 def configuration(run, changes):
     """A run's configuration, with settings such as {"model.width": 8} changed."""
     config = {
-        "seed": 0, "schedule": run["drawn"], "weighting": "v",
+        "seed": 0,
+        "schedule": run["drawn"],
+        "weighting": "v",
         "data": {"name": "digits", "split": "train", "image_size": 8, "channels": 1, "num_workers": 0},
         "conditioning": {"kind": run["told"], "table": run["table"], "translation": "nearest"},
         "model": {"prediction": "v", "width": 16, "multipliers": [1, 2, 2]},
@@ -116,15 +172,38 @@ def evaluate(folder, told, seed, split):
     log_snr = np.linspace(-12, 10, 23)
     v = 0.1 + 0.6 / np.cosh(log_snr / 4) + 0.05 * (told == "none") + 0.01 * jitter(told, seed)
     folder.mkdir(parents=True)
-    dump(folder / "evaluation.json", {
-        "checkpoint": 2000, "split": split, "num_images": 297, "noises": 16, "request": {"seed": 0},
-        "bits_per_dim": {"value": 2.5 + 0.25 * seed, "std_error": 0.01 * (1 + seed), "diffusion": 2.0 + 0.25 * seed,
-                         "std_error_images": 0.05, "untrained": {"share": 0.25}},
-        "profile": {"log_snr": log_snr.tolist(), "v": v.tolist(), "eps": (v / (1 + np.exp(-log_snr))).tolist(),
-                    "bits_per_dim": 2.02 + 0.25 * seed, "bits_per_dim_std_error": 0.02},
-        "last_level": {"log_snr": -5.5, "eps": 0.01, "v": 0.3, "x": 0.25 + 0.01 * seed, "constant_x": 0.5, "gain": 0.25},
-        "zero_snr": {"spread": None, "brightness_spread": None, "off_mean": None, "data_std": 0.5, "reason": "it predicts eps"},
-    })  # fmt: skip
+    dump(
+        folder / "evaluation.json",
+        {
+            "checkpoint": 2000,
+            "split": split,
+            "num_images": 297,
+            "noises": 16,
+            "request": {"seed": 0},
+            "bits_per_dim": {
+                "value": 2.5 + 0.25 * seed,
+                "std_error": 0.01 * (1 + seed),
+                "diffusion": 2.0 + 0.25 * seed,
+                "std_error_images": 0.05,
+                "untrained": {"share": 0.25},
+            },
+            "profile": {
+                "log_snr": log_snr.tolist(),
+                "v": v.tolist(),
+                "eps": (v / (1 + np.exp(-log_snr))).tolist(),
+                "bits_per_dim": 2.02 + 0.25 * seed,
+                "bits_per_dim_std_error": 0.02,
+            },
+            "last_level": {"log_snr": -5.5, "eps": 0.01, "v": 0.3, "x": 0.25 + 0.01 * seed, "constant_x": 0.5, "gain": 0.25},
+            "zero_snr": {
+                "spread": None,
+                "brightness_spread": None,
+                "off_mean": None,
+                "data_std": 0.5,
+                "reason": "it predicts eps",
+            },
+        },
+    )
 
 
 def dump(path, content):
@@ -132,6 +211,7 @@ def dump(path, content):
 
 
 # -- reading what was written
+
 
 class Page(HTMLParser):
     """The tables [[cells of a row]] of a page, its text, tags and the addresses that it would load or lead to."""
@@ -164,7 +244,7 @@ class Page(HTMLParser):
 
     def table(self, *header):
         """The rows of the one table whose header has all these columns, as dictionaries."""
-        found, = [table for table in self.tables if set(header) <= set(table[0])]
+        (found,) = [table for table in self.tables if set(header) <= set(table[0])]
         return [dict(zip(found[0], row, strict=True)) for row in found[1:]]
 
 
@@ -175,8 +255,10 @@ def read(folder):
 def cell(rows, **where):
     """{training seed: mean of the main number over sampling seeds}, independently of the package."""
     found = [row for row in rows if all(row[name] == wanted for name, wanted in where.items()) and row["metrics"]]
-    return {seed: statistics.fmean(row["metrics"][MAIN] for row in found if row["train_seed"] == seed)
-            for seed in sorted({row["train_seed"] for row in found})}  # fmt: skip
+    return {
+        seed: statistics.fmean(row["metrics"][MAIN] for row in found if row["train_seed"] == seed)
+        for seed in sorted({row["train_seed"] for row in found})
+    }
 
 
 def close(text, expected):
@@ -207,6 +289,7 @@ def quick(monkeypatch):
 
 
 # -- the numbers
+
 
 def test_every_cell_is_the_mean_and_spread_of_its_rows(full):
     folder, rows = full
@@ -257,12 +340,17 @@ def test_an_average_is_over_both_ways_of_drawing_and_all_calls(full):
     folder, rows = full
     by_seed = {seed: [] for seed in (0, 1, 2)}
     for name, calls, seed in itertools.product(("curve", "table"), (5, 25), by_seed):
-        a, b = (cell(rows, run=f"{name}_{kind}", translation=translation, schedule="cosine", calls=calls)[seed]
-                for kind, translation in (("log_snr", None), ("timestep", "raw")))  # fmt: skip
+        a, b = (
+            cell(rows, run=f"{name}_{kind}", translation=translation, schedule="cosine", calls=calls)[seed]
+            for kind, translation in (("log_snr", None), ("timestep", "raw"))
+        )
         by_seed[seed].append(a - b)
     expected = stats.ttest_1samp([statistics.fmean(values) for values in by_seed.values()], 0).confidence_interval(0.95)
-    line, = [line for line in read(folder).table("first told", "second told") if (
-        line["first told"], line["second told"], line["schedules"]) == ("log_snr", "timestep (raw)", "others")]
+    (line,) = [
+        line
+        for line in read(folder).table("first told", "second told")
+        if (line["first told"], line["second told"], line["schedules"]) == ("log_snr", "timestep (raw)", "others")
+    ]
     assert all(close(text, limit) for text, limit in zip(line["95 % interval"].split(" to "), expected, strict=True))
     assert line["cells"] == "4 of 4" and line["seeds"] == "3"
 
@@ -270,8 +358,9 @@ def test_an_average_is_over_both_ways_of_drawing_and_all_calls(full):
 def test_seeds_that_move_all_runs_alike_do_not_hide_a_difference(full):
     """The spread over seeds is larger than the effect, yet the paired difference is seen."""
     comparison = results.read(full[0])
-    a, b = (Condition(f"curve_{kind}", "linear", kind, translation)
-            for kind, translation in (("log_snr", None), ("timestep", "raw")))  # fmt: skip
+    a, b = (
+        Condition(f"curve_{kind}", "linear", kind, translation) for kind, translation in (("log_snr", None), ("timestep", "raw"))
+    )
     task = Task("cosine", "ddim", "trailing", 25)
     found = results.difference(results.differences(comparison, a, b, task, MAIN).values())
     assert comparison.summary(a, task, MAIN).std > 4 * found.std_error
@@ -288,8 +377,14 @@ def test_what_is_better_follows_the_metric():
 
 
 def test_sampling_seeds_are_averaged_and_paired_before_anything_else(tmp_path):
-    rows = make(tmp_path, seeds=(0, 1), images=False, evaluated=False, drawn=("linear",),
-                keep=lambda row: not (row["told"] == "none" and row["train_seed"] == 1 and row["seed"] == 1))  # fmt: skip
+    rows = make(
+        tmp_path,
+        seeds=(0, 1),
+        images=False,
+        evaluated=False,
+        drawn=("linear",),
+        keep=lambda row: not (row["told"] == "none" and row["train_seed"] == 1 and row["seed"] == 1),
+    )
     comparison = results.read(tmp_path)
     a, b = (Condition(f"curve_{kind}", "linear", kind, None) for kind in ("log_snr", "none"))
     task = Task("cosine", "ddim", "trailing", 5)
@@ -303,30 +398,56 @@ def test_sampling_seeds_are_averaged_and_paired_before_anything_else(tmp_path):
     assert found[2] == pytest.approx(both[0] - both[1])
 
 
-@pytest.mark.parametrize("drawn, schedule, same", [
-    ("linear", "linear", True), ("linear", "linear(beta_min=0.1)", True), ("discrete(linear)", "linear", True),
-    (TABLE, "linear", True), ("discrete(linear(beta_min=0.1), num_steps=50)", "linear", True),
-    ("discrete(cosine)", "cosine", True), ("linear", "cosine", False), ("linear", "scaled_linear", False),
-    ("linear", "zero_terminal(linear)", False),
-    ("cosine", "shifted(cosine, by=-0.5)", False), (TABLE, "linear(beta_max=15)", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "drawn, schedule, same",
+    [
+        ("linear", "linear", True),
+        ("linear", "linear(beta_min=0.1)", True),
+        ("discrete(linear)", "linear", True),
+        (TABLE, "linear", True),
+        ("discrete(linear(beta_min=0.1), num_steps=50)", "linear", True),
+        ("discrete(cosine)", "cosine", True),
+        ("linear", "cosine", False),
+        ("linear", "scaled_linear", False),
+        ("linear", "zero_terminal(linear)", False),
+        ("cosine", "shifted(cosine, by=-0.5)", False),
+        (TABLE, "linear(beta_max=15)", False),
+    ],
+)
 def test_the_schedule_of_training_is_known_also_as_a_table(drawn, schedule, same):
     assert results.own(drawn, schedule) == same
 
 
-@pytest.mark.parametrize("value, text", [
-    (0.0, "0"), (4.5678, "4.57"), (45.678, "45.7"), (456.78, "457"), (45678.9, "45,679"), (-0.012345, "-0.0123"),
-    (1.2e-7, "1.2e-07"), (3.2e7, "3.2e+07"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (0.0, "0"),
+        (4.5678, "4.57"),
+        (45.678, "45.7"),
+        (456.78, "457"),
+        (45678.9, "45,679"),
+        (-0.012345, "-0.0123"),
+        (1.2e-7, "1.2e-07"),
+        (3.2e7, "3.2e+07"),
+    ],
+)
 def test_numbers_have_three_digits(value, text):
     assert html.number(value) == text
 
 
-@pytest.mark.parametrize("mean, spread, text", [
-    (30.123, 1.5678, "30.1 ± 1.6"), (-5.98765, 0.00812, "-5.988 ± 0.008"), (-0.00216, 0.01977, "-0.002 ± 0.020"),
-    (110, 10, "110 ± 10"), (12345.6, 78.9, "12,346 ± 79"), (4.5678, None, "4.57"), (2.0, 0.0, "2.00 ± 0"),
-    (1e-7, 1e-8, "1.0e-07 ± 1.0e-08"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "mean, spread, text",
+    [
+        (30.123, 1.5678, "30.1 ± 1.6"),
+        (-5.98765, 0.00812, "-5.988 ± 0.008"),
+        (-0.00216, 0.01977, "-0.002 ± 0.020"),
+        (110, 10, "110 ± 10"),
+        (12345.6, 78.9, "12,346 ± 79"),
+        (4.5678, None, "4.57"),
+        (2.0, 0.0, "2.00 ± 0"),
+        (1e-7, 1e-8, "1.0e-07 ± 1.0e-08"),
+    ],
+)
 def test_a_mean_has_the_digits_that_its_spread_allows(mean, spread, text):
     assert html.plus_minus(mean, spread) == text
 
@@ -335,8 +456,10 @@ def test_the_abstract_says_what_the_tables_say(full):
     folder, rows = full
     text = read(folder).text
     names = ("run", "translation", "schedule")
-    means = {key: statistics.fmean(cell(rows, calls=25, **dict(zip(names, key, strict=True))).values())
-             for key in {tuple(row[name] for name in names) for row in rows}}  # fmt: skip
+    means = {
+        key: statistics.fmean(cell(rows, calls=25, **dict(zip(names, key, strict=True))).values())
+        for key in {tuple(row[name] for name in names) for row in rows}
+    }
     best, worst = min(means, key=means.get), max(means, key=means.get)
     name = lambda key: f"{key[0]}, {key[1]}" if key[1] else key[0]
     assert f"({name(best)} under {best[2]}) to" in text and f"({name(worst)} under {worst[2]})" in text
@@ -368,6 +491,7 @@ def test_costs_are_sums_of_the_rows(full):
 
 
 # -- the two files
+
 
 def test_the_page_needs_nothing_but_itself(full):
     page = read(full[0])
@@ -435,26 +559,47 @@ def test_one_seed_gives_no_error_and_no_verdict(tmp_path, quick):
 
 
 def test_runs_that_differ_in_two_things_are_not_paired(tmp_path, quick):
-    make(tmp_path, told=("log_snr", "none"), drawn=("linear",), labels=["a", "b"], settings={"b": {"model.width": 8}},
-         metrics=(BRIGHT,), calls=(5,), **LEAN)  # fmt: skip
+    make(
+        tmp_path,
+        told=("log_snr", "none"),
+        drawn=("linear",),
+        labels=["a", "b"],
+        settings={"b": {"model.width": 8}},
+        metrics=(BRIGHT,),
+        calls=(5,),
+        **LEAN,
+    )
     page = quick(tmp_path)
     assert "No two of these runs differ in one thing alone" in page.text and "How do these networks do under" in page.text
     assert {line["run"]: line["differs in"] for line in page.table("differs in")} == {"a": "model.width 16", "b": "model.width 8"}
     assert "and networks that differ in model.width: what holds here" in page.text
 
 
-WEIGHTING = {"told": ("log_snr",), "drawn": ("linear",) * 3, "labels": ["uniform", "min_snr", "good"],
-             "settings": {"uniform": {"weighting": "eps"}, "min_snr": {"weighting": "min_snr(gamma=5)"}}}  # fmt: skip
+WEIGHTING = {
+    "told": ("log_snr",),
+    "drawn": ("linear",) * 3,
+    "labels": ["uniform", "min_snr", "good"],
+    "settings": {"uniform": {"weighting": "eps"}, "min_snr": {"weighting": "min_snr(gamma=5)"}},
+}
 
 
 def test_runs_that_differ_in_another_setting_are_paired_by_it(tmp_path, quick):
     rows = make(tmp_path, **WEIGHTING, **LEAN)
     page = quick(tmp_path)
     found = {(line["first has"], line["second has"], line["schedules"]): line for line in page.table("first has", "second has")}
-    assert {key[:2] for key in found} == {("weighting min_snr(gamma=5)", "weighting eps"), ("weighting v", "weighting eps"),
-                                          ("weighting v", "weighting min_snr(gamma=5)")}  # fmt: skip
-    by_seed = {seed: statistics.fmean(a[seed] - b[seed] for n in (5, 25) for a, b in [[
-        cell(rows, run=run, schedule="cosine", calls=n) for run in ("good", "uniform")]]) for seed in (0, 1, 2)}  # fmt: skip
+    assert {key[:2] for key in found} == {
+        ("weighting min_snr(gamma=5)", "weighting eps"),
+        ("weighting v", "weighting eps"),
+        ("weighting v", "weighting min_snr(gamma=5)"),
+    }
+    by_seed = {
+        seed: statistics.fmean(
+            a[seed] - b[seed]
+            for n in (5, 25)
+            for a, b in [[cell(rows, run=run, schedule="cosine", calls=n) for run in ("good", "uniform")]]
+        )
+        for seed in (0, 1, 2)
+    }
     line = found["weighting v", "weighting eps", "others"]
     assert close(line["difference ± standard error"].split(" ± ")[0], statistics.fmean(by_seed.values()))
     expected = stats.ttest_1samp(list(by_seed.values()), 0).confidence_interval(0.95)
@@ -463,7 +608,10 @@ def test_runs_that_differ_in_another_setting_are_paired_by_it(tmp_path, quick):
     assert "Seed by seed: weighting" in page.text and "What does a change of weighting do" in page.text
     assert "Told" not in page.text and "told timesteps" not in page.text
     assert [line["differs in"] for line in page.table("differs in")] == [
-        "weighting eps", "weighting min_snr(gamma=5)", "weighting v"]  # fmt: skip
+        "weighting eps",
+        "weighting min_snr(gamma=5)",
+        "weighting v",
+    ]
     assert "One data set, 'digits' at 8x8x1, and one network, of width 16 predicting v: what holds" in page.text
 
 
@@ -476,16 +624,30 @@ def test_what_leaves_the_network_as_it_is_does_not_part_runs(tmp_path):
 
 
 def test_two_tables_of_timesteps_are_told_apart(tmp_path):
-    make(tmp_path, told=("timestep",) * 2, drawn=("linear",), labels=["long", "short"], translations=("nearest", "raw"),
-         settings={"short": {"conditioning.table": "discrete(linear, num_steps=50)"}}, **LEAN)  # fmt: skip
+    make(
+        tmp_path,
+        told=("timestep",) * 2,
+        drawn=("linear",),
+        labels=["long", "short"],
+        translations=("nearest", "raw"),
+        settings={"short": {"conditioning.table": "discrete(linear, num_steps=50)"}},
+        **LEAN,
+    )
     pairs = pairing.pairs(results.read(tmp_path))
     assert [tuple(map(str, pair[:2])) for pair in pairs] == [(f"long, {how}", f"short, {how}") for how in ("nearest", "raw")]
     assert pairs[0].values == (f"timestep (table {TABLE}, nearest)", "timestep (table discrete(linear, num_steps=50), nearest)")
 
 
 def test_schedules_of_both_are_those_of_training_where_runs_differ_in_them(tmp_path, quick):
-    make(tmp_path, told=("log_snr",), drawn=("linear", "cosine"), labels=["a", "b"], schedules=("linear", "cosine", "flow"),
-         calls=(5,), **LEAN)  # fmt: skip
+    make(
+        tmp_path,
+        told=("log_snr",),
+        drawn=("linear", "cosine"),
+        labels=["a", "b"],
+        schedules=("linear", "cosine", "flow"),
+        calls=(5,),
+        **LEAN,
+    )
     lines = quick(tmp_path).table("first has", "second has")
     assert [(line["schedules"], line["cells"]) for line in lines] == [("of training", "2 of 2"), ("others", "1 of 1")]
     assert lines[0]["first has"] == "training schedule cosine"
@@ -493,27 +655,57 @@ def test_schedules_of_both_are_those_of_training_where_runs_differ_in_them(tmp_p
 
 # -- of which images, and how exact
 
-@pytest.mark.parametrize("split, trained, held", [
-    ("test", "train", "none"), ("train", "train", "all"), ("train[:10%]", "train", "all"), ("train[90%:]", "train[:90%]", "none"),
-    ("train[-10%:]", "train[:90%]", "none"), ("train[80%:]", "train[:90%]", "maybe"), ("train", "train[:90%]", "some"),
-    ("train[100:200]", "train[:100]", "none"), ("train[100:200]", "train[:90%]", "maybe"), ("train[-9:]", "train[:-9]", "none"),
-    ("train+test", "train", "some"), ("test+validation", "train", "none"), ("train", "all", "maybe"), ("all", "train", "maybe"),
-    ("train[1shard:]", "train[:1shard]", "maybe"), ("train [ : 90% ]", "train[0:90%]", "all"), ("", "train", "none"),
-    ("train[:5%]+test", "train[50%:]", "none"), ("train[:]", "train", "all"),
-])  # fmt: skip
+
+@pytest.mark.parametrize(
+    "split, trained, held",
+    [
+        ("test", "train", "none"),
+        ("train", "train", "all"),
+        ("train[:10%]", "train", "all"),
+        ("train[90%:]", "train[:90%]", "none"),
+        ("train[-10%:]", "train[:90%]", "none"),
+        ("train[80%:]", "train[:90%]", "maybe"),
+        ("train", "train[:90%]", "some"),
+        ("train[100:200]", "train[:100]", "none"),
+        ("train[100:200]", "train[:90%]", "maybe"),
+        ("train[-9:]", "train[:-9]", "none"),
+        ("train+test", "train", "some"),
+        ("test+validation", "train", "none"),
+        ("train", "all", "maybe"),
+        ("all", "train", "maybe"),
+        ("train[1shard:]", "train[:1shard]", "maybe"),
+        ("train [ : 90% ]", "train[0:90%]", "all"),
+        ("", "train", "none"),
+        ("train[:5%]+test", "train[50%:]", "none"),
+        ("train[:]", "train", "all"),
+    ],
+)
 def test_splits_are_disjoint_only_where_they_are_seen_to_be(split, trained, held):
     assert limits.overlap(split, trained) == held
 
 
-@pytest.mark.parametrize("split, said", [
-    ("test", "297 images of 'test', which the networks were not trained on"),
-    ("train", "297 images of 'train', which the networks were trained on"),
-    ("train[50%:]", "297 images of 'train[50%:]', which those of curve_none were trained on and which may include images that "
-                    "those of curve_log_snr were trained on"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "split, said",
+    [
+        ("test", "297 images of 'test', which the networks were not trained on"),
+        ("train", "297 images of 'train', which the networks were trained on"),
+        (
+            "train[50%:]",
+            "297 images of 'train[50%:]', which those of curve_none were trained on and which may include images that "
+            "those of curve_log_snr were trained on",
+        ),
+    ],
+)
 def test_the_report_says_which_images_the_bits_are_of(tmp_path, quick, split, said):
-    make(tmp_path, told=("log_snr", "none"), drawn=("linear",), images=False, calls=(5,), split=split,
-         settings={"curve_log_snr": {"data.split": "train[:90%]"}} if "[" in split else None)  # fmt: skip
+    make(
+        tmp_path,
+        told=("log_snr", "none"),
+        drawn=("linear",),
+        images=False,
+        calls=(5,),
+        split=split,
+        settings={"curve_log_snr": {"data.split": "train[:90%]"}} if "[" in split else None,
+    )
     text = quick(tmp_path).text
     assert text.count(said) == 4 and "held-out" not in text  # under the picture, under both tables, and among the limits
 
@@ -551,6 +743,7 @@ def test_evaluations_that_are_not_there_have_their_reason(tmp_path, quick):
 
 # -- levels and calls as they were
 
+
 def test_levels_are_those_that_were_sampled_whatever_has_become_of_a_file(tmp_path, quick):
     gone = "piecewise('gone.txt')"
     make(tmp_path, schedules=("linear", gone), told=("log_snr",), drawn=("linear",), **LEAN)
@@ -562,7 +755,8 @@ def test_levels_are_those_that_were_sampled_whatever_has_become_of_a_file(tmp_pa
     for row in comparison.rows:  # as of an older comparison
         del row["log_snrs"]
     assert results.levels(comparison, Task("linear", "ddim", "trailing", 5)) == pytest.approx(
-        np.asarray(schedules.levels("linear", 5)))  # fmt: skip
+        np.asarray(schedules.levels("linear", 5))
+    )
 
 
 def test_a_budget_is_not_said_to_be_the_calls_that_were_made(tmp_path, quick):
@@ -604,15 +798,21 @@ def test_infinite_levels_are_said_to_be_infinite(tmp_path):
     clamped[0]["outside"]["by"] = clamped[1]["outside"]["by"] = float("inf")
     assert [*limits.levels(comparison, MAIN, [])] == [
         "12 rows with levels outside the network's table of timesteps, told as its nearest end (-inf is among them in 2 rows, in "
-        "the others up to 2.1 in log-SNR beyond)."]  # fmt: skip
+        "the others up to 2.1 in log-SNR beyond)."
+    ]
 
 
 HOSTILE = ['<script>alert("1")</script>', "a|b *c* $d$ `e` [f](http://x)", "_under $x$ & </details>"]
 
 
 def test_hostile_labels_are_text(tmp_path, quick):
-    make(tmp_path, labels=HOSTILE, drawn=("linear",), **LEAN,
-         refused=lambda row: "<img src=http://x onerror=1>" if row["calls"] == 5 and row["told"] == "none" else None)  # fmt: skip
+    make(
+        tmp_path,
+        labels=HOSTILE,
+        drawn=("linear",),
+        **LEAN,
+        refused=lambda row: "<img src=http://x onerror=1>" if row["calls"] == 5 and row["told"] == "none" else None,
+    )
     page = quick(tmp_path)
     assert "script" not in page.tags and all(address.startswith(("data:", "#")) for address in page.addresses)
     assert {line["run"] for line in page.table("levels drawn in training")} == set(HOSTILE)
@@ -681,6 +881,7 @@ def test_infinite_numbers_are_in_no_mean(tmp_path):
 
 # -- mistakes
 
+
 @pytest.mark.parametrize("name", ["config.json", "runs.json", "reference.json", "compare.jsonl"])
 def test_a_missing_file_is_named(tmp_path, name):
     make(tmp_path, **LEAN)
@@ -699,21 +900,24 @@ def damaged(path, *keys, value):
     path.write_text("\n".join([json.dumps(content), *rest]))
 
 
-@pytest.mark.parametrize("name, keys, value, said", [
-    ("compare.jsonl", ("metrics",), None, "line 1 is damaged: it has no 'metrics'"),
-    ("compare.jsonl", ("calls",), "5", "line 1 is damaged: 'calls' cannot be '5'"),
-    ("compare.jsonl", ("calls",), True, "line 1 is damaged: 'calls' cannot be True"),
-    ("compare.jsonl", ("metrics", MAIN), "high", "must be a number; got 'high'"),
-    ("compare.jsonl", ("metrics", "beauty(n=256)"), 1.0, "unknown metric 'beauty'"),
-    ("compare.jsonl", ("run",), "other", "lacks the run 'other' of compare.jsonl"),
-    ("config.json", ("keys",), None, "has no 'keys'"),
-    ("config.json", ("keys",), ["none"], "holds no row yet of those that config.json asks for"),
-    ("config.json", ("comparison", "metrics"), None, "has no 'metrics'"),
-    ("reference.json", ("floor", MAIN), "low", "cannot be 'low'"),
-    ("reference.json", ("about", "extractors"), [1], "cannot be"),
-    ("runs.json", ("curve_log_snr", "drawn"), "lineal", "unknown schedule 'lineal'"),
-    ("runs.json", ("curve_log_snr", "workdirs"), [3], "workdirs is damaged"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, keys, value, said",
+    [
+        ("compare.jsonl", ("metrics",), None, "line 1 is damaged: it has no 'metrics'"),
+        ("compare.jsonl", ("calls",), "5", "line 1 is damaged: 'calls' cannot be '5'"),
+        ("compare.jsonl", ("calls",), True, "line 1 is damaged: 'calls' cannot be True"),
+        ("compare.jsonl", ("metrics", MAIN), "high", "must be a number; got 'high'"),
+        ("compare.jsonl", ("metrics", "beauty(n=256)"), 1.0, "unknown metric 'beauty'"),
+        ("compare.jsonl", ("run",), "other", "lacks the run 'other' of compare.jsonl"),
+        ("config.json", ("keys",), None, "has no 'keys'"),
+        ("config.json", ("keys",), ["none"], "holds no row yet of those that config.json asks for"),
+        ("config.json", ("comparison", "metrics"), None, "has no 'metrics'"),
+        ("reference.json", ("floor", MAIN), "low", "cannot be 'low'"),
+        ("reference.json", ("about", "extractors"), [1], "cannot be"),
+        ("runs.json", ("curve_log_snr", "drawn"), "lineal", "unknown schedule 'lineal'"),
+        ("runs.json", ("curve_log_snr", "workdirs"), [3], "workdirs is damaged"),
+    ],
+)
 def test_damage_is_named_in_one_line(tmp_path, name, keys, value, said):
     make(tmp_path, **LEAN)
     damaged(tmp_path / name, *keys, value=value)
@@ -735,7 +939,7 @@ def test_a_damaged_evaluation_is_named_and_costs_itself_alone(tmp_path):
     path = tmp_path / "evaluations" / "curve_log_snr" / "seed0" / "evaluation.json"
     damaged(path, "profile", "v", value=[1.0])
     found = results.read(tmp_path)
-    said, = [reason for reason in found.runs["curve_log_snr"]["evaluations"].values() if reason]
+    (said,) = [reason for reason in found.runs["curve_log_snr"]["evaluations"].values() if reason]
     assert "log_snr, eps and v of its profile must be as many numbers each" in said
     assert [len(each) for each in found.evaluations.values()] == [2, *[3] * (len(found.runs) - 1)]
 
@@ -764,8 +968,12 @@ def test_a_preview_that_is_missing_or_damaged_is_an_empty_cell(tmp_path, monkeyp
     monkeypatch.setattr(plots, "png", lambda figure: drawn.append([text.get_text() for text in figure.axes[0].texts]))
     comparison = results.read(tmp_path)
     (condition,), names = comparison.conditions, comparison.schedules
-    plots.strips(comparison, [str(condition)], names, {
-        (0, column): (condition, results.Task(name, "ddim", "trailing", 5)) for column, name in enumerate(names)})  # fmt: skip
+    plots.strips(
+        comparison,
+        [str(condition)],
+        names,
+        {(0, column): (condition, results.Task(name, "ddim", "trailing", 5)) for column, name in enumerate(names)},
+    )
     assert drawn == [["not there", "cannot be read"]]
 
 
@@ -785,19 +993,33 @@ def test_the_command_line_says_it_in_one_line(tmp_path, capsys):
 
 # -- the document
 
+
 def test_markdown_is_escaped_at_the_start_of_a_line_too():
-    text = "\n\n".join(block.markdown("p") for block in [
-        html.Text("- no list"), html.Text("1. nor this"), html.Text("# no heading\n\nin one line"),
-        html.Code("```\ncode"),
-    ])  # fmt: skip
+    text = "\n\n".join(
+        block.markdown("p")
+        for block in [
+            html.Text("- no list"),
+            html.Text("1. nor this"),
+            html.Text("# no heading\n\nin one line"),
+            html.Code("```\ncode"),
+        ]
+    )
     assert text.split("\n\n") == ["\\- no list", "1\\. nor this", "\\# no heading in one line", "````\n```\ncode\n````"]
 
 
-@pytest.mark.parametrize("text, written", [
-    ("log_snr 8.84 train[:90%] 2 < 3 & 4", None), ("_a_ b_", r"\_a\_ b\_"), ("a__b __c__", r"a__b \_\_c\_\_"),
-    ("*a* `b` ~c~ $d$", r"\*a\* \`b\` \~c\~ \$d\$"), ("[a](b) [c]: d", r"[a\](b) [c\]: d"), (r"a\b \* \ ", r"a\b \\\* \\"),
-    ("<b> &amp; a<b", "&lt;b> &amp;amp; a&lt;b"), ("a|b", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, written",
+    [
+        ("log_snr 8.84 train[:90%] 2 < 3 & 4", None),
+        ("_a_ b_", r"\_a\_ b\_"),
+        ("a__b __c__", r"a__b \_\_c\_\_"),
+        ("*a* `b` ~c~ $d$", r"\*a\* \`b\` \~c\~ \$d\$"),
+        ("[a](b) [c]: d", r"[a\](b) [c\]: d"),
+        (r"a\b \* \ ", r"a\b \\\* \\"),
+        ("<b> &amp; a<b", "&lt;b> &amp;amp; a&lt;b"),
+        ("a|b", None),
+    ],
+)
 def test_only_markup_is_escaped(text, written):
     assert html.Text(text).markdown("p") == (text if written is None else written)
 

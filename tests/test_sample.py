@@ -20,17 +20,30 @@ from noisesched.runs.workdir import Workdir
 from noisesched.training import step as training_step
 
 ASKED = sample.Request(
-    schedules=("cosine",), steps=(3,), methods=("ddim",), spacing="trailing", num_images=5, seed=0, parameters="ema",
-    checkpoint=None, translation=None, labels=(), guidances=("none",), out="",
-)  # fmt: skip
+    schedules=("cosine",),
+    steps=(3,),
+    methods=("ddim",),
+    spacing="trailing",
+    num_images=5,
+    seed=0,
+    parameters="ema",
+    checkpoint=None,
+    translation=None,
+    labels=(),
+    guidances=("none",),
+    out="",
+)
 KINDS = {
     "plain": {},
     "classes": {"model.num_classes": 3},
     "never": {"model.num_classes": 3, "model.label_dropout": 0.0},
     "linear": {"schedule": "linear"},
-    "table": {"schedule": "discrete(linear,num_steps=100)", "conditioning.kind": "timestep",
-              "conditioning.table": "discrete(linear,num_steps=100)"},
-}  # fmt: skip
+    "table": {
+        "schedule": "discrete(linear,num_steps=100)",
+        "conditioning.kind": "timestep",
+        "conditioning.table": "discrete(linear,num_steps=100)",
+    },
+}
 
 
 def shapes(config):
@@ -101,10 +114,20 @@ def test_files_of_one_combination(runs, sampled, tmp_path):
     np.testing.assert_allclose(levels[1:], np.asarray(schedules.levels(schedules.make("zero_terminal(scaled_linear)"), 3))[1:])
     assert settings.pop("seconds") > 0
     assert settings == {
-        "workdir": runs["plain"], "checkpoint": 20, "parameters": "ema", "schedule": "zero_terminal(scaled_linear)", "steps": 3,
-        "spacing": "trailing", "method": "heun", "guidance": "none", "network_calls": 5, "num_images": 5, "seed": 0,
-        "translation": None, "labels": None,
-    }  # fmt: skip
+        "workdir": runs["plain"],
+        "checkpoint": 20,
+        "parameters": "ema",
+        "schedule": "zero_terminal(scaled_linear)",
+        "steps": 3,
+        "spacing": "trailing",
+        "method": "heun",
+        "guidance": "none",
+        "network_calls": 5,
+        "num_images": 5,
+        "seed": 0,
+        "translation": None,
+        "labels": None,
+    }
     assert lines[-1] == f"1 x 5 images of step 20 in {out}"
 
 
@@ -127,9 +150,20 @@ def test_several_combinations(sampled, tmp_path):
 
 
 def test_folder_names_differ_where_specs_do():
-    texts = ["shifted(cosine, by=-2)", "shifted(cosine, by=2)", "shifted(cosine, by=0.2)", "cosine", "a" * 300, "a" * 301,
-             "shifted(cosine, -2)", "shifted(cosine, 2)", "piecewise([4, 2, -4])", "piecewise([4, -2, -4])",
-             "f(g(1), 2)", "f(g(1, 2))"]  # fmt: skip
+    texts = [
+        "shifted(cosine, by=-2)",
+        "shifted(cosine, by=2)",
+        "shifted(cosine, by=0.2)",
+        "cosine",
+        "a" * 300,
+        "a" * 301,
+        "shifted(cosine, -2)",
+        "shifted(cosine, 2)",
+        "piecewise([4, 2, -4])",
+        "piecewise([4, -2, -4])",
+        "f(g(1), 2)",
+        "f(g(1, 2))",
+    ]
     names = [sample.slug(text, "ddim", 2) for text in texts]
     assert len(set(names)) == len(names) and max(map(len, names)) < 100 and not any(set(name) & set("/\\ ()") for name in names)
 
@@ -256,20 +290,26 @@ def test_notes_are_printed(sampled):
 # -- what is refused, before anything is made
 
 
-@pytest.mark.parametrize(("kind", "changes", "message"), [
-    ("plain", {"schedules": ("cosine", "kosine")}, "did you mean 'cosine'"),
-    ("plain", {"schedules": ("discrete(linear)",), "steps": (2000,)}, "choose 1 to 1000"),
-    ("plain", {"methods": ("dim",)}, "did you mean 'ddim'"),
-    ("plain", {"methods": ("ddim(etta=1)",)}, "ddim takes (eta=0.0)"),
-    ("plain", {"checkpoint": 11}, "holds no checkpoint of step 11 (complete: 10, 20)"),
-    ("plain", {"labels": (1,)}, "this network was trained without classes"),
-    ("classes", {"labels": (1, 4)}, "label 4: choose 0 to 2, or 3 for no label"),
-    ("plain", {"guidances": ("cfg(3)",)}, "guidance 'cfg(3)' needs a network's answer with and without a label; this one was "
-                                          "trained without classes"),
-    ("never", {"guidances": ("cfg(3)",)}, "this one never went without its label (label_dropout=0)"),
-    ("classes", {"guidances": ("cgf(3)",)}, "did you mean 'cfg'"),
-    ("plain", {"translation": "nearest"}, "is for networks told a timestep; this one is told log_snr"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("plain", {"schedules": ("cosine", "kosine")}, "did you mean 'cosine'"),
+        ("plain", {"schedules": ("discrete(linear)",), "steps": (2000,)}, "choose 1 to 1000"),
+        ("plain", {"methods": ("dim",)}, "did you mean 'ddim'"),
+        ("plain", {"methods": ("ddim(etta=1)",)}, "ddim takes (eta=0.0)"),
+        ("plain", {"checkpoint": 11}, "holds no checkpoint of step 11 (complete: 10, 20)"),
+        ("plain", {"labels": (1,)}, "this network was trained without classes"),
+        ("classes", {"labels": (1, 4)}, "label 4: choose 0 to 2, or 3 for no label"),
+        (
+            "plain",
+            {"guidances": ("cfg(3)",)},
+            "guidance 'cfg(3)' needs a network's answer with and without a label; this one was trained without classes",
+        ),
+        ("never", {"guidances": ("cfg(3)",)}, "this one never went without its label (label_dropout=0)"),
+        ("classes", {"guidances": ("cgf(3)",)}, "did you mean 'cfg'"),
+        ("plain", {"translation": "nearest"}, "is for networks told a timestep; this one is told log_snr"),
+    ],
+)
 def test_refused_in_one_line(sampled, tmp_path, kind, changes, message):
     with pytest.raises(ValueError) as refused:
         sampled(kind, **changes)

@@ -40,6 +40,7 @@ def run(text, denoise, z, log_snrs, seed=1):
 
 # -- where they end
 
+
 @every_method
 @pytest.mark.parametrize("schedule", ["cosine", "zero_terminal(scaled_linear)", "flow", "karras"])
 def test_gaussian_mean_and_variance(text, schedule):
@@ -59,6 +60,7 @@ def test_mixture_weights_and_modes(text):
 
 
 # -- how fast: order of convergence to the closed form of the ODE, in float64
+
 
 def ode_error(method, n, ends):
     """Largest error at the last level, where the ODE's exact solution for a Gaussian is linear in z."""
@@ -145,6 +147,7 @@ def test_dpmpp_2m_is_the_papers_algorithm_2():
 
 # -- that nothing is ever infinite
 
+
 @every_method
 @pytest.mark.parametrize("prediction", ["x", "v"])
 @pytest.mark.parametrize("log_snrs", [[-np.inf], [-np.inf, 30.0], [-np.inf, -80.0, -20.0, 0.0, 30.0], [-20.0, -19.0, 30.0]])
@@ -166,6 +169,7 @@ def test_finite_to_a_level_without_noise(text):
 
 
 # -- the interface
+
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
 @every_method
@@ -207,8 +211,11 @@ def test_an_image_does_not_depend_on_its_batch(text):
 
 def test_arguments_of_another_kind_are_refused():
     levels_ = levels(make("cosine"), 3)
-    for key, z, says in ((0, jnp.ones(2), "PRNG key"), (jax.random.key(0), jnp.ones(2, int), "floating"),
-                         (jax.random.key(0), jnp.ones(()), "floating")):  # fmt: skip
+    for key, z, says in (
+        (0, jnp.ones(2), "PRNG key"),
+        (jax.random.key(0), jnp.ones(2, int), "floating"),
+        (jax.random.key(0), jnp.ones(()), "floating"),
+    ):
         with pytest.raises(ValueError, match=says):
             sample(gaussian, key, z, levels_)
 
@@ -241,11 +248,19 @@ def test_churn_interval_is_in_log_snr():
     assert jnp.abs(run("heun(churn=20, churn_from=-1, churn_to=1)", mixture, z, log_snrs) - quiet).max() > 1e-3
 
 
-@pytest.mark.parametrize("text, says", [
-    ("euler_b", "known: ancestral, ddim, dpmpp_2m, euler, heun"), ("ddim(noise=1)", "ddim takes (eta=0.0)"),
-    ("dpmpp_2m(eta=1)", "no parameters"), ("ddim(eta=5)", "from 0 to 1"), ("heun(churn=-5)", "from 0"),
-    ("ddim(eta=inf)", "from 0 to 1"), ("ancestral(variance=3)", "from 0 to 1"), ("ddim(1)", "name its options"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("euler_b", "known: ancestral, ddim, dpmpp_2m, euler, heun"),
+        ("ddim(noise=1)", "ddim takes (eta=0.0)"),
+        ("dpmpp_2m(eta=1)", "no parameters"),
+        ("ddim(eta=5)", "from 0 to 1"),
+        ("heun(churn=-5)", "from 0"),
+        ("ddim(eta=inf)", "from 0 to 1"),
+        ("ancestral(variance=3)", "from 0 to 1"),
+        ("ddim(1)", "name its options"),
+    ],
+)
 def test_bad_methods(text, says):
     with pytest.raises(ValueError) as error:
         parse(text)

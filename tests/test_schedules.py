@@ -24,6 +24,7 @@ def in_float64(schedule, u):
 
 # -- properties of all
 
+
 @every_schedule
 def test_decreasing_and_never_nan(text):
     log_snr = np.asarray(make(text)(np.linspace(0, 1, 2001)), np.float64)
@@ -48,7 +49,8 @@ def test_prints_as_the_spec_that_makes_it(text):
 
 def test_numbers_that_are_equal_print_as_they_were_given():
     assert [str(schedules.make(f"flow(shift={shift})")) for shift in ("3", "3.0", "3")] == [
-        f"flow(shift={shift})" for shift in ("3", "3.0", "3")]  # fmt: skip
+        f"flow(shift={shift})" for shift in ("3", "3.0", "3")
+    ]
     schedules.make("discrete(linear, zero_terminal=True)")
     with pytest.raises(ValueError, match="zero_terminal must be True or False; got 1"):
         schedules.make("discrete(linear, zero_terminal=1)")
@@ -176,6 +178,7 @@ def test_training_densities_draw_what_they_say():
 
 # -- wrappers
 
+
 @pytest.mark.parametrize("inside", ["linear", "scaled_linear", "constant", "karras", "uniform_log_snr", "quadratic"])
 def test_zero_terminal(inside):
     schedule, wrapped = make(inside), make(f"zero_terminal({inside})")
@@ -219,8 +222,9 @@ def test_zero_terminal_snr(inside):
 def test_zero_terminal_snr_changes_less_than_the_linear_rescaling(inside):
     """At every position, near the end too; and h above the end by log(1 - e^-h), if the clean end is clean."""
     u = np.concatenate([np.linspace(1e-4, 1, 2000, endpoint=False), 1 - 10.0 ** np.arange(-7.0, -3)])
-    plain, by_snr, linearly = (in_float64(make(text.format(inside)), u) for text in (
-        "{}", "zero_terminal_snr({})", "zero_terminal({})"))  # fmt: skip
+    plain, by_snr, linearly = (
+        in_float64(make(text.format(inside)), u) for text in ("{}", "zero_terminal_snr({})", "zero_terminal({})")
+    )
     assert (by_snr <= plain + 1e-8).all() and (by_snr >= linearly - 1e-8).all()
     assert (by_snr > linearly + 0.01).any()
     if inside != "uniform_log_snr(1, -1)":
@@ -330,9 +334,16 @@ def test_with_zero_terminal_of_options_without_a_name():
 
 # -- variance-exploding processes
 
+
 def test_terminal_sigma_ve():
-    expected = {"karras": 80, "karras(sigma_max=7)": 7, f"shifted(karras, by={2 * math.log(2)})": 40, "sigmas([80, 5, 0.1])": 80,
-                "discrete(karras, num_steps=20)": 80, "truncated(karras, log_snr_min=0, log_snr_max=5)": 1}  # fmt: skip
+    expected = {
+        "karras": 80,
+        "karras(sigma_max=7)": 7,
+        f"shifted(karras, by={2 * math.log(2)})": 40,
+        "sigmas([80, 5, 0.1])": 80,
+        "discrete(karras, num_steps=20)": 80,
+        "truncated(karras, log_snr_min=0, log_snr_max=5)": 1,
+    }
     for text, sigma_ve in expected.items():
         assert schedules.terminal_sigma_ve(text) == pytest.approx(sigma_ve, rel=1e-5), text
     for text in (*EXAMPLES.values(), "zero_terminal(karras)", "sigmas([inf, 5, 0.1])", "sigmas([80, 5], zero_terminal=True)"):
@@ -426,43 +437,78 @@ def test_sigmas_are_their_levels(tmp_path):
 
 # -- bad specs: one line each, naming the choices
 
-@pytest.mark.parametrize("text, says", [
-    ("cosin", "did you mean 'cosine'"), ("foo", "known: betas, cauchy, constant"), ("cosine(t=3)", "cosine takes (s=0.008)"),
-    ("linear(beta_min=-5)", "does not decrease"), ("karras(sigma_min=90)", "does not decrease"),
-    ("piecewise([1, 2])", "does not decrease"), ("piecewise([1])", "two or more"), ("piecewise([1, -inf])", "finite"),
-    ("piecewise('/nowhere')", "cannot read numbers"), ("piecewise(3)", "two or more"), ("shifted(cosine)", "either by="),
-    ("shifted(cosine, by=1, image_size=2)", "either by="), ("zero_terminal", "missing a required argument: 'schedule'"),
-    ("zero_terminal(3)", "must be a schedule"), ("zero_terminal_snr(discrete(linear))", "cannot be wrapped"),
-    ("discrete(linear, zero_terminal=True, zero_terminal_snr=True)", "choose one"),
-    ("cosine(cosine)", "cannot be a schedule"), ("flow(shift=0)", "flow(shift=0)"),
-    ("shifted(discrete(linear), by=-1)", "cannot be wrapped"),
-    ("truncated(cosine, 3, 1)", "must be below"), ("discrete(linear, num_steps=0)", "whole number"),
-    ("discrete(linear, foo=1)", "linear takes"), ("linear('a')", "linear('a')"),
-    ("linear(beta_max=nan)", "beta_max must be a finite number; got nan"),
-    ("zero_terminal(nope)", "unknown schedule 'nope'"), ("uniform_log_snr(5, 5)", "does not decrease"),
-    ("betas([0.1])", "2 to 100000 numbers"), ("betas([])", "2 to 100000 numbers"), ("betas([0.1, 1.5])", "betas lie in"),
-    ("betas([0.1, 'a'])", "a list of numbers"), ("betas(0.1)", "a list of numbers"), ("betas([0.1, nan])", "betas lie in"),
-    ("betas([0.1, [0.2]])", "a list of numbers"), ("betas('/nowhere')", "cannot read numbers"),
-    ("sigmas([1, 2])", "sigmas fall"), ("sigmas([2, 2, 1])", "sigmas fall"), ("sigmas([2, 1, -1])", "sigmas fall"),
-    ("sigmas([nan, 1])", "sigmas fall"), ("sigmas([1, 0])", "does not decrease"),
-    ("shifted(sigmas([2, 1]), by=1)", "cannot be wrapped"),
-    ("discrete(cosine(s=0.01), s=3)", "belong inside the spec"), ("quadratic(True, cosine)", "cannot be a schedule"),
-    ("discrete(linear, num_steps=1)", "num_steps is a whole number from 2 up to 100000; got 1"),
-    ("shifted(cosine, by=nan)", "by must be a finite number; got nan"),
-    ("shifted(linear, inf)", "by must be a finite number; got inf"), ("shifted(cosine, by='a')", "by cannot be a text; got 'a'"),
-    ("shifted(cosine, image_size=0)", "image_size and base are pixels, above 0; got 0 and 64"),
-])  # fmt: skip
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("cosin", "did you mean 'cosine'"),
+        ("foo", "known: betas, cauchy, constant"),
+        ("cosine(t=3)", "cosine takes (s=0.008)"),
+        ("linear(beta_min=-5)", "does not decrease"),
+        ("karras(sigma_min=90)", "does not decrease"),
+        ("piecewise([1, 2])", "does not decrease"),
+        ("piecewise([1])", "two or more"),
+        ("piecewise([1, -inf])", "finite"),
+        ("piecewise('/nowhere')", "cannot read numbers"),
+        ("piecewise(3)", "two or more"),
+        ("shifted(cosine)", "either by="),
+        ("shifted(cosine, by=1, image_size=2)", "either by="),
+        ("zero_terminal", "missing a required argument: 'schedule'"),
+        ("zero_terminal(3)", "must be a schedule"),
+        ("zero_terminal_snr(discrete(linear))", "cannot be wrapped"),
+        ("discrete(linear, zero_terminal=True, zero_terminal_snr=True)", "choose one"),
+        ("cosine(cosine)", "cannot be a schedule"),
+        ("flow(shift=0)", "flow(shift=0)"),
+        ("shifted(discrete(linear), by=-1)", "cannot be wrapped"),
+        ("truncated(cosine, 3, 1)", "must be below"),
+        ("discrete(linear, num_steps=0)", "whole number"),
+        ("discrete(linear, foo=1)", "linear takes"),
+        ("linear('a')", "linear('a')"),
+        ("linear(beta_max=nan)", "beta_max must be a finite number; got nan"),
+        ("zero_terminal(nope)", "unknown schedule 'nope'"),
+        ("uniform_log_snr(5, 5)", "does not decrease"),
+        ("betas([0.1])", "2 to 100000 numbers"),
+        ("betas([])", "2 to 100000 numbers"),
+        ("betas([0.1, 1.5])", "betas lie in"),
+        ("betas([0.1, 'a'])", "a list of numbers"),
+        ("betas(0.1)", "a list of numbers"),
+        ("betas([0.1, nan])", "betas lie in"),
+        ("betas([0.1, [0.2]])", "a list of numbers"),
+        ("betas('/nowhere')", "cannot read numbers"),
+        ("sigmas([1, 2])", "sigmas fall"),
+        ("sigmas([2, 2, 1])", "sigmas fall"),
+        ("sigmas([2, 1, -1])", "sigmas fall"),
+        ("sigmas([nan, 1])", "sigmas fall"),
+        ("sigmas([1, 0])", "does not decrease"),
+        ("shifted(sigmas([2, 1]), by=1)", "cannot be wrapped"),
+        ("discrete(cosine(s=0.01), s=3)", "belong inside the spec"),
+        ("quadratic(True, cosine)", "cannot be a schedule"),
+        ("discrete(linear, num_steps=1)", "num_steps is a whole number from 2 up to 100000; got 1"),
+        ("shifted(cosine, by=nan)", "by must be a finite number; got nan"),
+        ("shifted(linear, inf)", "by must be a finite number; got inf"),
+        ("shifted(cosine, by='a')", "by cannot be a text; got 'a'"),
+        ("shifted(cosine, image_size=0)", "image_size and base are pixels, above 0; got 0 and 64"),
+    ],
+)
 def test_bad_specs(text, says):
     with pytest.raises(ValueError) as error:
         make(text)
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "content", "reason"), [
-    ("levels.txt", None, "Is a directory"), ("levels.npy", None, "Is a directory"), ("levels.txt", b"3 two 1", "'two'"),
-    ("levels.npy", b"3 2 1", "magic string"), ("levels.npy", b"", "magic string"), ("levels.txt", b"\xff\xfe", "decode"),
-    ("levels.npy", np.array([2j, 1j]), "complex128"), ("levels.npy", np.array([None]), "Object arrays"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("levels.txt", None, "Is a directory"),
+        ("levels.npy", None, "Is a directory"),
+        ("levels.txt", b"3 two 1", "'two'"),
+        ("levels.npy", b"3 2 1", "magic string"),
+        ("levels.npy", b"", "magic string"),
+        ("levels.txt", b"\xff\xfe", "decode"),
+        ("levels.npy", np.array([2j, 1j]), "complex128"),
+        ("levels.npy", np.array([None]), "Object arrays"),
+    ],
+)
 def test_bad_files(tmp_path, name, content, reason):
     path = tmp_path / name
     if content is None:
@@ -487,6 +533,7 @@ def test_bad_numbers_of_levels(n):
 
 
 # -- what popular texts get wrong
+
 
 def test_popular_sigmoids_are_wrong():
     """S(-a + 2 a u), normalised by its start, rises to 20 and has negative betas; S(a - 2 a u) is linear log-SNR and leaks."""
@@ -519,6 +566,7 @@ def test_terminal_snrs_of_the_continuous_schedules():
 
 
 # -- unevenness
+
 
 def test_unevenness_of_the_uniform_schedule_is_zero_and_of_plain_cosine_its_closed_form():
     assert unevenness("uniform_log_snr(log_snr_max=20, log_snr_min=-20)") < 1e-5

@@ -16,9 +16,17 @@ from noisesched.training import step as training_step
 
 STEPS, BATCH, SIZE, CLASSES = 4, 32, 4, 3
 # Everything that could depend on the position of an example in the batch: dropout, labels and their dropout.
-CHANGES = {"data.image_size": SIZE, "model.dropout": 0.2, "model.num_classes": CLASSES, "model.label_dropout": 0.3,
-           "training.batch_size": BATCH, "training.num_steps": STEPS, "training.checkpoint_every": STEPS,
-           "training.log_every": STEPS, "training.ema_decay": 0.9}  # fmt: skip
+CHANGES = {
+    "data.image_size": SIZE,
+    "model.dropout": 0.2,
+    "model.num_classes": CLASSES,
+    "model.label_dropout": 0.3,
+    "training.batch_size": BATCH,
+    "training.num_steps": STEPS,
+    "training.checkpoint_every": STEPS,
+    "training.log_every": STEPS,
+    "training.ema_decay": 0.9,
+}
 
 
 MERGE, MAKE_OPTIMIZER, MAKE_LOSS = denoiser.merge, training_step.make_optimizer, training_step.make_loss
@@ -56,9 +64,14 @@ def initial(params):
 
 def batches():
     random = np.random.default_rng(0)
-    return [{"image": random.integers(0, 256, (BATCH, SIZE, SIZE, 1), np.uint8),
-             "label": random.integers(0, CLASSES, BATCH, np.int32), "index": np.arange(BATCH, dtype=np.int32)}
-            for _ in range(STEPS)]  # fmt: skip
+    return [
+        {
+            "image": random.integers(0, 256, (BATCH, SIZE, SIZE, 1), np.uint8),
+            "label": random.integers(0, CLASSES, BATCH, np.int32),
+            "index": np.arange(BATCH, dtype=np.int32),
+        }
+        for _ in range(STEPS)
+    ]
 
 
 def dispatched(step, state, kind, num_devices, chunk):
@@ -126,13 +139,22 @@ def wanted(tiny_step):
     return simple(tiny_step(), initial(TinyNetwork.initial()))
 
 
-@pytest.mark.parametrize(("kind", "devices", "accumulate", "chunk"), [
-    ("pmap", 1, 1, 1), ("pmap", 8, 1, 1), ("jit", 1, 1, 1), ("jit", 8, 1, 1), ("jit", 8, 4, 1), ("pmap", 8, 2, 2),
-    ("jit", 8, 1, 4), ("pmap", 1, 4, 1), ("fsdp", 8, 2, 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "devices", "accumulate", "chunk"),
+    [
+        ("pmap", 1, 1, 1),
+        ("pmap", 8, 1, 1),
+        ("jit", 1, 1, 1),
+        ("jit", 8, 1, 1),
+        ("jit", 8, 4, 1),
+        ("pmap", 8, 2, 2),
+        ("jit", 8, 1, 4),
+        ("pmap", 1, 4, 1),
+        ("fsdp", 8, 2, 2),
+    ],
+)
 def test_same_numbers_and_one_compilation(tiny_step, wanted, kind, devices, accumulate, chunk):
-    metrics, state, traces, compilations = dispatched(
-        tiny_step(accumulate), initial(TinyNetwork.initial()), kind, devices, chunk)  # fmt: skip
+    metrics, state, traces, compilations = dispatched(tiny_step(accumulate), initial(TinyNetwork.initial()), kind, devices, chunk)
     assert_same((metrics, state), wanted)
     # The first state comes from a single device and later ones from the step, donated: no reason to compile it again.
     assert traces == chunk and compilations == 0
@@ -140,6 +162,7 @@ def test_same_numbers_and_one_compilation(tiny_step, wanted, kind, devices, accu
 
 def poisoned(config, definition):
     """The loss, each example's multiplied by a number of the batch: NaN spoils it and its gradient."""
+
     def loss(params, batch, key):
         _, (losses, log_snr) = MAKE_LOSS(config, definition)(params, batch, key)
         return (losses * batch["poison"]).mean(), (losses * batch["poison"], log_snr)
@@ -147,9 +170,10 @@ def poisoned(config, definition):
     return loss
 
 
-@pytest.mark.parametrize(("kind", "devices", "accumulate", "chunk", "bad"), [
-    ("pmap", 8, 2, 1, (0, 2)), ("jit", 8, 1, 2, (2, 3)), ("pmap", 1, 1, 2, (1,)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "devices", "accumulate", "chunk", "bad"),
+    [("pmap", 8, 2, 1, (0, 2)), ("jit", 8, 1, 2, (2, 3)), ("pmap", 1, 1, 2, (1,))],
+)
 def test_a_skipped_update_changes_nothing(small, monkeypatch, kind, devices, accumulate, chunk, bad):
     """One example of one device spoils a step: all that is left of it is that it counts. Bit for bit what the same compiled step
     makes of the other batches alone; where a dispatch mixes good and bad steps, the same to float tolerance."""

@@ -5,18 +5,46 @@ import pytest
 from noisesched import spec
 
 
-@pytest.mark.parametrize("text", [
-    "cosine", "cosine(s=0.01)", "piecewise([12, -3.5, -inf])", "shifted(zero_terminal(linear(beta_min=0.2)), by=-1.5)",
-    "f('text', None, True, [[1], [2]])", "g([])",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cosine",
+        "cosine(s=0.01)",
+        "piecewise([12, -3.5, -inf])",
+        "shifted(zero_terminal(linear(beta_min=0.2)), by=-1.5)",
+        "f('text', None, True, [[1], [2]])",
+        "g([])",
+    ],
+)
 def test_round_trip(text):
     assert str(spec.parse(text)) == text and spec.parse(str(spec.parse(text))) == spec.parse(text)
 
 
-@pytest.mark.parametrize("text", [
-    "", "cosine(", "a.b", "a + b", "f(x=1, x=2)", "f(**{})", "f(lambda: 1)", "f(1 + 2)", "f(x for x in y)", "1", "'cosine'",
-    "f(-'a')", "f({1: 2})", "f(g.h)", "__import__('os').system('true')", "(" * 300 + ")" * 300, "f(" * 5000, 7, "a\x00b", "f(*a)",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "cosine(",
+        "a.b",
+        "a + b",
+        "f(x=1, x=2)",
+        "f(**{})",
+        "f(lambda: 1)",
+        "f(1 + 2)",
+        "f(x for x in y)",
+        "1",
+        "'cosine'",
+        "f(-'a')",
+        "f({1: 2})",
+        "f(g.h)",
+        "__import__('os').system('true')",
+        "(" * 300 + ")" * 300,
+        "f(" * 5000,
+        7,
+        "a\x00b",
+        "f(*a)",
+    ],
+)
 def test_refused_in_one_line(text):
     with pytest.raises(ValueError) as error:
         spec.parse(text)

@@ -13,10 +13,15 @@ EVERY = [*tables.PUBLISHED, "sigmoid", "flow", "karras", "zero_terminal(linear)"
 
 # -- published figures, recomputed
 
-@pytest.mark.parametrize("name, parameters, snr, root", [
-    ("linear", {}, 4.035993e-05, 0.006353), ("cosine", {}, 2.4288e-09, 4.928e-05),
-    ("scaled_linear", dict(beta_min=0.00085, beta_max=0.012), 0.004682, 0.068265),
-])  # fmt: skip
+
+@pytest.mark.parametrize(
+    "name, parameters, snr, root",
+    [
+        ("linear", {}, 4.035993e-05, 0.006353),
+        ("cosine", {}, 2.4288e-09, 4.928e-05),
+        ("scaled_linear", dict(beta_min=0.00085, beta_max=0.012), 0.004682, 0.068265),
+    ],
+)
 def test_terminal_values(name, parameters, snr, root):
     made = table(name, num_steps=1000, **parameters)
     assert made.snr[-1] == pytest.approx(snr, rel=2e-4) and made.sqrt_alpha_bar[-1] == pytest.approx(root, rel=1e-4)
@@ -48,6 +53,7 @@ def test_posterior_log_variance_starts_with_its_second_entry():
 
 
 # -- laws of every table
+
 
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("num_steps", [2, 50, 1000])
@@ -82,11 +88,16 @@ def test_a_spec_with_arguments_samples_the_curve():
     assert table("flow", num_steps=10).snr[-1] == 0
 
 
-@pytest.mark.parametrize("call, says", [
-    (lambda: table("linear", beta=3), "linear takes (beta_min"), (lambda: table("lin"), "unknown schedule"),
-    (lambda: table("linear", num_steps=0), "whole number"), (lambda: table("linear", beta_max=2.0), "betas lie in"),
-    (lambda: table("karras", rho=3), "belong inside the spec"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call, says",
+    [
+        (lambda: table("linear", beta=3), "linear takes (beta_min"),
+        (lambda: table("lin"), "unknown schedule"),
+        (lambda: table("linear", num_steps=0), "whole number"),
+        (lambda: table("linear", beta_max=2.0), "betas lie in"),
+        (lambda: table("karras", rho=3), "belong inside the spec"),
+    ],
+)
 def test_bad_tables(call, says):
     with pytest.raises(ValueError) as error:
         call()
@@ -94,6 +105,7 @@ def test_bad_tables(call, says):
 
 
 # -- discrete schedules: the staircase over a table
+
 
 @pytest.mark.parametrize("num_steps", [10, 50, 1000])
 def test_staircase_draws_every_step_alike_and_exactly(num_steps):
@@ -115,6 +127,7 @@ def test_levels_of_a_staircase_are_the_selected_steps(spacing):
 
 
 # -- step selection
+
 
 def test_published_selections():
     assert select_steps(1000, 10, "leading").tolist() == list(range(901, 0, -100))
@@ -139,8 +152,10 @@ def test_trailing_is_the_papers_formula():
         assert select_steps(1000, n, "trailing").tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("n, spacing, says", [(0, "trailing", "choose 1 to 10"), (11, "leading", "choose 1 to 10"),
-                                              (5, "tailing", "known: trailing, leading, linspace")])  # fmt: skip
+@pytest.mark.parametrize(
+    "n, spacing, says",
+    [(0, "trailing", "choose 1 to 10"), (11, "leading", "choose 1 to 10"), (5, "tailing", "known: trailing, leading, linspace")],
+)
 def test_bad_selections(n, spacing, says):
     with pytest.raises(ValueError, match=says):
         select_steps(10, n, spacing)

@@ -26,9 +26,7 @@ from noisesched.training import step as training_step
 # -- arithmetic
 
 
-@pytest.mark.parametrize(("decay", "middle", "end"), [
-    ("constant", 2e-3, 2e-3), ("linear", 1e-3, 0.0), ("cosine", 1e-3, 0.0),
-])  # fmt: skip
+@pytest.mark.parametrize(("decay", "middle", "end"), [("constant", 2e-3, 2e-3), ("linear", 1e-3, 0.0), ("cosine", 1e-3, 0.0)])
 def test_learning_rate(small, decay, middle, end):
     changes = {"optimizer.learning_rate": 2e-3, "optimizer.warmup_steps": 10, "optimizer.decay": decay, "training.num_steps": 110}
     rate = training_step.learning_rate(small(changes))
@@ -60,8 +58,9 @@ def test_clipping_is_of_the_global_norm(small, clip_norm, kept):
 
 def test_weight_decay_is_apart_from_the_gradient(small):
     """AdamW: with no gradient a parameter shrinks by learning rate x decay, which the adaptive scaling does not touch."""
-    optimizer = training_step.make_optimizer(small({
-        "optimizer.learning_rate": 0.1, "optimizer.warmup_steps": 0, "optimizer.weight_decay": 0.5}))  # fmt: skip
+    optimizer = training_step.make_optimizer(
+        small({"optimizer.learning_rate": 0.1, "optimizer.warmup_steps": 0, "optimizer.weight_decay": 0.5})
+    )
     params = {"a": jnp.array([2.0])}
     updates, _ = optimizer.update({"a": jnp.zeros(1)}, optimizer.init(params), params)
     np.testing.assert_allclose(updates["a"], -0.1 * 0.5 * 2.0, rtol=1e-6)
@@ -73,8 +72,11 @@ def steps(small):
     config = small({"training.ema_decay": 0.25})
     definition, state = training_step.init(config)
     step = jax.jit(lambda state, batch: training_step.make_step(config, definition)(state, batch, None))
-    batch = {"image": np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), np.uint8),
-             "label": np.zeros(16, np.int32), "index": np.arange(16, dtype=np.int32)}  # fmt: skip
+    batch = {
+        "image": np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), np.uint8),
+        "label": np.zeros(16, np.int32),
+        "index": np.arange(16, dtype=np.int32),
+    }
     states, metrics = [state], []
     for _ in range(4):
         state, results = step(state, batch)
@@ -276,9 +278,9 @@ def test_memory_is_the_devices_where_they_tell(monkeypatch):
     assert monitor.in_words(monitor.memory_in_use()) == "5 MiB of the device (peak 10)"
 
 
-@pytest.mark.parametrize(("start", "end", "steps", "first", "last"), [
-    (0, 100, 4, 10, 14), (30, 100, 4, 40, 44), (0, 12, 4, 8, 12), (8, 12, 9, 8, 12),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("start", "end", "steps", "first", "last"), [(0, 100, 4, 10, 14), (30, 100, 4, 40, 44), (0, 12, 4, 8, 12), (8, 12, 9, 8, 12)]
+)
 def test_profiled_steps(monkeypatch, start, end, steps, first, last):
     calls, now = [], []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda *given, **options: calls.append(now[-1]))
@@ -314,8 +316,13 @@ def test_another_config_is_refused(small, tmp_path):
 
 # -- runs, killed: the real command line
 
-LONG = {"training.num_steps": 160, "training.checkpoint_every": 4, "preview.every": 80, "model.num_classes": 10,
-        "data.flip": "true"}  # fmt: skip
+LONG = {
+    "training.num_steps": 160,
+    "training.checkpoint_every": 4,
+    "preview.every": 80,
+    "model.num_classes": 10,
+    "data.flip": "true",
+}
 
 
 def until(condition, process, timeout=100):
@@ -392,8 +399,13 @@ def test_faults_of_the_input(start, words, small, tmp_path):
     (file,) = (tmp_path / "digits" / "1.0.0").glob("digits-train*")
     content, workdir = file.read_bytes(), tmp_path / "run"
     # No end in sight, or the worker, which reads up to some seventy batches ahead, would be done and gone before the fault.
-    config = LONG | {"training.num_steps": 100_000, "training.checkpoint_every": 40, "preview.every": 0, "data.num_workers": "1",
-                     "data.data_dir": str(tmp_path)}  # fmt: skip
+    config = LONG | {
+        "training.num_steps": 100_000,
+        "training.checkpoint_every": 40,
+        "preview.every": 0,
+        "data.num_workers": "1",
+        "data.data_dir": str(tmp_path),
+    }
 
     def lines():
         return (workdir / "metrics.jsonl").read_bytes().count(b"\n") if (workdir / "metrics.jsonl").exists() else 0
@@ -406,8 +418,10 @@ def test_faults_of_the_input(start, words, small, tmp_path):
     def stopped(process, says):
         out, err = process.communicate(timeout=100)  # no hang: the input's own timeout is longer
         assert process.returncode == 1 and len(err.splitlines()) == 1, err
-        found = re.fullmatch(f"noisesched: error: data set 'digits', train: {says}; step ([0-9]+) is saved: the same command "
-                             "goes on from it", err.strip())  # fmt: skip
+        found = re.fullmatch(
+            f"noisesched: error: data set 'digits', train: {says}; step ([0-9]+) is saved: the same command goes on from it",
+            err.strip(),
+        )
         assert found, err
         assert saved(workdir, small(config))[0] == int(found[1]) > 0
         return int(found[1])
@@ -420,8 +434,9 @@ def test_faults_of_the_input(start, words, small, tmp_path):
     process = running()
     (worker,) = children(process)
     os.kill(worker, signal.SIGKILL)
-    second = stopped(process, f"an input worker process died .process {worker}, by signal 9, SIGKILL, as the system does when "
-                     "memory runs out.")  # fmt: skip
+    second = stopped(
+        process, f"an input worker process died .process {worker}, by signal 9, SIGKILL, as the system does when memory runs out."
+    )
     assert second > first
 
     process = running()
@@ -462,8 +477,14 @@ __main__.main(["train", "--config={config}", "--workdir=unused"])
 
 def test_reading_that_never_ends_does_not_keep_the_process(words, tmp_path):
     program = STUCK.format(config=words()[0].partition("=")[2])
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
-                          capture_output=True, timeout=100)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        text=True,
+        capture_output=True,
+        timeout=100,
+    )
     assert (done.returncode, done.stderr) == (1, "noisesched: error: nothing was read for 300 s\n")
 
 
@@ -503,5 +524,14 @@ def test_a_run_leaves_its_files(uninterrupted):
     assert names(uninterrupted / "checkpoints") == ["156", "160"]
     first, *_, last = read_metrics(uninterrupted / "metrics.jsonl")
     assert last["loss"] < 0.9 * first["loss"]
-    assert {"loss", "grad_norm", "learning_rate", "images_per_second", "input_wait", "step", "step_seconds", "process_bytes",
-            "process_bytes_peak"} == set(last)  # fmt: skip
+    assert {
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "images_per_second",
+        "input_wait",
+        "step",
+        "step_seconds",
+        "process_bytes",
+        "process_bytes_peak",
+    } == set(last)

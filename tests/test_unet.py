@@ -8,8 +8,19 @@ from flax import nnx
 
 from noisesched.models.unet import Attention, Block, Conv, GroupNorm, UNet, num_groups
 
-SMALL = dict(image_size=8, channels=2, width=8, multipliers=(1, 2), blocks=1, attention=(4,), heads=2, dropout=0.0,
-             features=6, num_classes=0, dtype=jnp.float32)  # fmt: skip
+SMALL = dict(
+    image_size=8,
+    channels=2,
+    width=8,
+    multipliers=(1, 2),
+    blocks=1,
+    attention=(4,),
+    heads=2,
+    dropout=0.0,
+    features=6,
+    num_classes=0,
+    dtype=jnp.float32,
+)
 
 
 def make(**changes):
@@ -61,12 +72,15 @@ def test_output_is_zero_at_initialisation_and_float32():
     assert not out.any()
 
 
-@pytest.mark.parametrize("changes, expected", [
-    # Measured on diffusers 0.42.1's UNet2DModel(resnet_time_scale_shift="scale_shift", attn_norm_num_groups=width, ...).
-    (dict(image_size=8, channels=1, width=24, multipliers=(1, 2, 2), attention=(), features=24), 633_649),
-    (dict(image_size=16, channels=1, width=32, multipliers=(1, 2), attention=(8,), features=32), 755_009),
-    (dict(image_size=32, channels=3, width=64, multipliers=(1, 2, 2), attention=(16,), features=64), 4_683_907),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        # Measured on diffusers 0.42.1's UNet2DModel(resnet_time_scale_shift="scale_shift", attn_norm_num_groups=width, ...).
+        (dict(image_size=8, channels=1, width=24, multipliers=(1, 2, 2), attention=(), features=24), 633_649),
+        (dict(image_size=16, channels=1, width=32, multipliers=(1, 2), attention=(8,), features=32), 755_009),
+        (dict(image_size=32, channels=3, width=64, multipliers=(1, 2, 2), attention=(16,), features=64), 4_683_907),
+    ],
+)
 def test_parameter_count_is_that_of_diffusers(changes, expected):
     abstract = jax.eval_shape(lambda: make(**changes))
     assert sum(leaf.size for leaf in jax.tree.leaves(abstract)) == expected
@@ -93,11 +107,14 @@ def test_any_size_that_the_levels_divide_works(image_size, multipliers):
     assert out.shape == z.shape and np.isfinite(out).all() and out.std() > 0
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(attention=(16,)), "attention at size 16, but the levels have sizes 8, 4"),
-    (dict(heads=3), "width 16 .* heads=3"),
-    (dict(dropout=1.0), r"dropout=1.0 is not in \[0, 1\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(attention=(16,)), "attention at size 16, but the levels have sizes 8, 4"),
+        (dict(heads=3), "width 16 .* heads=3"),
+        (dict(dropout=1.0), r"dropout=1.0 is not in \[0, 1\)"),
+    ],
+)
 def test_settings_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         make(**changes)
@@ -119,8 +136,9 @@ def test_convolution_of_tiny_images_is_the_convolution(height, width):
     x = jax.random.normal(jax.random.key(0), (2, height, width, 5))
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     kernel, bias = np.asarray(conv.kernel), np.asarray(conv.bias)
-    expected = [[np.einsum("brsc,rscd->bd", padded[:, i : i + 3, j : j + 3], kernel) + bias for j in range(width)]
-                for i in range(height)]  # fmt: skip
+    expected = [
+        [np.einsum("brsc,rscd->bd", padded[:, i : i + 3, j : j + 3], kernel) + bias for j in range(width)] for i in range(height)
+    ]
     np.testing.assert_allclose(conv(x), np.transpose(expected, (2, 0, 1, 3)), atol=1e-5)
 
 

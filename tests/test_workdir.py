@@ -100,8 +100,7 @@ def test_missing_config_says_what_to_give(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", b'{"a": 1', b'{"a": NaN}', b'{"a": -Infinity}', b"[1]", b'"x"', b"\xff{}", b"[" * 100_000],
+    "content", [b"", b'{"a": 1', b'{"a": NaN}', b'{"a": -Infinity}', b"[1]", b'"x"', b"\xff{}", b"[" * 100_000]
 )
 def test_damaged_config_is_one_clear_line(tmp_path, content):
     workdir = Workdir(tmp_path)
@@ -122,13 +121,13 @@ def test_differences_name_every_changed_setting():
     }
     assert differences(CONFIG, new) == [
         "empty: {} -> absent",
-        "extra.a.b: absent -> \"nan\"",
+        'extra.a.b: absent -> "nan"',
         'log_snr_range: ["-inf", "inf"] -> ["-inf", 10]',
         "model.multipliers: [1, 2, 2] -> [1, 2, 4]",
         "optimizer.clip: null -> 1.0",
         "optimizer.learning_rate: 0.001 -> 0.002",
         'schedule: "shifted(cosine, image_size=256)" -> "linear"',
-    ]  # fmt: skip
+    ]
     assert differences({"a": math.nan}, {"a": math.nan}) == []
 
 

@@ -78,14 +78,19 @@ def test_killed_in_the_middle_of_a_message(processes):
     with pytest.raises(workers.Fault) as fault:
         next(iterator)
     assert time.monotonic() - begin < 1
-    assert str(fault.value) == (f"an input worker process died (process {process.pid}, by signal 9, SIGKILL, as the system does "
-                                "when memory runs out)")  # fmt: skip
+    assert str(fault.value) == (
+        f"an input worker process died (process {process.pid}, by signal 9, SIGKILL, as the system does when memory runs out)"
+    )
 
 
-@pytest.mark.parametrize(("error", "says"), [
-    (ValueError("cannot read example 7\nand much more"), "cannot read example 7"), (MemoryError(), "out of memory"),
-    (SystemExit(3), "an input worker process died .process [0-9]+, exit code 0."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ValueError("cannot read example 7\nand much more"), "cannot read example 7"),
+        (MemoryError(), "out of memory"),
+        (SystemExit(3), "an input worker process died .process [0-9]+, exit code 0."),
+    ],
+)
 def test_errors_are_told_in_one_line(processes, error, says):
     iterator = processes(functools.partial(failing, error))
     assert next(iterator) == 0
@@ -95,11 +100,14 @@ def test_errors_are_told_in_one_line(processes, error, says):
 
 def test_processes_end_with_their_reader():
     """Killed, it leaves none behind."""
-    program = ("import functools, itertools, sys\nfrom noisesched.data import workers\nif __name__ == '__main__':\n"
-               "    it = workers.Processes([itertools.count, itertools.count])\n    next(it)\n"
-               "    print(*(p.pid for p in it._processes), flush=True)\n    sys.stdin.read()\n")  # fmt: skip
-    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, text=True, stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE) as reader:  # fmt: skip
+    program = (
+        "import functools, itertools, sys\nfrom noisesched.data import workers\nif __name__ == '__main__':\n"
+        "    it = workers.Processes([itertools.count, itertools.count])\n    next(it)\n"
+        "    print(*(p.pid for p in it._processes), flush=True)\n    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as reader:
         pids = [int(word) for word in reader.stdout.readline().split()]
         assert len(pids) == 2
         reader.kill()

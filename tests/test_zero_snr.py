@@ -52,6 +52,7 @@ def best(z, log_snr):
 
 # -- the mean of the data
 
+
 @pytest.mark.parametrize("batch", [2**22, 7 * 48])
 def test_the_average_of_each_class(monkeypatch, batch):
     monkeypatch.setattr(zero_snr, "BATCH", batch)
@@ -74,6 +75,7 @@ def test_the_average_of_each_class(monkeypatch, batch):
 
 
 # -- the last level
+
 
 @pytest.mark.parametrize("log_snr", [-math.inf, -6.0, 0.0, 2.0])
 def test_the_best_estimate_at_the_last_level(log_snr):
@@ -104,6 +106,7 @@ def test_the_last_level_is_measured_against_the_mean_of_the_class():
 
 # -- zero SNR
 
+
 def test_the_best_estimate_at_zero_snr_is_the_mean_whatever_the_noise():
     found = zero_snr.zero_snr(asking(best), IMAGES, ALL, EXACT)
     assert found.noises == 2 * zero_snr.PAIRS and found.reason is None
@@ -126,8 +129,12 @@ def test_what_few_noises_cause_is_not_taken_for_a_wrong_mean(num_classes):
     random, n, shape = np.random.default_rng(2), 32, (8, 8, 1)
     means = random.normal(size=(num_classes, *shape))
     classes = np.arange(n) % num_classes
-    found = [zero_snr.about_mean(means[classes] + 0.1 + 0.5 * random.normal(size=(n, *shape)), classes,
-                                 zero_snr.Average(means, 1.0, 1.0, n)) for _ in range(60)]  # fmt: skip
+    found = [
+        zero_snr.about_mean(
+            means[classes] + 0.1 + 0.5 * random.normal(size=(n, *shape)), classes, zero_snr.Average(means, 1.0, 1.0, n)
+        )
+        for _ in range(60)
+    ]
     squares = lambda name: np.mean([getattr(each, name) ** 2 for each in found])
     # As they are, mean answers lie 0.1^2 + num_classes * 0.5^2 / 32 off.
     assert squares("off_mean") == pytest.approx(0.1**2, abs=0.002)
@@ -150,6 +157,7 @@ def test_a_network_that_predicts_eps_has_no_answer():
 
 
 # -- networks that were trained
+
 
 class Small(nnx.Module):
     """Stands for the UNet, and learns in a second or two of the CPU."""
@@ -184,8 +192,17 @@ def trained(small, monkeypatch):
     jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the work here
 
     def made(schedule):
-        config = small({"schedule": schedule, "model.width": "16", "training.num_steps": "2000", "training.batch_size": "96",
-                        "optimizer.learning_rate": "3e-3", "optimizer.warmup_steps": "20", "training.ema_decay": "0.99"})
+        config = small(
+            {
+                "schedule": schedule,
+                "model.width": "16",
+                "training.num_steps": "2000",
+                "training.batch_size": "96",
+                "optimizer.learning_rate": "3e-3",
+                "optimizer.warmup_steps": "20",
+                "training.ema_decay": "0.99",
+            }
+        )
         definition, state = training_step.init(config)
         step, rows = training_step.make_step(config, definition), np.random.default_rng(0).integers(0, len(images), (2000, 96))
 

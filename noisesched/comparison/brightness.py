@@ -16,8 +16,12 @@ from noisesched.evaluation.image_stats import STATISTICS
 
 ACROSS = 3  # columns of a picture
 GUIDED = ("brightness_spread", "contrast", "saturation", "clipped")  # what guidance changes
-SAYS = {"recovered": "{} recovered", "undecided": "{} undecided",
-        "too few": "too few {} images", "too many": "too many {} images"}  # fmt: skip
+SAYS = {
+    "recovered": "{} recovered",
+    "undecided": "{} undecided",
+    "too few": "too few {} images",
+    "too many": "too many {} images",
+}
 
 
 def section(comparison, metric, pairs):
@@ -31,30 +35,50 @@ def section(comparison, metric, pairs):
     variants = list(dict.fromkeys(variant for _, variant in tasks))
     for first in range(0, len(variants), ACROSS):
         chosen = {place: task for place, task in tasks.items() if place[1] in variants[first : first + ACROSS]}
-        yield Picture(f"brightness_{first // ACROSS + 1}", histograms.distributions(comparison, chosen), (
-            f"How bright images are: outlines, samples, all seeds together; shaded, the real images, both halves together. "
-            f"{where(comparison, tasks)} No panel is higher than {histograms.HEADROOM} times the tallest shaded bar."))
-    yield table(comparison, [(condition, task) for (condition, _), task in tasks.items()],
-                f"{where(comparison, tasks)} {caption(comparison)}")  # fmt: skip
+        yield Picture(
+            f"brightness_{first // ACROSS + 1}",
+            histograms.distributions(comparison, chosen),
+            (
+                f"How bright images are: outlines, samples, all seeds together; shaded, the real images, both halves together. "
+                f"{where(comparison, tasks)} No panel is higher than {histograms.HEADROOM} times the tallest shaded bar."
+            ),
+        )
+    yield table(
+        comparison,
+        [(condition, task) for (condition, _), task in tasks.items()],
+        f"{where(comparison, tasks)} {caption(comparison)}",
+    )
     cells = [place for place in comparison.cells if comparison.appearances(*place)]
     if len(cells) > len(tasks):
         yield table(comparison, cells, caption(comparison), f"{every(len(cells), 'cell')}, what the images look like")
     if comparison.appearance["real"].get("brightness_spread") is not None and len(calls(comparison, tasks)) > 1:
         several = " Bands: one standard deviation over seeds." if len(comparison.seeds) > 1 else ""
-        yield Picture("brightness_spreads", histograms.spreads(comparison, tasks), (
-            f"The standard deviation of an image's brightness over images, against network calls. {under(comparison, tasks)} "
-            f"Gray dashes: the real images.{several}"))  # fmt: skip
+        yield Picture(
+            "brightness_spreads",
+            histograms.spreads(comparison, tasks),
+            (
+                f"The standard deviation of an image's brightness over images, against network calls. {under(comparison, tasks)} "
+                f"Gray dashes: the real images.{several}"
+            ),
+        )
     if guided := guidances(comparison):
         rows, columns, places = grid(comparison, guided)
-        yield Picture("guidance", heatmaps.guidance_maps(rows, columns, looks(comparison, metric, places)), (
-            "Guidance, and what it does to the images: mean over seeds. Darker is farther from the real images."))
+        yield Picture(
+            "guidance",
+            heatmaps.guidance_maps(rows, columns, looks(comparison, metric, places)),
+            ("Guidance, and what it does to the images: mean over seeds. Darker is farther from the real images."),
+        )
         across = {(column, row): place for (row, column), place in places.items()}
-        yield Picture("guided_images", plots.strips(comparison, columns, rows, across), (
-            "The same, guidances downwards: all start from the same noise. Not chosen: the first images of the first seeds."))
+        yield Picture(
+            "guided_images",
+            plots.strips(comparison, columns, rows, across),
+            ("The same, guidances downwards: all start from the same noise. Not chosen: the first images of the first seeds."),
+        )
         yield guidance_table(comparison, metric, guided)
 
 
 # -- which cells
+
 
 def shown(comparison):
     """{(condition, (method, spacing)): the task that stands for it}: under the schedule of training, or else the first.
@@ -79,8 +103,12 @@ def at_home(condition, tasks):
 
 def calls(comparison, tasks):
     """All numbers of calls at which any of some tasks was done."""
-    return {n for (condition, _), task in tasks.items() for n in comparison.calls
-            if comparison.appearances(condition, task._replace(calls=n))}  # fmt: skip
+    return {
+        n
+        for (condition, _), task in tasks.items()
+        for n in comparison.calls
+        if comparison.appearances(condition, task._replace(calls=n))
+    }
 
 
 def guidance(comparison, place):
@@ -135,6 +163,7 @@ def in_grid(comparison):
 
 # -- black and white
 
+
 def shares(comparison):
     """{name: (share among the real images, both halves together, its variance)} of the statistics that are such shares."""
     halves, found = [comparison.appearance[half] for half in ("real", "floor")], {}
@@ -183,15 +212,18 @@ def outcome(comparison, condition, task):
 
 # -- in words
 
+
 def rule(comparison):
     found, total = shares(comparison), sum(sum(each["histogram"]) for each in comparison.appearance.values())
     real = listed([f"{share:.1%} {name}" for name, (share, _) in found.items()])
     means = "; ".join(f"{name}: {STATISTICS[name].meaning}" for name in found)
-    return (f"Of the {total:,} real images, both halves together, {real} ({means}). A network recovers such images if the "
-            f"{results.CONFIDENCE:.0%} interval of the difference between its share and that holds 0: by the binomial error of "
-            "the real share (with two images more of either kind, Agresti and Coull) and, by Welch's t, the spread over training "
-            "seeds; of one seed, by the binomial error of its share. It is undecided where a network that made none would "
-            "pass, too.")
+    return (
+        f"Of the {total:,} real images, both halves together, {real} ({means}). A network recovers such images if the "
+        f"{results.CONFIDENCE:.0%} interval of the difference between its share and that holds 0: by the binomial error of "
+        "the real share (with two images more of either kind, Agresti and Coull) and, by Welch's t, the spread over training "
+        "seeds; of one seed, by the binomial error of its share. It is undecided where a network that made none would "
+        "pass, too."
+    )
 
 
 def recoveries(comparison, tasks):
@@ -216,8 +248,11 @@ def phrase(said):
 def extremes(comparison, tasks):
     """The networks of the least and the greatest spread of brightness."""
     real = comparison.appearance["real"].get("brightness_spread")
-    found = [(summary, f"{condition}{sampled(comparison, variant)}") for (condition, variant), task in tasks.items()
-             if (summary := comparison.look(condition, task, "brightness_spread"))]  # fmt: skip
+    found = [
+        (summary, f"{condition}{sampled(comparison, variant)}")
+        for (condition, variant), task in tasks.items()
+        if (summary := comparison.look(condition, task, "brightness_spread"))
+    ]
     if real is not None and found:
         found.sort(key=lambda each: each[0].mean)
         ends = " to ".join(f"{plus_minus(*summary[:2])} ({name})" for summary, name in (found[:1] + found[1:][-1:]))
@@ -230,10 +265,15 @@ def abstract(comparison):
     said = {place: {name: how for name, (how, _) in found.items() if how != "undecided"} for place, found in said.items()}
     said = {place: found for place, found in said.items() if found}  # of the others nothing can be told
     if said:
-        names = [f"{condition}{sampled(comparison, variant)}" for (condition, variant), found in said.items()
-                 if set(found.values()) == {"recovered"}]  # fmt: skip
-        text = (f"{listed(shares(comparison))} images come out as often as among the real ones from {len(names)} of "
-                f"{count(len(said), 'way')} to train and sample{f': {listed(names)}' if names else ''}.")  # fmt: skip
+        names = [
+            f"{condition}{sampled(comparison, variant)}"
+            for (condition, variant), found in said.items()
+            if set(found.values()) == {"recovered"}
+        ]
+        text = (
+            f"{listed(shares(comparison))} images come out as often as among the real ones from {len(names)} of "
+            f"{count(len(said), 'way')} to train and sample{f': {listed(names)}' if names else ''}."
+        )
         yield f"{text[0].upper()}{text[1:]}"
 
 
@@ -243,19 +283,27 @@ def limits(comparison):
         return
     total = sum(sum(each["histogram"]) for each in comparison.appearance.values())
     if found := shares(comparison):
-        rare = [f"{round(share * total):,} {name}, a share known to ± {2 * math.sqrt(variance):.1%}"
-                for name, (share, variance) in found.items()]  # fmt: skip
-        yield (f"Among {total:,} real images are {listed(rare)} (two standard errors): a smaller lack or excess is not "
-               "seen; of shares that are in truth the data's, about one in twenty is called too small or too large by chance."
-               + " One training seed: what another would change is in no verdict on brightness." * (len(comparison.seeds) == 1))
-        yield ("Whether black and white are recovered is said under one schedule and one number of calls for each network, those "
-               "of the picture; an image's mean pixel does not say what is to be seen in it.")  # fmt: skip
+        rare = [
+            f"{round(share * total):,} {name}, a share known to ± {2 * math.sqrt(variance):.1%}"
+            for name, (share, variance) in found.items()
+        ]
+        yield (
+            f"Among {total:,} real images are {listed(rare)} (two standard errors): a smaller lack or excess is not "
+            "seen; of shares that are in truth the data's, about one in twenty is called too small or too large by chance."
+            + " One training seed: what another would change is in no verdict on brightness."
+            * (len(comparison.seeds) == 1)
+        )
+        yield (
+            "Whether black and white are recovered is said under one schedule and one number of calls for each network, those "
+            "of the picture; an image's mean pixel does not say what is to be seen in it."
+        )
     silent = sum(not row.get("appearance") and not row["refused"] for row in comparison.rows)
     if silent:
         yield f"{count(silent, 'row')} of an earlier version without a description of the images: in no number on brightness."
 
 
 # -- tables
+
 
 def where(comparison, tasks):
     """Under which schedules, and at how many calls."""
@@ -265,14 +313,20 @@ def where(comparison, tasks):
 
 
 def under(comparison, tasks):
-    others = dict.fromkeys(f"{condition} under {task.schedule}" for (condition, _), task in tasks.items()
-                           if not results.own(condition.drawn, task.schedule))  # fmt: skip
+    others = dict.fromkeys(
+        f"{condition} under {task.schedule}"
+        for (condition, _), task in tasks.items()
+        if not results.own(condition.drawn, task.schedule)
+    )
     return f"Each network under the schedule that it was trained with{f', but {listed(others)}' if others else ''}."
 
 
 def caption(comparison):
-    means = "; ".join(f"{name.replace('_', ' ')}: {each.meaning}" for name, each in STATISTICS.items()
-                      if comparison.appearance["real"].get(name) is not None)  # fmt: skip
+    means = "; ".join(
+        f"{name.replace('_', ' ')}: {each.meaning}"
+        for name, each in STATISTICS.items()
+        if comparison.appearance["real"].get(name) is not None
+    )
     return f"Mean{spread(comparison)}, on the scale of x, from -1 to 1. {means[0].upper()}{means[1:]}."
 
 
@@ -298,17 +352,34 @@ def guidance_table(comparison, metric, cells):
     """What images look like and a distance against guidance, of `guidances`."""
     real = comparison.appearance["real"]
     names = [name for name in GUIDED if real.get(name) is not None]
-    rows = [["real images", *["-"] * 5, *(number(real[name]) for name in names), "-"],
-            ["as many others, the floor", *["-"] * 5, *(_number(comparison.appearance["floor"].get(name)) for name in names),
-             _number(comparison.floor.get(metric))]]  # fmt: skip
+    rows = [
+        ["real images", *["-"] * 5, *(number(real[name]) for name in names), "-"],
+        [
+            "as many others, the floor",
+            *["-"] * 5,
+            *(_number(comparison.appearance["floor"].get(name)) for name in names),
+            _number(comparison.floor.get(metric)),
+        ],
+    ]
     for condition, task in cells:
         row = comparison.cells[condition, task][0]
         values = [*(comparison.look(condition, task, name) for name in names), comparison.summary(condition, task, metric)]
-        rows.append([str(condition), task.schedule, row["method"], task.spacing, wording.calls_made(comparison, task),
-                     guidance(comparison, (condition, task)), *map(_cell, values)])  # fmt: skip
-    return Table(["condition", "schedule", "method", "spacing", "calls", "guidance",
-                  *(name.replace("_", " ") for name in names), metric], rows,
-                 f"Guidance, and what it does to the images: mean{spread(comparison)}.")  # fmt: skip
+        rows.append(
+            [
+                str(condition),
+                task.schedule,
+                row["method"],
+                task.spacing,
+                wording.calls_made(comparison, task),
+                guidance(comparison, (condition, task)),
+                *map(_cell, values),
+            ]
+        )
+    return Table(
+        ["condition", "schedule", "method", "spacing", "calls", "guidance", *(name.replace("_", " ") for name in names), metric],
+        rows,
+        f"Guidance, and what it does to the images: mean{spread(comparison)}.",
+    )
 
 
 def _real(value, real, relative):

@@ -86,12 +86,21 @@ def run(study, out, command="", say=tqdm.write, share=None):
         # ---- Those are made, each on disk before the next.
         asked = {"reference": given, "metrics": list(study.metrics)}
         if cluster.by_first(lambda: bool(missing or not share and asked != asked_of(out.path / "reference.json"))):
-            reference = cluster.in_turn(lambda: features.reference(
-                all_runs[0].config.data, study.num_images, study.metrics, split=study.reference,
-                inception_weights=study.inception_weights, say=say))  # fmt: skip
+            reference = cluster.in_turn(
+                lambda: features.reference(
+                    all_runs[0].config.data,
+                    study.num_images,
+                    study.metrics,
+                    split=study.reference,
+                    inception_weights=study.inception_weights,
+                    say=say,
+                )
+            )
             if not share:
-                write_json(records.path / "reference.json", {"floor": reference.floor, "appearance": reference.appearance,
-                                                         "about": reference.about, "asked": asked})  # fmt: skip
+                write_json(
+                    records.path / "reference.json",
+                    {"floor": reference.floor, "appearance": reference.appearance, "about": reference.about, "asked": asked},
+                )
         if missing:
             say(f"{len(missing)} of {len(rows)} rows to make, {study.num_images} images each")
             with Progress(missing, study.num_images, say) as progress:
@@ -103,8 +112,11 @@ def run(study, out, command="", say=tqdm.write, share=None):
         if not cluster.is_first():
             return []
         refused = sum(known[row.key]["refused"] is not None for row in rows)
-        then = "when all shares are, the same command without --share puts them together" if share else (
-            f"see them by: {shlex.join(['noisesched', 'report', f'--compare={out.path}'])}")  # fmt: skip
+        then = (
+            "when all shares are, the same command without --share puts them together"
+            if share
+            else (f"see them by: {shlex.join(['noisesched', 'report', f'--compare={out.path}'])}")
+        )
         say(f"{path}: all {len(rows)} rows are there, {len(missing)} of them new{f', {refused} refused' * bool(refused)}; {then}")
         return [known[row.key] for row in rows]
 
@@ -153,13 +165,15 @@ def gathered(out):
 def describe_all(study, runs, rows, known, steps, given, evaluated, out, command):
     """Writes what a report reads beside the rows: config.json, with the keys of the rows that stand in it, and runs.json."""
     labels = dict.fromkeys(each.label for each in runs)
-    write_json(out.path / "runs.json", {label: describe([each for each in runs if each.label == label], evaluated)
-                                        for label in labels})  # fmt: skip
+    write_json(
+        out.path / "runs.json", {label: describe([each for each in runs if each.label == label], evaluated) for label in labels}
+    )
     beside = {(each.label, each.seed): (shared(study, each, given), steps[each]) for each in runs}
     meant = {row.schedule: row.asked["schedule"] for row in rows}  # by a text, which may name a file
     keys = [row.key for row in rows] + [key for key, row in known.items() if stands_beside(row, beside, meant)]
-    write_json(out.path / "config.json", {"command": command, "comparison": dataclasses.asdict(study),
-                                          "keys": list(dict.fromkeys(keys))})  # fmt: skip
+    write_json(
+        out.path / "config.json", {"command": command, "comparison": dataclasses.asdict(study), "keys": list(dict.fromkeys(keys))}
+    )
 
 
 def measure(rows, steps, study, reference, out, progress):
@@ -177,21 +191,46 @@ def measure(rows, steps, study, reference, out, progress):
             programs[definition, row.method] = make_sampler(config, definition, row.method)
         log_snrs = np.asarray(schedules.levels(row.schedule, row.levels, row.spacing), np.float32)
         line = {
-            "key": row.key, "run": row.run.label, "train_seed": row.run.seed, "workdir": str(row.run.workdir.path),
-            "checkpoint": steps[row.run], "drawn": config.schedule, "told": config.conditioning.kind, "schedule": row.schedule,
-            "method": row.method, "guidance": row.guidance, "spacing": row.spacing, "levels": row.levels,
-            "calls": row.calls, "network_calls": row.network_calls, "seed": row.seed, "translation": row.translation,
-            "outside": outside(config, log_snrs, row.translation, study.outside), "num_images": study.num_images,
-            "log_snrs": log_snrs.tolist(), "asked": row.asked,
-            "metrics": {}, "appearance": None, "preview": None, "refused": None,
-        }  # fmt: skip
+            "key": row.key,
+            "run": row.run.label,
+            "train_seed": row.run.seed,
+            "workdir": str(row.run.workdir.path),
+            "checkpoint": steps[row.run],
+            "drawn": config.schedule,
+            "told": config.conditioning.kind,
+            "schedule": row.schedule,
+            "method": row.method,
+            "guidance": row.guidance,
+            "spacing": row.spacing,
+            "levels": row.levels,
+            "calls": row.calls,
+            "network_calls": row.network_calls,
+            "seed": row.seed,
+            "translation": row.translation,
+            "outside": outside(config, log_snrs, row.translation, study.outside),
+            "num_images": study.num_images,
+            "log_snrs": log_snrs.tolist(),
+            "asked": row.asked,
+            "metrics": {},
+            "appearance": None,
+            "preview": None,
+            "refused": None,
+        }
         try:
             check_levels(config, row, log_snrs, line["outside"])
             check_guidance(config, row.guidance)
             told = told_raw(config, row.levels, row.spacing) if row.translation == "raw" else None
-            images = generate(programs[definition, row.method], params, log_snrs, study.num_images, seed=row.seed, told=told,
-                              guide=guidance.parse(row.guidance), labels=reference.labels if config.model.num_classes else None,
-                              progress=lambda count, row=row: progress.made(count * row.network_calls))  # fmt: skip
+            images = generate(
+                programs[definition, row.method],
+                params,
+                log_snrs,
+                study.num_images,
+                seed=row.seed,
+                told=told,
+                guide=guidance.parse(row.guidance),
+                labels=reference.labels if config.model.num_classes else None,
+                progress=lambda count, row=row: progress.made(count * row.network_calls),
+            )
             line["metrics"] = {name: float(value) for name, value in reference.measure(images).items()}
             line["appearance"] = image_stats.describe(images)
             line["preview"] = f"previews/{row.key}.png"
@@ -206,8 +245,10 @@ def check_levels(config, row, log_snrs, beyond):
     configuration.check_levels(config, row.schedule, log_snrs)
     if beyond["handled"] == "refused":
         how = "-inf among them" if np.isinf(beyond["by"]) else f"by up to {beyond['by']} in log-SNR"
-        _fail(f"{beyond['levels']} of {row.levels} levels lie outside the table of timesteps that the network knows, {how} "
-              "(outside='clamp' tells it the nearest end's)")  # fmt: skip
+        _fail(
+            f"{beyond['levels']} of {row.levels} levels lie outside the table of timesteps that the network knows, {how} "
+            "(outside='clamp' tells it the nearest end's)"
+        )
 
 
 def outside(config, log_snrs, translation, handling):
@@ -257,12 +298,19 @@ class Progress:
 
 # -- the runs
 
+
 def check_images(study, runs):
     """What the names of the real images stand for, `features.check`. ConfigError for what could not be measured on them."""
     config, num_classes = runs[0].config, [each.config.model.num_classes for each in runs if each.config.model.num_classes]
     try:
-        given = features.check(config.data, study.num_images, study.metrics, split=study.reference,
-                               inception_weights=study.inception_weights, num_classes=min(num_classes, default=0))  # fmt: skip
+        given = features.check(
+            config.data,
+            study.num_images,
+            study.metrics,
+            split=study.reference,
+            inception_weights=study.inception_weights,
+            num_classes=min(num_classes, default=0),
+        )
     except (ValueError, FileNotFoundError) as error:
         _fail(f"reference={study.reference!r}, num_images={study.num_images}: {error}")
     if study.likelihood:
@@ -279,8 +327,12 @@ def evaluation(study, each, out, say):
     """Evaluates a run in evaluations/<label>/seed<n> of the comparison; returns why it cannot be, or None."""
     if not study.likelihood:
         return "not asked for"
-    request = evaluate.Request(split=study.likelihood, num_images=study.likelihood_images, parameters=study.parameters,
-                               out=str(out / "evaluations" / each.label / f"seed{each.seed}"))  # fmt: skip
+    request = evaluate.Request(
+        split=study.likelihood,
+        num_images=study.likelihood_images,
+        parameters=study.parameters,
+        out=str(out / "evaluations" / each.label / f"seed{each.seed}"),
+    )
     try:
         evaluate.run(each.workdir.path, request, say)
     except CheckpointError:
@@ -299,8 +351,10 @@ def complete(each):
         return False
     written = configuration.to_dict(configuration.from_dict(each.workdir.read_config()))
     if changed := differences(written, configuration.to_dict(each.config)):
-        _fail(f"{each.workdir.path} holds a run of another configuration ({'; '.join(changed)}): take another --out, or "
-              "move it away")  # fmt: skip
+        _fail(
+            f"{each.workdir.path} holds a run of another configuration ({'; '.join(changed)}): take another --out, or "
+            "move it away"
+        )
     return each.workdir.latest_step() == each.config.training.num_steps
 
 
@@ -317,13 +371,18 @@ def describe(runs, evaluated):
     config = runs[0].config
     _, params = build.abstract_denoiser(config)
     return {
-        "config": configuration.to_dict(config), "evaluations": {str(each.workdir.path): evaluated[each] for each in runs},
-        "drawn": config.schedule, "told": config.conditioning.kind, "table": config.conditioning.table,
-        "workdirs": [str(each.workdir.path) for each in runs], "train_seeds": [each.seed for each in runs],
+        "config": configuration.to_dict(config),
+        "evaluations": {str(each.workdir.path): evaluated[each] for each in runs},
+        "drawn": config.schedule,
+        "told": config.conditioning.kind,
+        "table": config.conditioning.table,
+        "workdirs": [str(each.workdir.path) for each in runs],
+        "train_seeds": [each.seed for each in runs],
         "num_parameters": denoiser.num_parameters(params),
-        "train_steps": config.training.num_steps, "batch_size": config.training.batch_size,
+        "train_steps": config.training.num_steps,
+        "batch_size": config.training.batch_size,
         "seconds": [round(seconds_spent(each), 1) for each in runs],
-    }  # fmt: skip
+    }
 
 
 def seconds_spent(each):

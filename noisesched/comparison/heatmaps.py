@@ -19,9 +19,14 @@ def heat_maps(comparison, metric, variant, calls):
     Darker is worse, on one scale for each panel. A frame marks the schedule of training; hatching, what was refused.
     """
     conditions, names, _ = comparison.of_variant(variant)
-    found = {n: {(row, column): _cell(comparison, condition, Task(schedule, *variant, n), metric)
-                 for row, condition in enumerate(conditions)
-                 for column, schedule in enumerate(names)} for n in calls}  # fmt: skip
+    found = {
+        n: {
+            (row, column): _cell(comparison, condition, Task(schedule, *variant, n), metric)
+            for row, condition in enumerate(conditions)
+            for column, schedule in enumerate(names)
+        }
+        for n in calls
+    }
 
     def draw(axis, n, small):
         means = [summary.mean for summary, *_ in found[n].values() if summary]
@@ -34,8 +39,15 @@ def heat_maps(comparison, metric, variant, calls):
                 text += "†" * bool(clamped)
             if refused:
                 text += ("\n" if text else "") + (f"{refused} refused" if not small else f"{refused} ref.")
-            _box(axis, row, column, text, shade(summary.mean) if summary else "white", hatch=bool(refused),
-                 frame=results.own(condition.drawn, schedule))  # fmt: skip
+            _box(
+                axis,
+                row,
+                column,
+                text,
+                shade(summary.mean) if summary else "white",
+                hatch=bool(refused),
+                frame=results.own(condition.drawn, schedule),
+            )
 
     titles = {n: wording.budget(comparison, n, variant) for n in calls}
     groups = [condition.drawn for condition in conditions]
@@ -48,8 +60,11 @@ def difference_maps(comparison, metric, variant, pairs):
     Schedules that no pair has in common are left out; each pair must have one.
     """
     _, columns, calls = comparison.of_variant(variant)
-    columns = [schedule for schedule in columns if any(wording.meet(comparison, pair, metric, [
-        Task(schedule, *variant, n) for n in calls]) for pair in pairs)]  # fmt: skip
+    columns = [
+        schedule
+        for schedule in columns
+        if any(wording.meet(comparison, pair, metric, [Task(schedule, *variant, n) for n in calls]) for pair in pairs)
+    ]
 
     def draw(axis, n, small):
         for (row, pair), (column, schedule) in itertools.product(enumerate(pairs), enumerate(columns)):
@@ -59,8 +74,14 @@ def difference_maps(comparison, metric, variant, pairs):
                 continue
             found = results.difference(values.values())
             said = results.verdict(found, metric)
-            _box(axis, row, column, f"{'+' if found.mean > 0 else ''}{number(found.mean)}", VERDICTS[said],
-                 frame=wording.framed(pair, schedule))  # fmt: skip
+            _box(
+                axis,
+                row,
+                column,
+                f"{'+' if found.mean > 0 else ''}{number(found.mean)}",
+                VERDICTS[said],
+                frame=wording.framed(pair, schedule),
+            )
 
     names = [f"{pair.first} − {pair.second}" for pair in pairs]
     titles = {n: wording.budget(comparison, n, variant) for n in calls}
@@ -86,8 +107,7 @@ def guidance_maps(rows, columns, statistics):
 
 def _cell(comparison, condition, task, metric):
     rows = comparison.cells.get((condition, task), [])
-    return (comparison.summary(condition, task, metric), rows, results.handled(rows, "refused"),
-            results.handled(rows, "clamped"))  # fmt: skip
+    return (comparison.summary(condition, task, metric), rows, results.handled(rows, "refused"), results.handled(rows, "clamped"))
 
 
 def _panels(keys, titles, rows, columns, draw, groups, cell):
@@ -114,8 +134,15 @@ def _panels(keys, titles, rows, columns, draw, groups, cell):
         axis.set_title(plain(titles[key], max(7, int(15 * cell * len(columns)))), fontsize=9.5, loc="left")  # 15 letters an inch
         axis.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
         axis.set_yticks(np.arange(len(rows)) + 0.5, names, fontsize=8.5)
-        axis.set_xticks(np.arange(len(columns)) + 0.5, below, fontsize=8.5, rotation=slant, ha="right",
-                        va="center" if slant == 90 else "top", rotation_mode="anchor")  # fmt: skip
+        axis.set_xticks(
+            np.arange(len(columns)) + 0.5,
+            below,
+            fontsize=8.5,
+            rotation=slant,
+            ha="right",
+            va="center" if slant == 90 else "top",
+            rotation_mode="anchor",
+        )
         axis.tick_params(length=0, labelbottom=True)
         axis.spines[:].set_visible(False)
         for row in range(1, len(rows)):
@@ -152,5 +179,14 @@ def _box(axis, row, column, text, colour, hatch=False, frame=False):
         axis.add_patch(Rectangle((column + 0.035, row + 0.07), 0.93, 0.86, fill=False, edgecolor="#D55E00", linewidth=1.3))
     dark = np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) < 0.5
     ground = {"boxstyle": "round,pad=0.15", "facecolor": colour, "edgecolor": "none"} if hatch else None
-    axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7.4, color="white" if dark else "#15191d",
-              bbox=ground, linespacing=0.95)  # fmt: skip
+    axis.text(
+        column + 0.5,
+        row + 0.5,
+        text,
+        ha="center",
+        va="center",
+        fontsize=7.4,
+        color="white" if dark else "#15191d",
+        bbox=ground,
+        linespacing=0.95,
+    )

@@ -37,8 +37,9 @@ def distributions(comparison, tasks):
         if (condition, variant) in shares:
             axis.stairs(shares[condition, variant], edges, color=options[condition]["color"], linewidth=1.5)
             if spread := comparison.look(condition, tasks[condition, variant], "brightness_spread"):
-                axis.text(1, 1, f"spread {spread.mean:.2f}", transform=axis.transAxes, ha="right", va="top", fontsize=8,
-                          color="#1c2329")  # fmt: skip
+                axis.text(
+                    1, 1, f"spread {spread.mean:.2f}", transform=axis.transAxes, ha="right", va="top", fontsize=8, color="#1c2329"
+                )
         else:
             axis.text(0, 0.5, "·", transform=axis.get_xaxis_transform(), ha="center", va="center", color="#66707a")
         axis.spines[["top", "right", "left"]].set_visible(False)

@@ -129,8 +129,10 @@ class Table:
         sides = [' class="n"' if numeric else "" for numeric in self.numeric]
         line = lambda tag, cells: "".join(f"<{tag}{side}>{_html(cell)}</{tag}>" for side, cell in zip(sides, cells, strict=True))
         classes = [kind.replace(" ", "-") for kind in self.classes] or [""] * len(self.rows)
-        rows = "\n".join(f'<tr class="{_html(kind)}">{line("td", row)}</tr>' if kind else f"<tr>{line('td', row)}</tr>"
-                         for row, kind in zip(self.rows, classes, strict=True))  # fmt: skip
+        rows = "\n".join(
+            f'<tr class="{_html(kind)}">{line("td", row)}</tr>' if kind else f"<tr>{line('td', row)}</tr>"
+            for row, kind in zip(self.rows, classes, strict=True)
+        )
         head = f"<thead><tr>{line('th', self.header)}</tr></thead>"
         table = f'<div class="wide"><table>{head}\n<tbody>\n{rows}\n</tbody></table></div>'
         if self.caption:
@@ -156,8 +158,10 @@ class Picture:
 
     def html(self):
         data = base64.b64encode(self.png).decode()
-        return (f'<figure><img alt="{_html(self.caption)}" src="data:image/png;base64,{data}">'
-                f"<figcaption>{_html(self.caption)}</figcaption></figure>")  # fmt: skip
+        return (
+            f'<figure><img alt="{_html(self.caption)}" src="data:image/png;base64,{data}">'
+            f"<figcaption>{_html(self.caption)}</figcaption></figure>"
+        )
 
     def markdown(self, pictures):
         return f"![{_inline(self.name)}]({pictures}/{self.name}.png)\n\n*{_inline(self.caption)}*"
@@ -177,14 +181,20 @@ class Code:
 
 # -- numbers as text
 
+
 def number(value):
     """Three digits: "0.0123", "4.56", "1,230", "1.2e-07"."""
-    return f"{value:.{_decimals(value)}f}" if 1e-4 <= abs(value) < 1000 else f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else (
-        "0" if value == 0 else f"{value:.1e}")  # fmt: skip
+    return (
+        f"{value:.{_decimals(value)}f}"
+        if 1e-4 <= abs(value) < 1000
+        else f"{value:,.0f}"
+        if 1000 <= abs(value) < 1e6
+        else ("0" if value == 0 else f"{value:.1e}")
+    )
 
 
 def plus_minus(mean, spread):
-    """"4.56 ± 0.12": to two digits of the spread, or one where the mean would have more than four; without a spread, three."""
+    """ "4.56 ± 0.12": to two digits of the spread, or one where the mean would have more than four; without a spread, three."""
     if spread is None:
         return number(mean)
     if abs(mean) >= 1e6 or not 1e-4 <= spread < 1e6:
@@ -199,6 +209,7 @@ def _decimals(value):
 
 
 # -- on disk
+
 
 def write(blocks, folder, name):
     """Writes `name`.html, `name`.md and the folder `name`_pictures; each file whole or not at all."""
@@ -216,12 +227,17 @@ def write(blocks, folder, name):
 
 def page(blocks):
     """The HTML page of blocks, the first of which is a Title."""
-    places = "\n".join(f'<a href="#{block.anchor}">{_html(block.text)}</a>' for block in blocks
-                     if isinstance(block, Heading) and block.level == 2)  # fmt: skip
+    places = "\n".join(
+        f'<a href="#{block.anchor}">{_html(block.text)}</a>'
+        for block in blocks
+        if isinstance(block, Heading) and block.level == 2
+    )
     first, *rest = (block.html() for block in blocks)
-    return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{_html(blocks[0].text)}</title>\n'
-            f"<style>{STYLE}</style>\n</head>\n<body>\n{first}\n<nav>{places}</nav>\n" + "\n".join(rest) + "\n</body>\n</html>\n")
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{_html(blocks[0].text)}</title>\n'
+        f"<style>{STYLE}</style>\n</head>\n<body>\n{first}\n<nav>{places}</nav>\n" + "\n".join(rest) + "\n</body>\n</html>\n"
+    )
 
 
 def _write(path, content):

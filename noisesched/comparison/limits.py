@@ -13,9 +13,11 @@ from noisesched.comparison.html import number
 from noisesched.comparison.text import count, listed
 
 HOLDS = {  # how much of a split was trained on -> a clause that says so
-    "all": "which {} trained on", "some": "which holds images that {} trained on",
-    "maybe": "which may include images that {} trained on", "none": "which {} not trained on",
-}  # fmt: skip
+    "all": "which {} trained on",
+    "some": "which holds images that {} trained on",
+    "maybe": "which may include images that {} trained on",
+    "none": "which {} not trained on",
+}
 
 
 def limits(comparison, metric, pairs):
@@ -26,20 +28,29 @@ def limits(comparison, metric, pairs):
 
 # -- the parts
 
+
 def replication(comparison, metric, pairs):
     rows, asked, n = comparison.rows, len(comparison.config["keys"]), len(comparison.seeds)
     few = ", so few that real differences are missed" * (n < 5)
-    yield f"{count(n, 'training seed')}: " + ("no spread, no error and no verdict can be given." if n == 1 else
-                                              f"spreads and intervals rest on {n} networks each{few}.")  # fmt: skip
+    yield f"{count(n, 'training seed')}: " + (
+        "no spread, no error and no verdict can be given." if n == 1 else f"spreads and intervals rest on {n} networks each{few}."
+    )
     if len({row["seed"] for row in rows}) == 1:
-        yield ("1 sampling seed: all networks started from the same noise, so that what other noise would change is in no spread "
-               "and no interval.")  # fmt: skip
-    cells = sum(bool(results.differences(comparison, pair.first, pair.second, task, metric))
-                for pair in pairs for task in comparison.tasks)  # fmt: skip
+        yield (
+            "1 sampling seed: all networks started from the same noise, so that what other noise would change is in no spread "
+            "and no interval."
+        )
+    cells = sum(
+        bool(results.differences(comparison, pair.first, pair.second, task, metric))
+        for pair in pairs
+        for task in comparison.tasks
+    )
     if n > 1 and cells:
         chance = (1 - results.CONFIDENCE) * cells
-        yield (f"{count(cells, 'difference')} looked at one by one: were there no effect at all, "
-               f"{f'about {chance:.0f}' if chance >= 1 else f'{chance:.2g} of them'} would be called better or worse.")
+        yield (
+            f"{count(cells, 'difference')} looked at one by one: were there no effect at all, "
+            f"{f'about {chance:.0f}' if chance >= 1 else f'{chance:.2g} of them'} would be called better or worse."
+        )
     if len(rows) < asked:
         yield f"{asked - len(rows)} of {count(asked, 'row')} are not there yet; means are over the rows that are."
     if comparison.left_out:
@@ -67,15 +78,19 @@ def real(comparison, metric, pairs):
     found, which = held(comparison, split)
     if found != "none":
         learnt = "classifier" in comparison.about.get("extractors", {}) and overlap(split, "train") != "none"
-        yield (f"The real images, those of the floor too, are of {split!r}, {which}: a network that copied the images it was "
-               f"trained on would score well.{' The classifier was trained on images of that split, too.' * learnt}")  # fmt: skip
+        yield (
+            f"The real images, those of the floor too, are of {split!r}, {which}: a network that copied the images it was "
+            f"trained on would score well.{' The classifier was trained on images of that split, too.' * learnt}"
+        )
 
 
 def distances(comparison, metric, pairs):
     rows = comparison.rows
     sizes = sorted({row["num_images"] for row in rows})
-    yield (f"Distances are between sets of {listed(sizes)} images, the real ones the same throughout, and depend on that number "
-           "and on the extractor: they compare with numbers of the same name alone.")  # fmt: skip
+    yield (
+        f"Distances are between sets of {listed(sizes)} images, the real ones the same throughout, and depend on that number "
+        "and on the extractor: they compare with numbers of the same name alone."
+    )
     extractors = sorted({name for name in ("raw", "classifier", "inception") if any(f"({name}" in m for m in comparison.metrics)})
     if extractors:
         yield f"What the extractor does not see ({listed(extractors)}), these distances do not see."
@@ -84,8 +99,11 @@ def distances(comparison, metric, pairs):
         if name in comparison.floor and cells:
             sign = 1 if results.better(name) == "lower" else -1
             reached = sum(sign * cell.mean <= sign * comparison.floor[name] for cell in cells)
-            yield f"{name}: " + (f"{reached} of {count(len(cells), 'cell')} at the floor or beyond, where it cannot tell samples "
-                                 "from real images." if reached else "no cell reaches the floor.")  # fmt: skip
+            yield f"{name}: " + (
+                f"{reached} of {count(len(cells), 'cell')} at the floor or beyond, where it cannot tell samples from real images."
+                if reached
+                else "no cell reaches the floor."
+            )
     strange = sum(not math.isfinite(value) for row in rows for value in row["metrics"].values())
     if strange:
         yield f"{count(strange, 'number')} infinite or undefined, and in no mean."
@@ -96,14 +114,18 @@ def likelihood(comparison, metric, pairs):
     if not (found := [each for of_run in comparison.evaluations.values() for each in of_run.values()]):
         return
     yield f"Bits per dimension and the errors at every level are of {evaluated(comparison)}."
-    errors = [(typical(found), "of drawing levels and noise (Monte Carlo)"),
-              (typical(found, "bits_per_dim", "std_error_images"), "of having these images and no others")]  # fmt: skip
+    errors = [
+        (typical(found), "of drawing levels and noise (Monte Carlo)"),
+        (typical(found, "bits_per_dim", "std_error_images"), "of having these images and no others"),
+    ]
     errors = [f"{number(error)} {of}" for error, of in errors if error is not None]
     if errors:
         seeds = numbers(found, "request", "seed")
         alike = len(seeds) == len(found) and len(set(seeds)) == 1
-        yield (f"The standard error of one network's bits per dimension is about {listed(errors)}."
-               + " All networks share the same draws: that is no part of their spread over seeds." * alike)  # fmt: skip
+        yield (
+            f"The standard error of one network's bits per dimension is about {listed(errors)}."
+            + " All networks share the same draws: that is no part of their spread over seeds." * alike
+        )
 
 
 def levels(comparison, metric, pairs):
@@ -112,23 +134,29 @@ def levels(comparison, metric, pairs):
     refused, clamped = results.handled(rows, "refused"), [row for row in rows if results.handled([row], "clamped")]
     if refused:
         reasons = dict.fromkeys(row["refused"] for row in rows if row["refused"])
-        yield (f"{count(refused, 'row')} refused, and in no mean: {next(iter(reasons))}"
-               + (f" (and {count(len(reasons) - 1, 'other reason')})" if len(reasons) > 1 else ""))  # fmt: skip
+        yield (
+            f"{count(refused, 'row')} refused, and in no mean: {next(iter(reasons))}"
+            + (f" (and {count(len(reasons) - 1, 'other reason')})" if len(reasons) > 1 else "")
+        )
     if clamped:
         beyond = [row["outside"].get("by", 0) for row in clamped]
         finite = [by for by in beyond if math.isfinite(by)]
         parts = [f"-inf is among them in {count(len(beyond) - len(finite), 'row')}"] * (len(finite) < len(beyond))
         parts += [f"{'in the others ' * bool(parts)}up to {max(finite):.3g} in log-SNR beyond"] if finite else []
-        yield (f"{count(len(clamped), 'row')} with levels outside the network's table of timesteps, told as its nearest end "
-               f"({', '.join(parts)}).")  # fmt: skip
+        yield (
+            f"{count(len(clamped), 'row')} with levels outside the network's table of timesteps, told as its nearest end "
+            f"({', '.join(parts)})."
+        )
 
 
 # -- of which images
 
+
 def evaluated(comparison):
     """The images of the evaluations: "297 images of 'test', which the networks were not trained on"."""
-    found = dict.fromkeys((each.get("num_images"), each.get("split"))
-                          for of_run in comparison.evaluations.values() for each in of_run.values())  # fmt: skip
+    found = dict.fromkeys(
+        (each.get("num_images"), each.get("split")) for of_run in comparison.evaluations.values() for each in of_run.values()
+    )
     texts = []
     for n, split in found:
         images = count(n, "image") if isinstance(n, int) else "images"
@@ -173,6 +201,7 @@ def _slice(part):
 
 def _before(one, other):
     """Whether one of two slices visibly ends where the other begins, or before that."""
+
     def reaches(end, begin):
         if None in (end, begin) or "?" in end + begin:
             return False
@@ -196,8 +225,12 @@ def disagreement(evaluations):
     """[how many standard errors the diffusion term and the profile's integral lie apart], of evaluations that store both."""
     found = []
     for each in evaluations:
-        keys = (("bits_per_dim", "diffusion"), ("profile", "bits_per_dim"),
-                ("bits_per_dim", "std_error"), ("profile", "bits_per_dim_std_error"))  # fmt: skip
+        keys = (
+            ("bits_per_dim", "diffusion"),
+            ("profile", "bits_per_dim"),
+            ("bits_per_dim", "std_error"),
+            ("profile", "bits_per_dim_std_error"),
+        )
         terms = [value for place in keys for value in numbers([each], *place)]
         if len(terms) == 4 and (error := math.hypot(*terms[2:])):
             found.append(abs(terms[0] - terms[1]) / error)

@@ -11,9 +11,20 @@ from noisesched.comparison.results import Condition
 
 TOLD = ("log_snr", "sigma", "timestep", "none")  # the order in which they are compared: a former with each later one
 CONDITIONING = "conditioning"
-IDLE = ("seed", "preview", "data.num_workers", "training.parallel", "training.steps_per_dispatch", "training.accumulate",
-        "training.log_every", "training.checkpoint_every", "training.keep_checkpoints",
-        "training.keep_every", "training.keep_best", "training.best_split")  # fmt: skip
+IDLE = (
+    "seed",
+    "preview",
+    "data.num_workers",
+    "training.parallel",
+    "training.steps_per_dispatch",
+    "training.accumulate",
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.keep_every",
+    "training.keep_best",
+    "training.best_split",
+)
 
 
 class Pair(NamedTuple):
@@ -29,6 +40,7 @@ class Pair(NamedTuple):
 
 
 # -- settings
+
 
 def settings(run):
     """{name: value} of a run's configuration, such as {"model.width": 16}, without those in IDLE. `run`: of runs.json."""
@@ -74,6 +86,7 @@ def shown(settings, name):
 
 # -- pairs
 
+
 def pairs(comparison):
     """[Pair]: for conditioning if any two runs differ in it alone, else for each setting that two runs alone differ in.
 
@@ -98,8 +111,11 @@ def foremost(pairs):
     usual = {}
     for pair in pairs:
         usual.setdefault(pair.factor, pair.values[1])
-    return [pair for pair in pairs
-            if (_rank(pair.first) == least if pair.factor == CONDITIONING else pair.values[1] == usual[pair.factor])]  # fmt: skip
+    return [
+        pair
+        for pair in pairs
+        if (_rank(pair.first) == least if pair.factor == CONDITIONING else pair.values[1] == usual[pair.factor])
+    ]
 
 
 def questions(pairs):
@@ -117,7 +133,7 @@ def _pair(comparison, one, other):
     factors = {CONDITIONING if name.startswith(f"{CONDITIONING}.") else name for name in names}
     if len(factors) != 1 or (one.told == other.told and one.translation != other.translation):
         return None
-    factor, = factors
+    (factor,) = factors
     if factor != CONDITIONING:
         return Pair(other, one, factor, (shown(given[1], factor), shown(given[0], factor)))
     marks = names if one.told == other.told else ()
@@ -127,7 +143,7 @@ def _pair(comparison, one, other):
 
 
 def _told(condition, settings, names):
-    """"timestep (nearest)", with the settings `names` where what is told does not tell two conditions apart."""
+    """ "timestep (nearest)", with the settings `names` where what is told does not tell two conditions apart."""
     marks = [f"{name.partition('.')[2]} {shown(settings, name)}" for name in names]
     marks += [condition.translation] if condition.translation else []
     return f"{condition.told} ({', '.join(marks)})" if marks else condition.told

@@ -18,9 +18,14 @@ from noisesched.comparison.results import Task
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 TELLING = {  # (told, translation) -> colour
-    ("log_snr", None): "#0072B2", ("sigma", None): "#56B4E9", ("none", None): "#7A828A", ("timestep", "nearest"): "#E69F00",
-    ("timestep", "interpolated"): "#009E73", ("timestep", "raw"): "#D55E00", ("timestep", None): "#CC79A7",
-}  # fmt: skip
+    ("log_snr", None): "#0072B2",
+    ("sigma", None): "#56B4E9",
+    ("none", None): "#7A828A",
+    ("timestep", "nearest"): "#E69F00",
+    ("timestep", "interpolated"): "#009E73",
+    ("timestep", "raw"): "#D55E00",
+    ("timestep", None): "#CC79A7",
+}
 DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.5)), (0, (6, 2, 1, 2)))
 MARKERS = "osD^v<>P"
 STRIP = 4  # of a preview's images, those shown
@@ -48,13 +53,19 @@ def styles(comparison):
     for index, condition in enumerate(conditions):
         colour = TELLING.get((condition.told, condition.translation)) if by_meaning else None
         place = drawn.index(condition.drawn) if by_meaning else index // len(COLOURS)
-        found[condition] = {"color": colour or COLOURS[index % len(COLOURS)], "linestyle": DASHES[place % len(DASHES)],
-                            "marker": MARKERS[place % len(MARKERS)], "markersize": 3.6, "linewidth": 1.5,
-                            "zorder": 3 - index / len(conditions)}  # the first on top  # fmt: skip
+        found[condition] = {
+            "color": colour or COLOURS[index % len(COLOURS)],
+            "linestyle": DASHES[place % len(DASHES)],
+            "marker": MARKERS[place % len(MARKERS)],
+            "markersize": 3.6,
+            "linewidth": 1.5,
+            "zorder": 3 - index / len(conditions),
+        }  # the first on top
     return found
 
 
 # -- lines
+
 
 def quality(comparison, metric, variant):
     """The metric against network calls: a panel for each inference schedule, a line for each condition, a band of one standard
@@ -152,11 +163,19 @@ def legend(figure, comparison, conditions, lines_only=False):
     options = styles(comparison)
     handles = [Line2D([], [], **options[condition] | ({"marker": ""} if lines_only else {})) for condition in conditions]
     names = [plain(condition.run if lines_only else condition, 34) for condition in conditions]
-    figure.legend(handles, names, loc="outside lower center", ncols=4 if len(names) > 6 else 3, frameon=False, fontsize=8.5,
-                  handlelength=3.4)  # fmt: skip
+    figure.legend(
+        handles,
+        names,
+        loc="outside lower center",
+        ncols=4 if len(names) > 6 else 3,
+        frameon=False,
+        fontsize=8.5,
+        handlelength=3.4,
+    )
 
 
 # -- levels and images
+
 
 def levels(comparison, variant, n):
     """Over the density of the levels that training drew, a row of ticks for each inference schedule: a panel for each density."""
@@ -176,8 +195,12 @@ def levels(comparison, variant, n):
                 axis.plot(values[chosen], np.full(chosen.sum(), height), "|", color=colour, markersize=8, markeredgewidth=1)
             if (values < low).any():
                 axis.plot([low + 0.3], [height], "<", color="#1c2329" if last < low else "#D55E00", markersize=5)
-        axis.set(xlim=(low, high), ylim=(-len(names) - 0.3, 2.6), xlabel="log-SNR: noise left, clean right",
-                 xticks=range(5 * math.ceil(low / 5), math.floor(high) + 1, 5))  # fmt: skip
+        axis.set(
+            xlim=(low, high),
+            ylim=(-len(names) - 0.3, 2.6),
+            xlabel="log-SNR: noise left, clean right",
+            xticks=range(5 * math.ceil(low / 5), math.floor(high) + 1, 5),
+        )
         axis.set_yticks([1.1, *(-0.7 - row for row in range(len(names)))], ["density drawn", *(plain(x, 26) for x in names)])
         axis.set_title(plain(f"training drew {text}", 52), fontsize=9.5, loc="left")
         axis.grid(visible=False, axis="y")
@@ -189,8 +212,16 @@ def _density(axis, drawn, seen):
     try:
         schedule = schedules.make(drawn)
     except ValueError:  # its file is gone: no level can be said to lie outside
-        axis.text(0.5, 1.1, "not there to be read", transform=axis.get_yaxis_transform(), ha="center", va="center", fontsize=8,
-                  color="#66707a")  # fmt: skip
+        axis.text(
+            0.5,
+            1.1,
+            "not there to be read",
+            transform=axis.get_yaxis_transform(),
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="#66707a",
+        )
         return math.inf, -math.inf
     count = schedule.table.num_steps if schedule.table else 1000
     u = (np.arange(count) + (1.0 if schedule.table else 0.5)) / count
@@ -228,8 +259,9 @@ def strips(comparison, rows, columns, places):
         top, left = pitch * (row, column)
         axis.imshow(strip, extent=(left, left + width, top + height, top), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     for (row, column), text in missing.items():
-        axis.text(*(pitch * (row, column) + (height / 2, width / 2))[::-1], text, ha="center", va="center", fontsize=8,
-                  color="#66707a")  # fmt: skip
+        axis.text(
+            *(pitch * (row, column) + (height / 2, width / 2))[::-1], text, ha="center", va="center", fontsize=8, color="#66707a"
+        )
     axis.set(xlim=(0, pitch[1] * len(columns)), ylim=(pitch[0] * len(rows), -0.2 * height), aspect="equal")
     axis.set_xticks(np.arange(len(columns)) * pitch[1] + width / 2, [plain(name, 24) for name in columns], fontsize=9)
     axis.set_yticks(np.arange(len(rows)) * pitch[0] + height / 2, [plain(name, 40) for name in rows], fontsize=8.5)

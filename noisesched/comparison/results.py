@@ -87,9 +87,11 @@ class Comparison:
     def of_variant(self, variant):
         """(conditions, schedules, numbers of calls) that a (method, spacing) has rows of, each in its order."""
         cells = [(condition, task) for condition, task in self.cells if (task.method, task.spacing) == variant]
-        return ([condition for condition in self.conditions if any(condition == other for other, _ in cells)],
-                [schedule for schedule in self.schedules if any(schedule == task.schedule for _, task in cells)],
-                sorted({task.calls for _, task in cells}))  # fmt: skip
+        return (
+            [condition for condition in self.conditions if any(condition == other for other, _ in cells)],
+            [schedule for schedule in self.schedules if any(schedule == task.schedule for _, task in cells)],
+            sorted({task.calls for _, task in cells}),
+        )
 
     def middle_of(self, variant):
         """The middle number of calls, or where a (method, spacing) has no rows of it, the middle one of its own."""
@@ -102,14 +104,19 @@ class Comparison:
 
     @property
     def tasks(self):
-        return [Task(schedule, *variant, calls)
-                for variant, calls, schedule in itertools.product(self.variants, self.calls, self.schedules)]  # fmt: skip
+        return [
+            Task(schedule, *variant, calls)
+            for variant, calls, schedule in itertools.product(self.variants, self.calls, self.schedules)
+        ]
 
     def values(self, condition, task, metric):
         """{(training seed, sampling seed): value}, without what was refused or is not finite."""
         rows = self.cells.get((condition, task), ())
-        return {(row["train_seed"], row["seed"]): row["metrics"][metric] for row in rows
-                if math.isfinite(row["metrics"].get(metric, math.nan))}  # fmt: skip
+        return {
+            (row["train_seed"], row["seed"]): row["metrics"][metric]
+            for row in rows
+            if math.isfinite(row["metrics"].get(metric, math.nan))
+        }
 
     def appearances(self, condition, task):
         """{(training seed, sampling seed): what the samples look like}, of the rows that say it: `appearance.describe`."""
@@ -118,8 +125,11 @@ class Comparison:
 
     def look(self, condition, task, name, over=1.0):
         """The Summary of a statistic of appearance in a cell, divided by `over`; None if it has no value, or `over` is 0."""
-        found = {key: each[name] / over for key, each in self.appearances(condition, task).items()
-                 if over and each.get(name) is not None}  # fmt: skip
+        found = {
+            key: each[name] / over
+            for key, each in self.appearances(condition, task).items()
+            if over and each.get(name) is not None
+        }
         return summarise(by_training_seed(found).values()) if found else None
 
     def summary(self, condition, task, metric):
@@ -131,13 +141,37 @@ class Comparison:
 # -- reading
 
 ROW = {
-    "key": str, "run": str, "train_seed": int, "schedule": str, "method": str, "spacing": str, "calls": int, "network_calls": int,
-    "levels": int, "seed": int, "num_images": int, "metrics": dict, "outside": dict, "seconds": (int, float),
-    "refused": (str, NoneType), "translation": (str, NoneType), "preview": (str, NoneType),
-}  # fmt: skip
+    "key": str,
+    "run": str,
+    "train_seed": int,
+    "schedule": str,
+    "method": str,
+    "spacing": str,
+    "calls": int,
+    "network_calls": int,
+    "levels": int,
+    "seed": int,
+    "num_images": int,
+    "metrics": dict,
+    "outside": dict,
+    "seconds": (int, float),
+    "refused": (str, NoneType),
+    "translation": (str, NoneType),
+    "preview": (str, NoneType),
+}
 LATER = {"guidance": str, "appearance": (dict, NoneType)}  # which rows of older comparisons lack
-RUN = {"drawn": str, "told": str, "workdirs": list, "seconds": list, "num_parameters": int, "train_steps": int, "batch_size": int,
-       "config": dict, "evaluations": dict, "train_seeds": list}  # fmt: skip
+RUN = {
+    "drawn": str,
+    "told": str,
+    "workdirs": list,
+    "seconds": list,
+    "num_parameters": int,
+    "train_steps": int,
+    "batch_size": int,
+    "config": dict,
+    "evaluations": dict,
+    "train_seeds": list,
+}
 
 
 def read(directory):
@@ -176,8 +210,9 @@ def read(directory):
     cells = {}
     for row in asked:
         if (run := runs.get(row["run"])) is None:
-            raise ValueError(f"{folder / 'runs.json'} lacks the run {row['run']!r} of compare.jsonl; it has "
-                             f"{', '.join(map(repr, runs))}")  # fmt: skip
+            raise ValueError(
+                f"{folder / 'runs.json'} lacks the run {row['run']!r} of compare.jsonl; it has {', '.join(map(repr, runs))}"
+            )
         condition = Condition(row["run"], run["drawn"], run["told"], row["translation"])
         guidance = row.get("guidance", "none")
         method = row["method"] if guidance == "none" else f"{row['method']}, {guidance}"
@@ -187,8 +222,19 @@ def read(directory):
             raise ValueError(f"{folder / 'compare.jsonl'} holds two numbers for {where}: run `compare` again")
         cell.append(row)
     evaluations = {label: _read_evaluations(folder / "evaluations" / label, run) for label, run in runs.items()}
-    return Comparison(folder, config, runs, asked, len(rows) - len(asked), reference["floor"], reference["about"], halves,
-                      evaluations, names, cells)  # fmt: skip
+    return Comparison(
+        folder,
+        config,
+        runs,
+        asked,
+        len(rows) - len(asked),
+        reference["floor"],
+        reference["about"],
+        halves,
+        evaluations,
+        names,
+        cells,
+    )
 
 
 def _read_rows(path, runs):
@@ -260,6 +306,7 @@ def _check(value, kinds, where):
 
 # -- names
 
+
 def measure(name):
     """The measure of a number's name, without its sample count: "frechet(classifier, n=256)" -> "frechet(classifier)"."""
     call = spec.parse(name)
@@ -267,7 +314,7 @@ def measure(name):
 
 
 def better(name):
-    """"lower" | "higher", of a number's name. ValueError for a metric that there is not."""
+    """ "lower" | "higher", of a number's name. ValueError for a metric that there is not."""
     return metrics.METRICS[metrics.parse(measure(name)).metric].better
 
 
@@ -306,8 +353,14 @@ def levels(comparison, task):
 
 def network_calls(comparison, calls, variant=None):
     """The numbers of network calls truly made within a budget of `calls`, ascending: by all, or by one (method, spacing)."""
-    return sorted({row["network_calls"] for (_, task), rows in comparison.cells.items() for row in rows
-                   if task.calls == calls and variant in (None, (task.method, task.spacing))})  # fmt: skip
+    return sorted(
+        {
+            row["network_calls"]
+            for (_, task), rows in comparison.cells.items()
+            for row in rows
+            if task.calls == calls and variant in (None, (task.method, task.spacing))
+        }
+    )
 
 
 def handled(rows, how):
@@ -316,6 +369,7 @@ def handled(rows, how):
 
 
 # -- statistics, float64
+
 
 class Summary(NamedTuple):
     mean: float
@@ -357,7 +411,7 @@ def difference(values):
 
 
 def verdict(found, metric):
-    """"better" | "worse" | "no difference seen" | "one seed": the first two only if the interval leaves out 0."""
+    """ "better" | "worse" | "no difference seen" | "one seed": the first two only if the interval leaves out 0."""
     if found.std_error is None:
         return "one seed"
     if found.low <= 0 <= found.high:

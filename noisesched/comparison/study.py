@@ -89,6 +89,7 @@ def num_levels(method, calls):
 
 # -- what is asked
 
+
 def load(path, overrides=()):
     """The checked Study of a config file. Raises ConfigError, in one line, for anything that cannot be had."""
     study = configuration.typed(Study, configuration.read(path, Study, overrides))
@@ -103,8 +104,10 @@ def check(study):
     for name in ("schedules", "methods", "guidances", "spacings", "calls", "seeds", "translations", "metrics", "train_seeds"):
         require(given[name], f"{name} is empty: nothing is asked")
         require(len(set(given[name])) == len(given[name]), f"{name}: an entry is there twice")
-    require(study.runs or study.workdirs, "runs and workdirs are both empty: there is nothing to compare; give "
-            "--config.workdirs=\"('DIR', 'DIR')\"")  # fmt: skip
+    require(
+        study.runs or study.workdirs,
+        "runs and workdirs are both empty: there is nothing to compare; give --config.workdirs=\"('DIR', 'DIR')\"",
+    )
     choices = {"parameters": ("ema", "params"), "outside": ("refuse", "clamp")}
     for name, known in choices.items():
         require(given[name] in known, f"{name}={given[name]!r}: choose one of {', '.join(known)}")
@@ -118,8 +121,12 @@ def check(study):
     require(study.likelihood_images >= 0, f"likelihood_images={study.likelihood_images} must be 0 (all) or more")
     require(study.num_images >= 1, f"num_images={study.num_images} must be at least 1")
     names = {}
-    for name, parse in (("schedules", schedules.make), ("methods", samplers.parse), ("guidances", guidance.parse),
-                        ("metrics", metrics.parse)):  # fmt: skip
+    for name, parse in (
+        ("schedules", schedules.make),
+        ("methods", samplers.parse),
+        ("guidances", guidance.parse),
+        ("metrics", metrics.parse),
+    ):
         for text in given[name]:
             if (name, text) == ("schedules", TRAINED):
                 continue
@@ -170,13 +177,17 @@ def find_runs(study, out):
         first = next(other for other in found if other.label == run.label)
         settings = [configuration.to_dict(each.config) | {"seed": 0} for each in (first, run)]
         if changed := differences(*settings):
-            _fail(f"{first.workdir.path} and {run.workdir.path} have one name, {run.label!r}, but differ in more than the seed: "
-                  f"{'; '.join(changed)}")  # fmt: skip
+            _fail(
+                f"{first.workdir.path} and {run.workdir.path} have one name, {run.label!r}, but differ in more than the seed: "
+                f"{'; '.join(changed)}"
+            )
         if run is not first and sum((other.label, other.seed) == (run.label, run.seed) for other in found) > 1:
             _fail(f"{first.workdir.path} and {run.workdir.path} are both seed {run.seed} of one run, {run.label!r}")
         if images_of(run.config) != images_of(found[0].config):
-            _fail(f"{run.workdir.path} was trained on other images than {found[0].workdir.path}: "
-                  f"{images_of(run.config)} against {images_of(found[0].config)}; no distance compares them")  # fmt: skip
+            _fail(
+                f"{run.workdir.path} was trained on other images than {found[0].workdir.path}: "
+                f"{images_of(run.config)} against {images_of(found[0].config)}; no distance compares them"
+            )
     return found
 
 
@@ -189,11 +200,20 @@ def images_of(config):
 def shared(study, run, given):
     """What all rows of a run ask for, in JSON's kinds. `given`: what the names of the real images stand for, `features.check`."""
     timesteps = run.config.conditioning.kind == "timestep"
-    return json.loads(json.dumps({
-        "run": configuration.to_dict(run.config), "parameters": study.parameters, "metrics": study.metrics,
-        "num_images": study.num_images, "reference": given, "outside": study.outside if timesteps else None,
-        "workdir": None if run.trainable else str(run.workdir.path),
-    } | ({"labels": "of the real images"} if run.config.model.num_classes else {})))  # fmt: skip
+    return json.loads(
+        json.dumps(
+            {
+                "run": configuration.to_dict(run.config),
+                "parameters": study.parameters,
+                "metrics": study.metrics,
+                "num_images": study.num_images,
+                "reference": given,
+                "outside": study.outside if timesteps else None,
+                "workdir": None if run.trainable else str(run.workdir.path),
+            }
+            | ({"labels": "of the real images"} if run.config.model.num_classes else {})
+        )
+    )
 
 
 def rows_of(study, runs, given):
@@ -206,10 +226,17 @@ def rows_of(study, runs, given):
         translations = study.translations if run.config.conditioning.kind == "timestep" else (None,)
         trained = canonical(run.config.schedule)
         texts = dict.fromkeys(spelled.get(trained, trained) if text == TRAINED else text for text in study.schedules)
-        for method, guide, translation, spacing, calls, schedule, seed in itertools.product(study.methods, study.guidances,
-                translations, study.spacings, sorted(study.calls), texts, study.seeds):  # fmt: skip
-            own = {"schedule": canonical(schedule), "method": canonical(method), "spacing": spacing, "calls": calls, "seed": seed,
-                   "translation": translation}  # fmt: skip
+        for method, guide, translation, spacing, calls, schedule, seed in itertools.product(
+            study.methods, study.guidances, translations, study.spacings, sorted(study.calls), texts, study.seeds
+        ):
+            own = {
+                "schedule": canonical(schedule),
+                "method": canonical(method),
+                "spacing": spacing,
+                "calls": calls,
+                "seed": seed,
+                "translation": translation,
+            }
             own |= {} if guide == "none" else {"guidance": canonical(guide)}
             rows.append(Row(run, schedule, method, guide, spacing, calls, seed, translation, common | own))
     return rows

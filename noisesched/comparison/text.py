@@ -5,23 +5,26 @@ from noisesched.comparison import results
 from noisesched.comparison.html import number, plus_minus
 
 TELLS = {
-    "log_snr": "told the log-SNR of the level itself", "sigma": "told sigma of the level itself", "none": "told nothing",
+    "log_snr": "told the log-SNR of the level itself",
+    "sigma": "told sigma of the level itself",
+    "none": "told nothing",
     "timestep": "told a timestep of its table",
-}  # fmt: skip
+}
 TRANSLATES = {
     "nearest": "the timestep whose log-SNR lies nearest to the level",
     "interpolated": "a fraction of a timestep, interpolated in its table",
     "raw": "the timestep that the training schedule would have had at that point of sampling, whatever the level is: the mistake "
-           "of changing the schedule and forgetting the network",
-}  # fmt: skip
+    "of changing the schedule and forgetting the network",
+}
 FACTORS = {pairing.CONDITIONING: "what the network is told", "schedule": "training schedule"}  # others by the setting's name
 
 
 def question(comparison, pairs):
     """What the comparison asks."""
     if ("log_snr", "timestep") in {(pair.first.told, pair.second.told) for pair in pairs}:
-        return ("What does telling the network the noise level, rather than the timestep, buy when the schedule changes at "
-                "inference?")  # fmt: skip
+        return (
+            "What does telling the network the noise level, rather than the timestep, buy when the schedule changes at inference?"
+        )
     if pairs:
         return f"What does a change of {listed(factors(pairs), 'or')} do under each inference schedule?"
     if all(results.own(condition.drawn, task.schedule) for condition, task in comparison.cells):
@@ -40,14 +43,17 @@ def scope(comparison):
     rows, asked, runs = len(comparison.rows), len(comparison.config["keys"]), len(comparison.runs)
     seeds = [len({row["train_seed"] for row in comparison.rows if row["run"] == name}) for name in comparison.runs]
     each = count(max(seeds), "seed") if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)} seeds"
-    return (f"{count(runs, 'way')} of training a network, {each}{' each' * (runs > 1)}, sampled under "
-            f"{under_how_many(comparison)} with {budgets(comparison)}, without retraining: "
-            f"{rows:,} of {count(asked, 'row')}{f', {refused:,} of them refused' * bool(refused)}."
-            + " The comparison is unfinished." * (rows < asked))  # fmt: skip
+    return (
+        f"{count(runs, 'way')} of training a network, {each}{' each' * (runs > 1)}, sampled under "
+        f"{under_how_many(comparison)} with {budgets(comparison)}, without retraining: "
+        f"{rows:,} of {count(asked, 'row')}{f', {refused:,} of them refused' * bool(refused)}."
+        + " The comparison is unfinished."
+        * (rows < asked)
+    )
 
 
 def under_how_many(comparison):
-    """"5 inference schedules", or "1 to 2 of 5 inference schedules each" where not every condition was sampled under all."""
+    """ "5 inference schedules", or "1 to 2 of 5 inference schedules each" where not every condition was sampled under all."""
     found = {condition: set() for condition in comparison.conditions}
     for condition, task in comparison.cells:
         found[condition].add(task.schedule)
@@ -59,7 +65,7 @@ def under_how_many(comparison):
 
 
 def budget(comparison, calls, variant=None):
-    """"10 network calls", or "9 network calls (at most 10)" where what sampled, or a `variant` of it, does not make them all."""
+    """ "10 network calls", or "9 network calls (at most 10)" where what sampled, or a `variant` of it, does not make them all."""
     made = results.network_calls(comparison, calls, variant) or [calls]
     text = count(made[0], "network call") if len(made) == 1 else f"{listed(made)} network calls"
     return text if made == [calls] else f"{text} (at most {calls})"
@@ -76,8 +82,9 @@ def meanings(comparison):
     """What the names of what networks are told stand for."""
     told = {condition.told for condition in comparison.conditions}
     used = {condition.translation for condition in comparison.conditions}
-    return ([f"{kind}: the network is {TELLS[kind]}." for kind in TELLS if kind in told]
-            + [f"{name}: at inference it is told {TRANSLATES[name]}." for name in TRANSLATES if name in used])  # fmt: skip
+    return [f"{kind}: the network is {TELLS[kind]}." for kind in TELLS if kind in told] + [
+        f"{name}: at inference it is told {TRANSLATES[name]}." for name in TRANSLATES if name in used
+    ]
 
 
 def chosen(about):
@@ -85,8 +92,12 @@ def chosen(about):
     size, n = (f"{about[name]:,}" if isinstance(about.get(name), int) else "" for name in ("split_size", "n"))
     if not n or "split" not in about:
         return flat(about | {"extractors": None}) or "nothing is stored of them"
-    return (f"{n} of the {f'{size} ' * bool(size)}images of {about['split']!r}" + f" ({about.get('data')})" * ("data" in about)
-            + ", chosen at random" + f" (seed {about.get('seed')})" * ("seed" in about))  # fmt: skip
+    return (
+        f"{n} of the {f'{size} ' * bool(size)}images of {about['split']!r}"
+        + f" ({about.get('data')})" * ("data" in about)
+        + ", chosen at random"
+        + f" (seed {about.get('seed')})" * ("seed" in about)
+    )
 
 
 def extremes(comparison, metric):
@@ -124,7 +135,7 @@ def answers(comparison, metric, pairs):
 
 
 def rather(factor, first, second):
-    """"Told log_snr rather than none", "With weighting v rather than eps"."""
+    """ "Told log_snr rather than none", "With weighting v rather than eps"."""
     return f"{'Told' if factor == pairing.CONDITIONING else 'With'} {named(factor, first)} rather than {second}"
 
 
@@ -155,17 +166,23 @@ def unpaired(comparison):
     if len(comparison.runs) == 1:
         return "There is one run: nothing can be paired."
     if pairing.pairs(comparison):
-        return ("No two of these runs that differ in one thing alone have a number under the same inference schedule: nothing is "
-                "paired.")  # fmt: skip
-    return ("No two of these runs differ in one thing alone (what the network is told, or another setting of their "
-            "configurations): a difference between them has no one cause, and nothing is paired.")  # fmt: skip
+        return (
+            "No two of these runs that differ in one thing alone have a number under the same inference schedule: nothing is "
+            "paired."
+        )
+    return (
+        "No two of these runs differ in one thing alone (what the network is told, or another setting of their "
+        "configurations): a difference between them has no one cause, and nothing is paired."
+    )
 
 
 def rule(comparison, pairs):
     """How verdicts are made, and what they are worth with so many seeds."""
     n = len(comparison.seeds)
-    text = (f"Runs whose configurations differ in nothing but {listed(factors(pairs), 'or')} are compared seed by seed: the "
-            "difference of two numbers with the same training seed and the same noise. ")  # fmt: skip
+    text = (
+        f"Runs whose configurations differ in nothing but {listed(factors(pairs), 'or')} are compared seed by seed: the "
+        "difference of two numbers with the same training seed and the same noise. "
+    )
     if n == 1:
         return text + "There is one training seed: a difference is given as it is, with no error and no verdict."
     from scipy import stats
@@ -176,15 +193,20 @@ def rule(comparison, pairs):
         "One is called better or worse only if the 95 % interval of its mean, by Student's t over the training seeds, leaves out "
         f"0; else no difference is seen, which does not say that there is none. With {n} seeds the interval reaches {reach:.1f} "
         f"standard errors to each side{weak}. The intervals are not corrected for how many there are: of comparisons without any "
-        "effect, one in twenty is called better or worse by chance.")  # fmt: skip
+        "effect, one in twenty is called better or worse by chance."
+    )
 
 
 # -- parts of sentences
 
+
 def ranked(comparison, metric, calls):
     """[(condition, task, Summary)] of one number of calls, the best first."""
-    cells = [(condition, task, cell) for condition, task in comparison.cells
-             if task.calls == calls and (cell := comparison.summary(condition, task, metric))]  # fmt: skip
+    cells = [
+        (condition, task, cell)
+        for condition, task in comparison.cells
+        if task.calls == calls and (cell := comparison.summary(condition, task, metric))
+    ]
     return sorted(cells, key=lambda found: found[2].mean, reverse=results.better(metric) == "higher")
 
 
@@ -246,6 +268,7 @@ def listed(entries, last_by="and"):
 
 
 # -- captions and columns
+
 
 def sampled(comparison, variant):
     """What sampled, where it has to be said."""

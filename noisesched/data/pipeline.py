@@ -134,9 +134,7 @@ class Split:
         return {"image": images[0], "label": labels[0]}
 
 
-def open_split(
-    name: str, *, split: str, image_size: int, channels: int, path: str = "", data_dir: str = ""
-) -> Split:
+def open_split(name: str, *, split: str, image_size: int, channels: int, path: str = "", data_dir: str = "") -> Split:
     """Opens one split of a data set, preparing it first if it is one that this package prepares.
 
     name        'digits' or 'brightness' (built in), 'image_folder' (at `path`), or any TFDS image data set in `data_dir`
@@ -168,8 +166,14 @@ def open_split(
 
 def open_config(given, split: str = "") -> Split:
     """The split that a Config's `data` names, or another `split` of the same images; raises as `open_split` does."""
-    return open_split(given.name, split=split or given.split, image_size=given.image_size, channels=given.channels,
-                      path=given.path, data_dir=given.data_dir)  # fmt: skip
+    return open_split(
+        given.name,
+        split=split or given.split,
+        image_size=given.image_size,
+        channels=given.channels,
+        path=given.path,
+        data_dir=given.data_dir,
+    )
 
 
 def _check_split(split: str, known: collections.abc.Iterable[str], title: str) -> None:
@@ -187,9 +191,7 @@ def _open(builder, title: str, split: str, image_size: int, channels: int) -> Sp
     except Exception as error:  # tfds raises ValueError, AssertionError and more, some over several lines
         reason = (str(error) or type(error).__name__).splitlines()[0]
         reason = "no such notation" if "://" in reason else reason.rstrip(".")  # of its notation it only says where to read
-        raise ValueError(
-            f"split {split!r} of {title}: {reason}; write 'train', 'train[:90%]' or 'train[100:200]'"
-        ) from error
+        raise ValueError(f"split {split!r} of {title}: {reason}; write 'train', 'train[:90%]' or 'train[100:200]'") from error
     if num_examples < 1:
         raise ValueError(f"split {split!r} of {title} is empty")
     features = builder.info.features

@@ -40,8 +40,12 @@ def examine(setting, inferences=(), measured=None, written=None):
     """
     better = repaired(setting)
     changes = _changes(written or setting, better)
-    found = [_terminal(setting, measured, changes), *_zero_snr(setting, changes), *_told(setting, changes),
-             _weight(setting, changes)]  # fmt: skip
+    found = [
+        _terminal(setting, measured, changes),
+        *_zero_snr(setting, changes),
+        *_told(setting, changes),
+        _weight(setting, changes),
+    ]
     for each in inferences:
         severities = start_severity(setting, each), trained_severity(setting, each)
         repair = "" if set(severities) == {"fine"} else _resampled(better, each) or _flags(changes)
@@ -51,24 +55,34 @@ def examine(setting, inferences=(), measured=None, written=None):
 
 # -- the training schedule
 
+
 def _terminal(setting, measured, changes):
     last, r2 = setting.last, float(setting.read_out(setting.last))
     severity = leaks(setting, last)
     beside = f" (measured {measured[0]:.2g} ± {measured[1]:.1g})" if measured else ""
     size = f"{setting.image_size}x{setting.image_size}"
     return Finding(
-        severity, "end of the training schedule",
+        severity,
+        "end of the training schedule",
         f"{setting.schedule} ends at {_level(last)}: the best line from the mean of z to that of the image, at {size} pixels, "
         f"has R^2 = {_r2(r2)}{beside}",
-        "pure noise, from which sampling starts, is what training ends with" if last == -math.inf else
-        "the last level is as good as pure noise, from which sampling starts" if severity == "fine" else
-        "sampling starts from pure noise, which training never showed: samples are drawn to mid-grey (those of deterministic "
-        f"samplers by {math.sqrt(r2):.0%} of the way), and patterns stronger than the mean leak more" +
-        _exploding(setting.schedule),
+        "pure noise, from which sampling starts, is what training ends with"
+        if last == -math.inf
+        else "the last level is as good as pure noise, from which sampling starts"
+        if severity == "fine"
+        else "sampling starts from pure noise, which training never showed: samples are drawn to mid-grey (those of "
+        "deterministic "
+        f"samplers by {math.sqrt(r2):.0%} of the way), and patterns stronger than the mean leak more"
+        + _exploding(setting.schedule),
         "" if severity == "fine" else _flags(changes),
-        {"log_snr": last, "snr": math.exp(last), "r2": r2, "measured_r2": measured and measured[0],
-         "measured_r2_std_error": measured and measured[1]},
-    )  # fmt: skip
+        {
+            "log_snr": last,
+            "snr": math.exp(last),
+            "r2": r2,
+            "measured_r2": measured and measured[0],
+            "measured_r2_std_error": measured and measured[1],
+        },
+    )
 
 
 def _zero_snr(setting, changes):
@@ -76,19 +90,26 @@ def _zero_snr(setting, changes):
     if setting.last > -math.inf:
         return
     if setting.prediction == "eps":
-        yield Finding("fault", "prediction at zero SNR", f"eps is predicted, and {setting.schedule} ends at SNR 0",
-                      "there z is the noise itself, from which no image follows",
-                      _flags(changes, "model.prediction", "weighting"), {})
+        yield Finding(
+            "fault",
+            "prediction at zero SNR",
+            f"eps is predicted, and {setting.schedule} ends at SNR 0",
+            "there z is the noise itself, from which no image follows",
+            _flags(changes, "model.prediction", "weighting"),
+            {},
+        )
         return
     vanishes = _vanishes(setting)
     how = "vanishes" if vanishes else "does not vanish"
     # As `config.warnings` has it: levels next to the end are still learned a little, and training is let go on.
     yield Finding(
-        "warning" if vanishes else "fine", "weight at zero SNR",
+        "warning" if vanishes else "fine",
+        "weight at zero SNR",
         f"weighting {setting.weighting} on the {setting.prediction} error {how} at SNR 0, where {setting.schedule} ends",
         f"the level that sampling starts from is {'not ' if vanishes else ''}learned",
-        _flags(changes, "weighting") if vanishes else "", {"vanishes": vanishes},
-    )  # fmt: skip
+        _flags(changes, "weighting") if vanishes else "",
+        {"vanishes": vanishes},
+    )
 
 
 def _told(setting, changes):
@@ -99,13 +120,16 @@ def _told(setting, changes):
     severity = told_severity(setting)
     worst = f", and {_level(setting.last)} is drawn" if setting.last < last - SAME else ""
     yield Finding(
-        severity, "table of timesteps",
+        severity,
+        "table of timesteps",
         f"{setting.table} tells {_level(float(first))} to {_level(float(last))}{worst}; of the levels drawn {noisier:.1%} are "
         f"noisier and {cleaner:.1%} cleaner",
-        "the network can be told of what it is trained on" if severity == "fine" else
-        "levels beyond the table are told as its last step or its first, and are not told apart",
-        "" if severity == "fine" else _flags(changes), {"noisier": noisier, "cleaner": cleaner},
-    )  # fmt: skip
+        "the network can be told of what it is trained on"
+        if severity == "fine"
+        else "levels beyond the table are told as its last step or its first, and are not told apart",
+        "" if severity == "fine" else _flags(changes),
+        {"noisier": noisier, "cleaner": cleaner},
+    )
 
 
 def _weight(setting, changes):
@@ -113,18 +137,29 @@ def _weight(setting, changes):
     try:
         drawn, share = below(setting)
     except ValueError as error:
-        return Finding("fault", "weight over log-SNR", str(error), "the loss of such levels says nothing",
-                       _flags(changes, "weighting"), {})  # fmt: skip
+        return Finding(
+            "fault", "weight over log-SNR", str(error), "the loss of such levels says nothing", _flags(changes, "weighting"), {}
+        )
     r2, wasted = float(setting.read_out(NOISE)), wasteful(setting)
-    why = ("such levels show nothing of the image: what they teach is the mean of the data" if wasted else
-           "little is spent on levels that are all but pure noise" if share <= WASTE else
-           f"the image's mean is still seen there (R^2 = {_r2(r2)} at {NOISE:g}), at this image size")  # fmt: skip
-    return Finding("warning" if wasted else "fine", "weight over log-SNR",
-                   f"{share:.1%} of the loss's weight and {drawn:.1%} of its levels lie below log-SNR {NOISE:g}", why,
-                   _flags(changes) if wasted else "", {"weight_below": share, "levels_below": drawn, "below": NOISE})  # fmt: skip
+    why = (
+        "such levels show nothing of the image: what they teach is the mean of the data"
+        if wasted
+        else "little is spent on levels that are all but pure noise"
+        if share <= WASTE
+        else f"the image's mean is still seen there (R^2 = {_r2(r2)} at {NOISE:g}), at this image size"
+    )
+    return Finding(
+        "warning" if wasted else "fine",
+        "weight over log-SNR",
+        f"{share:.1%} of the loss's weight and {drawn:.1%} of its levels lie below log-SNR {NOISE:g}",
+        why,
+        _flags(changes) if wasted else "",
+        {"weight_below": share, "levels_below": drawn, "below": NOISE},
+    )
 
 
 # -- the levels of inference
+
 
 def _start(setting, each, repair):
     first, last = each.log_snrs[0], setting.last
@@ -132,13 +167,23 @@ def _start(setting, each, repair):
     reached = first <= last + SAME
     severity = start_severity(setting, each)
     measured = f"{each}: starts at {_level(first)}" + ("" if reached else f", R^2 = {_r2(r2)}; training went to {_level(last)}")
-    why = ("it is as noisy as training went, or more" if reached else
-           "the first level is still as good as pure noise" if severity == "fine" else
-           "the sampler's pure noise is told to be a level at which the network was shown images" +
-           ("; leading spacing never visits the schedule's last level, and saves no call" if each.spacing == "leading" else "") +
-           (_exploding(each.schedule) if last == -math.inf else ""))
-    return Finding(severity, "first level of sampling", measured, why, "" if severity == "fine" else repair,
-                   {"inference": str(each), "log_snr": first, "trained_log_snr": last, "r2": r2})  # fmt: skip
+    why = (
+        "it is as noisy as training went, or more"
+        if reached
+        else "the first level is still as good as pure noise"
+        if severity == "fine"
+        else "the sampler's pure noise is told to be a level at which the network was shown images"
+        + ("; leading spacing never visits the schedule's last level, and saves no call" if each.spacing == "leading" else "")
+        + (_exploding(each.schedule) if last == -math.inf else "")
+    )
+    return Finding(
+        severity,
+        "first level of sampling",
+        measured,
+        why,
+        "" if severity == "fine" else repair,
+        {"inference": str(each), "log_snr": first, "trained_log_snr": last, "r2": r2},
+    )
 
 
 def _trained(setting, each, repair):
@@ -147,22 +192,41 @@ def _trained(setting, each, repair):
     log_snrs = np.array(each.log_snrs)
     away = beyond(setting, each)
     counts = [int((by > SAME).sum()) for by in away.values()]
-    parts = [f"{count} of {len(log_snrs)} levels {how}, as far as {_level(log_snrs[by.argmax()])}"
-             for (how, by), count in zip(away.items(), counts, strict=True) if count]  # fmt: skip
-    figures = {"inference": str(each), **dict(zip(("noisier", "cleaner", "untold"), counts, strict=True)),
-               "log_snr_min": setting.trained[0], "log_snr_max": setting.trained[1]}  # fmt: skip
+    parts = [
+        f"{count} of {len(log_snrs)} levels {how}, as far as {_level(log_snrs[by.argmax()])}"
+        for (how, by), count in zip(away.items(), counts, strict=True)
+        if count
+    ]
+    figures = {
+        "inference": str(each),
+        **dict(zip(("noisier", "cleaner", "untold"), counts, strict=True)),
+        "log_snr_min": setting.trained[0],
+        "log_snr_max": setting.trained[1],
+    }
     severity = trained_severity(setting, each)
     if severity == "fine":
-        return Finding("fine", "trained levels", f"{each}: all {len(log_snrs)} levels lie inside what is trained",
-                       "the network is asked nothing that it did not learn", "", figures)  # fmt: skip
+        return Finding(
+            "fine",
+            "trained levels",
+            f"{each}: all {len(log_snrs)} levels lie inside what is trained",
+            "the network is asked nothing that it did not learn",
+            "",
+            figures,
+        )
     return Finding(
-        severity, "trained levels", f"{each}: {'; '.join(parts) or 'the first level is SNR 0'}",
-        "no image follows at SNR 0 from the noise that this network predicts" if severity == "fault" else
-        "there the network answers what it was never taught", repair, figures,
-    )  # fmt: skip
+        severity,
+        "trained levels",
+        f"{each}: {'; '.join(parts) or 'the first level is SNR 0'}",
+        "no image follows at SNR 0 from the noise that this network predicts"
+        if severity == "fault"
+        else "there the network answers what it was never taught",
+        repair,
+        figures,
+    )
 
 
 # -- repairs
+
 
 def repaired(setting):
     """The setting with all that is amiss in training repaired.
@@ -190,8 +254,11 @@ def _learning_at_zero_snr(setting):
     """An eps-network has no image at SNR 0, and some weightings have no weight there."""
     if setting.last > -math.inf:
         return setting
-    return dataclasses.replace(setting, prediction="v" if setting.prediction == "eps" else setting.prediction,
-                               weighting="v" if _vanishes(setting) else setting.weighting)  # fmt: skip
+    return dataclasses.replace(
+        setting,
+        prediction="v" if setting.prediction == "eps" else setting.prediction,
+        weighting="v" if _vanishes(setting) else setting.weighting,
+    )
 
 
 def _rescaled(schedule, image_size):
@@ -267,17 +334,23 @@ def _changes(setting, better):
 def _flags(changes, *names):
     """Changes, or those of the names, as words of the command line."""
     chosen = {name: value for name, value in changes.items() if not names or name in names}
-    return " ".join(f"--config.{name}=" + (f'"{value}"' if "(" in value or not value else value)
-                    for name, value in chosen.items())  # fmt: skip
+    return " ".join(
+        f"--config.{name}=" + (f'"{value}"' if "(" in value or not value else value) for name, value in chosen.items()
+    )
 
 
 # -- the parts
 
+
 def _exploding(schedule):
     """Why a schedule given in sigma_ve leaks, as the end of a sentence; "" for any other, and for one that ends at SNR 0."""
     sigma_ve = schedules.terminal_sigma_ve(schedule)
-    return (f"; it is given in sigma_ve, up to {sigma_ve:.4g}: x + sigma_ve eps has no SNR of 0 at any finite one, in unit "
-            "variance it has" if sigma_ve else "")  # fmt: skip
+    return (
+        f"; it is given in sigma_ve, up to {sigma_ve:.4g}: x + sigma_ve eps has no SNR of 0 at any finite one, in unit "
+        "variance it has"
+        if sigma_ve
+        else ""
+    )
 
 
 def _vanishes(setting):
@@ -367,6 +440,7 @@ def inference(schedule, num_steps, spacing, follows=False):
 
 # -- how bad it is: each but the shares and the distances one of SEVERITIES
 
+
 def leaks(setting, log_snr):
     r2 = setting.read_out(log_snr)
     return "fault" if r2 > FAULT or log_snr > math.log(SNR) else "warning" if r2 > WARNING else "fine"
@@ -417,8 +491,11 @@ def beyond(setting, each):
     untold = np.abs(conditioning.outside(log_snrs, told))
     with np.errstate(invalid="ignore"):
         noisier = np.nan_to_num(low - log_snrs, nan=0.0)  # -inf is no noisier than -inf
-    return {"are noisier than any trained": noisier, "are cleaner than any trained": log_snrs - high,
-            "lie outside the table of timesteps": untold}  # fmt: skip
+    return {
+        "are noisier than any trained": noisier,
+        "are cleaner than any trained": log_snrs - high,
+        "lie outside the table of timesteps": untold,
+    }
 
 
 def spread(schedule, text, prediction, edges, num_draws):

@@ -29,6 +29,7 @@ ROWS = (COLOURS[0], COLOURS[2], COLOURS[4], COLOURS[6])  # of inferences
 
 # -- the program
 
+
 def run(config, name, specs=(), steps=(), spacing="trailing", out="", scheduler="", say=print):
     """Diagnoses a checked Config, called `name`, and says what was found; returns the `checks.Finding`s, the worst first.
 
@@ -47,8 +48,9 @@ def run(config, name, specs=(), steps=(), spacing="trailing", out="", scheduler=
     setting = own = setting_of(config, ASSUMED if images is None else leak.mean_variance(images))
     setting, measured = scheduler_file.setting(given, own) if given else own, None
     if images is not None:
-        measured = leak.measured(images, setting.last, noises=int(np.clip(VALUES // images.size, 1, NOISES)),
-                                 noise_offset=config.noise_offset)  # fmt: skip
+        measured = leak.measured(
+            images, setting.last, noises=int(np.clip(VALUES // images.size, 1, NOISES)), noise_offset=config.noise_offset
+        )
     if given:
         found = scheduler_file.examine(given, own, counts, measured)
         name, taken = f"{scheduler} with {name}", list(scheduler_file.told(given, scheduler, name, counts, found))
@@ -68,17 +70,27 @@ def run(config, name, specs=(), steps=(), spacing="trailing", out="", scheduler=
 def _inferences(config, specs, counts, spacing):
     # A config's "trained" was resolved when it was read: a preview under the schedule of training is taken to follow it.
     sampled = {TRAINED: config.schedule} if config.preview.schedule == config.schedule else {}
-    sampled = {text: config.schedule if text == TRAINED else text for text in specs} or sampled or {
-        config.preview.schedule: config.preview.schedule}  # fmt: skip
+    sampled = (
+        {text: config.schedule if text == TRAINED else text for text in specs}
+        or sampled
+        or {config.preview.schedule: config.preview.schedule}
+    )
     return [checks.inference(text, n, spacing, follows=word == TRAINED) for word, text in sampled.items() for n in counts]
 
 
 def setting_of(config, variance):
     """The `checks.Setting` of a Config, for images of that Var(m)."""
     told = config.conditioning.table
-    return checks.Setting(schedules.make(config.schedule), config.model.prediction, config.weighting, config.data.image_size,
-                             variance, config.training.num_steps * config.training.batch_size,
-                             schedules.make(told) if told else None, config.noise_offset)  # fmt: skip
+    return checks.Setting(
+        schedules.make(config.schedule),
+        config.model.prediction,
+        config.weighting,
+        config.data.image_size,
+        variance,
+        config.training.num_steps * config.training.batch_size,
+        schedules.make(told) if told else None,
+        config.noise_offset,
+    )
 
 
 def training_images(given):
@@ -100,12 +112,17 @@ def training_images(given):
 def not_there(reason, repair):
     """The finding on a data set that could not be measured."""
     return checks.Finding(
-        "warning", "data", f"Var(m) = {ASSUMED} is assumed, that of CIFAR-10's photographs: {reason}",
-        "what leaks grows with the variance of the images' means, which is not known here", repair, {"variance": ASSUMED},
-    )  # fmt: skip
+        "warning",
+        "data",
+        f"Var(m) = {ASSUMED} is assumed, that of CIFAR-10's photographs: {reason}",
+        "what leaks grows with the variance of the images' means, which is not known here",
+        repair,
+        {"variance": ASSUMED},
+    )
 
 
 # -- in words and figures
+
 
 def letter(name, setting, found, num_images, taken=()):
     """The diagnosis as lines of text: what was examined, and what was `taken` from where, then each finding with its repair."""
@@ -113,9 +130,11 @@ def letter(name, setting, found, num_images, taken=()):
     plural = {severity: severity + "s" * (severity != "fine" and count != 1) for severity, count in counts.items()}
     yield f"{name}: {', '.join(f'{count} {plural[severity]}' for severity, count in counts.items())}"
     known = f"measured on {num_images:,} training images" if num_images else "assumed"
-    yield from wrapped(f"trained on {spec.shortened(str(setting.schedule), 120)}, {setting.prediction}-prediction, weighting "
-                       f"{setting.weighting}, {setting.image_size}x{setting.image_size} pixels; Var(m) = {setting.variance:.3g} "
-                       f"of the images' means ({known})")  # fmt: skip
+    yield from wrapped(
+        f"trained on {spec.shortened(str(setting.schedule), 120)}, {setting.prediction}-prediction, weighting "
+        f"{setting.weighting}, {setting.image_size}x{setting.image_size} pixels; Var(m) = {setting.variance:.3g} "
+        f"of the images' means ({known})"
+    )
     for sentence in taken:
         yield from wrapped(sentence)
     for finding in found:
@@ -138,13 +157,21 @@ def as_json(name, setting, inferences, found, assumed, taken=()):
     levels, weight = shares(setting)
     sampled = [{"schedule": str(each.schedule), "spacing": each.spacing, "log_snrs": each.log_snrs} for each in inferences]
     return {
-        "name": name, "taken": list(taken), "severity": found[0].severity,
+        "name": name,
+        "taken": list(taken),
+        "severity": found[0].severity,
         "findings": [dataclasses.asdict(finding) for finding in found],
-        "setting": dataclasses.asdict(setting) | {"schedule": str(setting.schedule), "variance_assumed": assumed,
-                                                  "table": str(setting.table) if setting.table else None},
+        "setting": dataclasses.asdict(setting)
+        | {
+            "schedule": str(setting.schedule),
+            "variance_assumed": assumed,
+            "table": str(setting.table) if setting.table else None,
+        },
         "inference": sampled,
-        "log_snr_edges": checks.EDGES.tolist(), "levels": levels, "weight": weight,
-    }  # fmt: skip
+        "log_snr_edges": checks.EDGES.tolist(),
+        "levels": levels,
+        "weight": weight,
+    }
 
 
 def shares(setting):
@@ -157,14 +184,16 @@ def shares(setting):
 
 # -- on paper
 
+
 def draw(path, setting, inferences, measured):
     """Left: what training draws and weighs, with the levels of inference below; right: R^2 against log-SNR."""
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and looks for a display
 
     below = 0.9 + 0.17 * (3 + len(inferences))  # inches, of the legends: below the panels long names have room and hide nothing
     figure = Figure(figsize=(13, 4.6 + below))
-    left, right = figure.subplots(1, 2, gridspec_kw={"left": 0.02, "right": 0.985, "wspace": 0.12, "top": 0.94,
-                                                     "bottom": below / (4.6 + below)})  # fmt: skip
+    left, right = figure.subplots(
+        1, 2, gridspec_kw={"left": 0.02, "right": 0.985, "wspace": 0.12, "top": 0.94, "bottom": below / (4.6 + below)}
+    )
     _draw_spread(left, setting, inferences)
     _draw_read_out(right, setting, inferences, measured)
     for panel in (left, right):
@@ -182,10 +211,21 @@ def _draw_spread(panel, setting, inferences):
     if found[0]:
         levels, weight = (np.array(share)[1:-1] / width for share in found)
         tallest = max(levels.max(), weight.max())
-        panel.stairs(levels, checks.EDGES, fill=True, color=COLOURS[5], alpha=0.4,
-                     label=f"levels drawn: {spec.shortened(str(setting.schedule), 80)}")  # fmt: skip
-        panel.stairs(weight, checks.EDGES, color=COLOURS[3], linewidth=1.6,
-                     label=f"weight of the loss: {setting.weighting} on {setting.prediction}")  # fmt: skip
+        panel.stairs(
+            levels,
+            checks.EDGES,
+            fill=True,
+            color=COLOURS[5],
+            alpha=0.4,
+            label=f"levels drawn: {spec.shortened(str(setting.schedule), 80)}",
+        )
+        panel.stairs(
+            weight,
+            checks.EDGES,
+            color=COLOURS[3],
+            linewidth=1.6,
+            label=f"weight of the loss: {setting.weighting} on {setting.prediction}",
+        )
     low, high = setting.trained
     rows = [-0.06 * tallest * (row + 1) for row in range(len(inferences))]
     for row, each in enumerate(inferences):
@@ -200,8 +240,11 @@ def _draw_spread(panel, setting, inferences):
         panel.plot(shown[~inside], at[~inside], "x", color="red", markersize=6, **mark)
         if log_snrs[0] < LOG_SNR[0]:
             panel.plot(LOG_SNR[0], at[0], "<", color=colour if inside[0] else "red", markersize=7, **mark)
-    panel.set(title="Training per unit of log-SNR; below, levels of inference", yticks=[],
-              ylim=(-0.06 * tallest * (len(rows) + 1), 1.05 * tallest))  # fmt: skip
+    panel.set(
+        title="Training per unit of log-SNR; below, levels of inference",
+        yticks=[],
+        ylim=(-0.06 * tallest * (len(rows) + 1), 1.05 * tallest),
+    )
     panel.plot([], [], "x", color="red", linestyle="", label="levels that are not trained")
 
 
@@ -213,19 +256,37 @@ def _draw_read_out(panel, setting, inferences, measured):
         panel.axhline(level, color="red" if text == "fault" else COLOURS[1], linewidth=1, linestyle="--")
         panel.annotate(f"{text} above {level:g}", (LOG_SNR[1], level), (0, 2), textcoords="offset points", ha="right", fontsize=8)
     panel.axvline(math.log(checks.SNR), color="red", linewidth=1, linestyle="--")
-    panel.annotate(f"fault right of SNR {checks.SNR:g}", (math.log(checks.SNR), 2 * bottom), (4, 0),
-                   textcoords="offset points", fontsize=8)  # fmt: skip
+    panel.annotate(
+        f"fault right of SNR {checks.SNR:g}", (math.log(checks.SNR), 2 * bottom), (4, 0), textcoords="offset points", fontsize=8
+    )
     marks = [("end of training", setting.last, COLOURS[3], "o")]
-    marks += [(f"start of inference {row + 1}", each.log_snrs[0], ROWS[row % len(ROWS)], "|")
-              for row, each in enumerate(inferences)]  # fmt: skip
+    marks += [
+        (f"start of inference {row + 1}", each.log_snrs[0], ROWS[row % len(ROWS)], "|") for row, each in enumerate(inferences)
+    ]
     for text, level, colour, marker in marks:
         # An end to the left of the picture, also zero SNR, is an arrowhead at its edge.
         shape, r2 = "<" if marker == "o" and level < LOG_SNR[0] else marker, float(setting.read_out(level))
-        panel.plot(max(level, LOG_SNR[0]), max(r2, bottom), shape, color=colour, linestyle="", clip_on=False, zorder=3,
-                   markersize=8 if marker == "o" else 10, label=f"{text}: {level:.2f}, R² = {r2:.2g}")  # fmt: skip
+        panel.plot(
+            max(level, LOG_SNR[0]),
+            max(r2, bottom),
+            shape,
+            color=colour,
+            linestyle="",
+            clip_on=False,
+            zorder=3,
+            markersize=8 if marker == "o" else 10,
+            label=f"{text}: {level:.2f}, R² = {r2:.2g}",
+        )
     if measured and setting.last > LOG_SNR[0]:
-        panel.errorbar(setting.last, max(measured[0], bottom), 2 * measured[1], color=COLOURS[3], capsize=4, zorder=2,
-                       label=f"measured: {measured[0]:.2g} ± {measured[1]:.2g}")  # fmt: skip
+        panel.errorbar(
+            setting.last,
+            max(measured[0], bottom),
+            2 * measured[1],
+            color=COLOURS[3],
+            capsize=4,
+            zorder=2,
+            label=f"measured: {measured[0]:.2g} ± {measured[1]:.2g}",
+        )
     panel.set(title="$R^2$ of reading the image's mean from z", yscale="log", ylim=(bottom, 1.5))
 
 

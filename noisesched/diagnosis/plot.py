@@ -57,8 +57,10 @@ def plot(specs, path, say=print):
         raise ValueError(f"--out={path!r} cannot be written: {error.strerror or error}") from None
     for text, schedule in made.items():
         if sigma_ve := schedules.terminal_sigma_ve(schedule):
-            say(f"{spec.shortened(text)} ends at sigma_ve = {sigma_ve:.4g}: x + sigma_ve eps has no SNR of 0 at any finite one, "
-                f"in unit variance it has: {spec.shortened(str(schedules.with_zero_terminal(schedule)))}")  # fmt: skip
+            say(
+                f"{spec.shortened(text)} ends at sigma_ve = {sigma_ve:.4g}: x + sigma_ve eps has no SNR of 0 at any finite one, "
+                f"in unit variance it has: {spec.shortened(str(schedules.with_zero_terminal(schedule)))}"
+            )
     say(f"drawn to {path}")
 
 
@@ -79,12 +81,17 @@ def draw(figure, made, say):
     for number, (name, schedule) in enumerate(zip(names, made.values(), strict=True)):
         u, log_snr, alpha_bar, snr, beta = curves(schedule)
         terminal, terminal_snr = log_snr[-1], snr[-1]
-        say(f"{name:{max(map(len, names))}}  terminal SNR {terminal_snr:<9.3g} log-SNR {terminal:<8.4g} "
-            f"sqrt(alpha_bar) {math.sqrt(alpha_bar[-1]):<8.4g} unevenness {unevenness(schedule)}")  # fmt: skip
+        say(
+            f"{name:{max(map(len, names))}}  terminal SNR {terminal_snr:<9.3g} log-SNR {terminal:<8.4g} "
+            f"sqrt(alpha_bar) {math.sqrt(alpha_bar[-1]):<8.4g} unevenness {unevenness(schedule)}"
+        )
         colour = COLOURS[number % len(COLOURS)]
         # Curves may coincide (a table and its continuous namesake): the later ones are thinner, so that all are seen.
-        line = {"color": colour, "linestyle": LINES[number // len(COLOURS) % len(LINES)],
-                "linewidth": np.linspace(3.2 if len(made) > 2 else 2.2, 1.4, len(made))[number]}  # fmt: skip
+        line = {
+            "color": colour,
+            "linestyle": LINES[number // len(COLOURS) % len(LINES)],
+            "linewidth": np.linspace(3.2 if len(made) > 2 else 2.2, 1.4, len(made))[number],
+        }
         for quantity, values in (("alpha_bar", alpha_bar), ("log_snr", log_snr), ("beta", beta), ("snr", snr)):
             panels[quantity].plot(u, np.where(np.isfinite(values), values, np.nan), **line)
         top_left.lines[-1].set_label(f"{name}   (terminal SNR {terminal_snr:.3g})")
@@ -119,8 +126,17 @@ def _label_ends(panel, ends):
             continue
         at = panel.transAxes.inverted().transform(panel.transData.transform((1, value)))[1]
         lowest = at = max(at, lowest)
-        panel.annotate(f"{value:.3g}", (1, at), (9, 0), xycoords="axes fraction", textcoords="offset points", va="center",
-                       fontsize=9, color=colours[0] if len(colours) == 1 else "black", annotation_clip=False)  # fmt: skip
+        panel.annotate(
+            f"{value:.3g}",
+            (1, at),
+            (9, 0),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=colours[0] if len(colours) == 1 else "black",
+            annotation_clip=False,
+        )
         lowest += 0.045
 
 

@@ -24,8 +24,10 @@ def read(path):
     `scheduler_config.read` does, and ValueError for networks that predict none of eps, v and x."""
     settings = scheduler_config.read(path)
     if settings.prediction is None:
-        raise ValueError(f"{path}: the networks of {settings.class_name} predict a velocity; diagnosed are those that predict "
-                         f"{', '.join(scheduler_config.PREDICTIONS)}")  # fmt: skip
+        raise ValueError(
+            f"{path}: the networks of {settings.class_name} predict a velocity; diagnosed are those that predict "
+            f"{', '.join(scheduler_config.PREDICTIONS)}"
+        )
     return settings
 
 
@@ -62,8 +64,10 @@ def examine(settings, own, counts, measured=None):
 def told(settings, path, name, counts, found):
     """What was taken from the file at `path`, what from the config called `name`, and what does not carry over: sentences."""
     levels = ", levels" if settings.grid else ""
-    yield (f"from the file ({settings.class_name}): schedule, prediction{levels}, and that the network is told the schedule's "
-           f"timesteps; method {settings.method or 'none here'}, spacing {settings.spacing or 'none here'}")  # fmt: skip
+    yield (
+        f"from the file ({settings.class_name}): schedule, prediction{levels}, and that the network is told the schedule's "
+        f"timesteps; method {settings.method or 'none here'}, spacing {settings.spacing or 'none here'}"
+    )
     if settings.grid:
         yield from (f"{n} levels: {scheduler_config.visited(settings, n)}" for n in counts)
     yield f"from {name}: images and their size, weighting, noise_offset; no more"
@@ -71,8 +75,10 @@ def told(settings, path, name, counts, found):
     if settings.no_effect:
         yield f"of no effect here: {', '.join(settings.no_effect)}"
     if any(finding.file_repair for finding in found):
-        yield ("repairs in words (--..) are for a run here, without --scheduler; of those in the file, rescale_betas_zero_snr "
-               "and prediction_type are for a network trained with them, anew or further, the others for any")  # fmt: skip
+        yield (
+            "repairs in words (--..) are for a run here, without --scheduler; of those in the file, rescale_betas_zero_snr "
+            "and prediction_type are for a network trained with them, anew or further, the others for any"
+        )
     if len(settings.schedule) > LONG:
         yield f"betas('FILE') below is a file of these betas: noisesched interchange --read={path} --betas=FILE"
 
@@ -80,8 +86,16 @@ def told(settings, path, name, counts, found):
 def _examined(settings, own, counts, measured=None):
     found = checks.examine(setting(settings, own), inferences(settings, counts), measured, written=own)
     if settings.grid is None:
-        found.append(Finding("warning", UNKNOWN, f"which levels {settings.class_name} visits is not known here (see the notes)",
-                             "it was not examined whether sampling starts where training ended", "--spacing=trailing", {}))
+        found.append(
+            Finding(
+                "warning",
+                UNKNOWN,
+                f"which levels {settings.class_name} visits is not known here (see the notes)",
+                "it was not examined whether sampling starts where training ended",
+                "--spacing=trailing",
+                {},
+            )
+        )
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
@@ -91,6 +105,7 @@ def _of_sampling(finding):
 
 # -- repairs
 
+
 def _repairs(settings, own, counts, found):
     """(fields that repair training, fields that repair sampling, what is not fine with both of them)."""
     given = setting(settings, own)
@@ -98,8 +113,9 @@ def _repairs(settings, own, counts, found):
     if better.last < given.last:
         training["rescale_betas_zero_snr"] = True
     if better.prediction != given.prediction:
-        training["prediction_type"] = next(there for there, ours in scheduler_config.PREDICTIONS.items()
-                                           if ours == better.prediction)  # fmt: skip
+        training["prediction_type"] = next(
+            there for there, ours in scheduler_config.PREDICTIONS.items() if ours == better.prediction
+        )
     if not training.keys() <= schedulers.FIELDS[settings.class_name].keys():
         training = _moved(settings) | training
     elif settings.grid is None:
@@ -124,8 +140,11 @@ def _moved(settings):
     was the default of its own class."""
     name, other = settings.class_name, "DDIMScheduler"
     before, after = schedulers.Fields(name, settings.fields).given, schedulers.FIELDS[other]
-    kept = {field: value for field, value in schedulers.FIELDS[name].items()
-            if field not in before and after.get(field, value) != value}  # fmt: skip
+    kept = {
+        field: value
+        for field, value in schedulers.FIELDS[name].items()
+        if field not in before and after.get(field, value) != value
+    }
     return {"_class_name": other} | kept
 
 

@@ -48,8 +48,9 @@ def network(params, images):
     """(features [B, FEATURES], logits [B, classes]) of images uint8 [B, H, W, C]: convolutions down to 4x4, two dense layers."""
     x = pictures.scale(images)
     for i in range(_convolutions(images.shape[1])):
-        x = jax.lax.conv_general_dilated(x, params[f"kernel_{i}"], (min(i, 1) + 1,) * 2, "SAME",
-                                         dimension_numbers=("NHWC", "HWIO", "NHWC"))  # fmt: skip
+        x = jax.lax.conv_general_dilated(
+            x, params[f"kernel_{i}"], (min(i, 1) + 1,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
         x = jax.nn.relu(x + params[f"bias_{i}"][None, None, None])
     features = jax.nn.silu(x.reshape(len(x), -1) @ params["dense"] + params["dense_bias"][None])
     return features, features @ params["head"] + params["head_bias"][None]

@@ -70,6 +70,7 @@ class Request:
 
 # -- the program
 
+
 def run(directory, request, say=tqdm.write):
     """Evaluates the run in `directory`; returns what evaluation.json holds. For all processes of a job, the first one writes.
 
@@ -107,8 +108,14 @@ def _run(workdir, request, out, say):
     out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
 
     # ---- Likelihood: on disk before any sample is made.
-    result = {"checkpoint": step, "parameters": request.parameters, "split": request.split, "num_images": len(images),
-              "noises": request.noises, **plain}  # fmt: skip
+    result = {
+        "checkpoint": step,
+        "parameters": request.parameters,
+        "split": request.split,
+        "num_images": len(images),
+        "noises": request.noises,
+        **plain,
+    }
     result |= likelihood_of(config, definition, params, images, labels, request, paths, step)
     result |= noisiest_of(config, definition, params, images, labels, request.seed, average)
     for line in summary(result, config):
@@ -128,9 +135,16 @@ def _run(workdir, request, out, say):
     schedule = schedules.make(request.schedule or config.schedule)
     sampler = generate.make_sampler(config, definition, request.method)
     with tqdm(total=request.num_samples, desc="sampling", unit="image", disable=None) as bar:
-        made = generate.generate(sampler, params, schedules.levels(schedule, request.steps), request.num_samples,
-                               seed=request.seed, guide=guidance.parse(request.guidance), progress=bar.update,
-                               labels=reference.labels if config.model.num_classes else None)  # fmt: skip
+        made = generate.generate(
+            sampler,
+            params,
+            schedules.levels(schedule, request.steps),
+            request.num_samples,
+            seed=request.seed,
+            guide=guidance.parse(request.guidance),
+            progress=bar.update,
+            labels=reference.labels if config.model.num_classes else None,
+        )
     quality = reference.measure(made)
     for name, value in quality.items():
         say(f"{name:34} {value:.4g}   (between real images: {reference.floor[name]:.4g})")
@@ -155,8 +169,12 @@ def identity(stored, config, request, split):
         from noisesched.evaluation import inception  # idle without them
 
         asked["inception_weights_crc32"] = zlib.crc32(inception.find(request.inception_weights).read_bytes())
-    return {"config_crc32": zlib.crc32(json.dumps(stored).encode()), "drawn": str(schedules.make(config.schedule)),
-            "data": split.identity, "request": json.loads(json.dumps(asked))}  # fmt: skip
+    return {
+        "config_crc32": zlib.crc32(json.dumps(stored).encode()),
+        "drawn": str(schedules.make(config.schedule)),
+        "data": split.identity,
+        "request": json.loads(json.dumps(asked)),
+    }
 
 
 def without_metrics(request):
@@ -167,6 +185,7 @@ def without_metrics(request):
 
 def check(config, request):
     """Raises ConfigError for a request that this run cannot answer."""
+
     def require(condition, message):
         if not condition:
             raise configuration.ConfigError(message)
@@ -174,12 +193,17 @@ def check(config, request):
     require(request.split, "split='': name the images to measure, such as 'test'")
     low, high = request.log_snr_min, request.log_snr_max
     require(-30 <= low < high <= 20, f"the ends of the bound, log-SNR {low:g} to {high:g}, must rise and lie in -30 to 20")
-    require(2 <= request.noises < PROFILE_DRAWS and request.noises % 2 == 0,
-            f"noises={request.noises}: draws come in pairs, which tell the error; give an even number, 2 to {PROFILE_DRAWS - 2}")
+    require(
+        2 <= request.noises < PROFILE_DRAWS and request.noises % 2 == 0,
+        f"noises={request.noises}: draws come in pairs, which tell the error; give an even number, 2 to {PROFILE_DRAWS - 2}",
+    )
     require(0 <= request.best_levels <= 200, f"best_levels={request.best_levels} must be 0 to 200")
     known = len(likelihood.candidates(low, high))
-    require(request.best_levels <= known, f"best_levels={request.best_levels}: there are {known} to choose among, "
-            f"{likelihood.RESOLUTION} apart, in the measured range of log-SNR, {low:g} to {high:g}")  # fmt: skip
+    require(
+        request.best_levels <= known,
+        f"best_levels={request.best_levels}: there are {known} to choose among, "
+        f"{likelihood.RESOLUTION} apart, in the measured range of log-SNR, {low:g} to {high:g}",
+    )
     require(5 <= request.profile_levels <= 10_000, f"profile_levels={request.profile_levels} must be 5 to 10000")
     require(request.num_images != 1 and request.num_images >= 0, f"num_images={request.num_images}: give 2 or more, or 0 for all")
     kind, known = config.conditioning.kind, configuration.CHOICES["conditioning.translation"]
@@ -188,11 +212,17 @@ def check(config, request):
         require(request.translation in known, f"unknown translation {request.translation!r}; known: {', '.join(known)}")
     plain = without_metrics(request)
     given = [name for name in OF_SAMPLES if getattr(request, name) != getattr(plain, name)]
-    require(request.metrics or not given, f"{', '.join(f'{name}={getattr(request, name)!r}' for name in given)}: samples are "
-            "made only for metrics; give some, such as --metrics 'frechet(classifier)'")  # fmt: skip
+    require(
+        request.metrics or not given,
+        f"{', '.join(f'{name}={getattr(request, name)!r}' for name in given)}: samples are "
+        "made only for metrics; give some, such as --metrics 'frechet(classifier)'",
+    )
     extractors = {metrics.parse(text).extractor for text in request.metrics}
-    require("inception" in extractors or not request.inception_weights, f"inception_weights={request.inception_weights!r}: none "
-            f"of the metrics sees with them; given: {', '.join(request.metrics)}")  # fmt: skip
+    require(
+        "inception" in extractors or not request.inception_weights,
+        f"inception_weights={request.inception_weights!r}: none "
+        f"of the metrics sees with them; given: {', '.join(request.metrics)}",
+    )
     if request.metrics:
         text = request.schedule or config.schedule
         configuration.check_levels(config, text, np.asarray(schedules.levels(schedules.make(text), request.steps)))
@@ -223,8 +253,9 @@ def held_out(config, request):
     """The data.Split asked for. ConfigError if it has other classes than the network knows, or too few or too many images."""
     split = pipeline.open_config(config.data, request.split)
     if config.model.num_classes not in (0, split.num_classes):
-        raise configuration.ConfigError(f"this network knows {config.model.num_classes} classes, {split.name} has "
-                                        f"{split.num_classes}")  # fmt: skip
+        raise configuration.ConfigError(
+            f"this network knows {config.model.num_classes} classes, {split.name} has {split.num_classes}"
+        )
     if request.num_images > len(split):
         raise configuration.ConfigError(f"num_images={request.num_images}: {split.name} has {len(split)} images")
     count = request.num_images or len(split)
@@ -233,8 +264,10 @@ def held_out(config, request):
     for name, draws in (("noises", 1), ("profile_levels", PROFILE_NOISES)):
         most = MOST_DRAWS // (count * draws) // 2 * 2
         if getattr(request, name) > most:
-            raise configuration.ConfigError(f"{name}={getattr(request, name)} of {count} images: {MOST_DRAWS} draws fit in "
-                                            f"memory, so up to {most}; or take fewer images, or several seeds")  # fmt: skip
+            raise configuration.ConfigError(
+                f"{name}={getattr(request, name)} of {count} images: {MOST_DRAWS} draws fit in "
+                f"memory, so up to {most}; or take fewer images, or several seeds"
+            )
     return split
 
 
@@ -244,8 +277,14 @@ def real_images(config, request, say):
         return None
     from noisesched.evaluation import features  # idle without metrics
 
-    return features.reference(config.data, request.num_samples, request.metrics, split=config.data.split,
-                              inception_weights=request.inception_weights, say=say)  # fmt: skip
+    return features.reference(
+        config.data,
+        request.num_samples,
+        request.metrics,
+        split=config.data.split,
+        inception_weights=request.inception_weights,
+        say=say,
+    )
 
 
 def trained_average(config):
@@ -258,6 +297,7 @@ def trained_average(config):
 
 
 # -- likelihood
+
 
 def likelihood_of(config, definition, params, images, labels, request, paths=(), step=0):
     """{"bits_per_dim": .., "discrete": [..], "profile": ..} of held-out images, uint8 [n, H, W, C], and labels [n] or None.
@@ -287,8 +327,13 @@ def likelihood_of(config, definition, params, images, labels, request, paths=(),
     profile["noises"] = PROFILE_NOISES
     first, last = sample.trained_range(config, step)
     noisier, cleaner = likelihood.diffusion_outside(drawn, found, images, first, last)
-    untrained = {"log_snr_min": first, "log_snr_max": last, "noisier": noisier, "cleaner": cleaner,
-                 "share": (noisier + cleaner) / bits["value"]}  # fmt: skip
+    untrained = {
+        "log_snr_min": first,
+        "log_snr_max": last,
+        "noisier": noisier,
+        "cleaner": cleaner,
+        "share": (noisier + cleaner) / bits["value"],
+    }
     return {"bits_per_dim": bits | {"untrained": untrained}, "discrete": discrete, "profile": profile}
 
 
@@ -316,14 +361,17 @@ def spread(definition, params, images, labels, seed, progress):
         for first in range(0, levels.size, size):
             rows = np.arange(first, first + size) % levels.size  # the last batch is filled up with what has been done
             index, draw = (rows // draws).astype(np.int32), (first_draw + rows % draws).astype(np.int32)
-            batch = sharding.rows_over_all((images[index], None if labels is None else labels[index].astype(np.int32), index,
-                                            draw, levels[rows]))  # fmt: skip
+            batch = sharding.rows_over_all(
+                (images[index], None if labels is None else labels[index].astype(np.int32), index, draw, levels[rows])
+            )
             x_hat, error = estimates(definition, params, seed, *batch)
             made = np.asarray(sharding.collected(error), np.float64)[: levels.size - first]
             if not np.isfinite(made).all():
                 bad = levels[first : first + size][~np.isfinite(made)]
-                raise ValueError(f"the network's estimate of the image is not finite at log-SNR {bad[0]:.4g} ({bad.size} of "
-                                 f"{made.size} estimates, from {bad.min():.4g} to {bad.max():.4g})")  # fmt: skip
+                raise ValueError(
+                    f"the network's estimate of the image is not finite at log-SNR {bad[0]:.4g} ({bad.size} of "
+                    f"{made.size} estimates, from {bad.min():.4g} to {bad.max():.4g})"
+                )
             results[first : first + size] = made
             if out is not None:
                 out.reshape(levels.size, *images.shape[1:])[first : first + size] = sharding.collected(x_hat)[: made.size]
@@ -343,6 +391,7 @@ def estimates(definition, params, seed, images, labels, index, draw, log_snr):
 
 # -- on disk and on paper
 
+
 def read(out, n):
     """The evaluation in a folder, or None if there is none that holds all it would today, with the file of its n best levels."""
     try:
@@ -360,17 +409,23 @@ def best_path(out, n):
 def summary(result, config):
     """The table of an evaluation, line by line."""
     bits, profile, untrained = result["bits_per_dim"], result["profile"], result["bits_per_dim"]["untrained"]
-    yield (f"step {result['checkpoint']} ({result['parameters']}), {result['num_images']} images of {result['split']!r}, bits "
-           "per dimension:")  # fmt: skip
+    yield (
+        f"step {result['checkpoint']} ({result['parameters']}), {result['num_images']} images of {result['split']!r}, bits "
+        "per dimension:"
+    )
     rows = {"continuous time": bits}
     for row in result["discrete"]:
         rows[f"{shortened(row['schedule'])}, {row['num_levels']} levels"] = row
     for name, row in rows.items():
-        yield (f"  {name:28} {row['value']:.4f} +- {row['std_error']:.4f} = diffusion {row['diffusion']:.4f} + prior "
-               f"{row['prior']:.4f} + reconstruction {row['reconstruction']:.4f}")  # fmt: skip
+        yield (
+            f"  {name:28} {row['value']:.4f} +- {row['std_error']:.4f} = diffusion {row['diffusion']:.4f} + prior "
+            f"{row['prior']:.4f} + reconstruction {row['reconstruction']:.4f}"
+        )
     yield f"  {'diffusion, by the profile':28} {profile['bits_per_dim']:.4f} +- {profile['bits_per_dim_std_error']:.4f}"
-    yield (f"  {'at levels never drawn':28} {untrained['noisier']:.4f} noisier, {untrained['cleaner']:.4f} cleaner than training "
-           f"with {shortened(config.schedule)} went, together {untrained['share']:.1%} of the bound")  # fmt: skip
+    yield (
+        f"  {'at levels never drawn':28} {untrained['noisier']:.4f} noisier, {untrained['cleaner']:.4f} cleaner than training "
+        f"with {shortened(config.schedule)} went, together {untrained['share']:.1%} of the bound"
+    )
     yield from zero_snr.told(result["last_level"], result["zero_snr"])
 
 
@@ -396,8 +451,11 @@ def draw(path, result, config):
         panel.set(title=f"{kind} error", xlabel="log-SNR: noise left, clean right", xlim=log_snr[[0, -1]], ylim=(0, None))
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{bits['value']:.3f} ± {bits['std_error']:.3f} bits per dimension on {result['num_images']} images of "
-                    f"{result['split']!r}\nmean squared error per dimension, within two standard errors; shaded: levels drawn in "
-                    f"training, {shortened(config.schedule)}", fontsize=10)  # fmt: skip
+    figure.suptitle(
+        f"{bits['value']:.3f} ± {bits['std_error']:.3f} bits per dimension on {result['num_images']} images of "
+        f"{result['split']!r}\nmean squared error per dimension, within two standard errors; shaded: levels drawn in "
+        f"training, {shortened(config.schedule)}",
+        fontsize=10,
+    )
     with replacing(path) as file:
         figure.savefig(file, dpi=110, format="png")

@@ -35,6 +35,7 @@ SEED = 0  # of the choice of real images, and of the classifier
 
 # -- the two halves
 
+
 @dataclasses.dataclass(frozen=True)
 class Reference:
     """n real images as the metrics need them; `measure` compares n samples with them."""
@@ -70,8 +71,11 @@ def reference(config_data, n, measures, *, split, inception_weights="", say=tqdm
     measures = _parsed(measures)
     real = _real(config_data, n, measures, split)
     kept = Kept(real.folder, say)
-    made = {name: ready(config_data, inception_weights, kept, say) for name, ready in EXTRACTORS.items()
-            if any(each.extractor == name for each in measures)}  # fmt: skip
+    made = {
+        name: ready(config_data, inception_weights, kept, say)
+        for name, ready in EXTRACTORS.items()
+        if any(each.extractor == name for each in measures)
+    }
     numbers = _chosen(real, 2 * n)
     (images, labels), (others, _) = real.source.read(numbers[:n]), real.source.read(numbers[n:])
     key = {"data": real.identity, "split": split, "image_size": config_data.image_size, "channels": config_data.channels, "n": n}
@@ -79,8 +83,14 @@ def reference(config_data, n, measures, *, split, inception_weights="", say=tqdm
     for each in measures:
         metric = metrics.METRICS[each.metric]
         distances[metrics.name(each, n)] = each, metric.against(seen[0][each.extractor][metric.takes])
-    about = {"data": real.identity, "split": split, "split_size": len(real), "n": n, "seed": SEED,
-             "extractors": {name: each.about for name, each in made.items()}}  # fmt: skip
+    about = {
+        "data": real.identity,
+        "split": split,
+        "split_size": len(real),
+        "n": n,
+        "seed": SEED,
+        "extractors": {name: each.about for name, each in made.items()},
+    }
     look = {"real": image_stats.describe(images), "floor": image_stats.describe(others)}
     return Reference(images.shape, labels, _compare(distances, seen[1]), look, about, made, distances)
 
@@ -96,8 +106,10 @@ def check(config_data, n, measures, *, split, inception_weights="", num_classes=
     if num_classes:
         labels = real.source.read(_chosen(real, n))[1]
         if not 0 <= labels.min() <= labels.max() < num_classes:
-            raise ValueError(f"{real.name} has labels {labels.min()} to {labels.max()} (-1: kept secret), and the network knows "
-                             f"0 to {num_classes - 1}: take another split, such as 'train'")  # fmt: skip
+            raise ValueError(
+                f"{real.name} has labels {labels.min()} to {labels.max()} (-1: kept secret), and the network knows "
+                f"0 to {num_classes - 1}: take another split, such as 'train'"
+            )
     wanted, crc32 = {each.extractor for each in measures}, None
     if "classifier" in wanted:
         _labelled_train(config_data)
@@ -115,8 +127,9 @@ def _real(config_data, n, measures, split):
         metrics.METRICS[each.metric].check(n)
     real = pipeline.open_config(config_data, split)
     if not 0 < 2 * n <= len(real):
-        raise ValueError(f"n={n}: {real.name} has {len(real)} images, of which two sets of n are taken: n is 1 to "
-                         f"{len(real) // 2}")  # fmt: skip
+        raise ValueError(
+            f"n={n}: {real.name} has {len(real)} images, of which two sets of n are taken: n is 1 to {len(real) // 2}"
+        )
     return real
 
 
@@ -131,18 +144,24 @@ def _see(extractors, images, kept=None, key=None):
     for name, each in extractors.items():
         extract = functools.partial(each.extract, images)
         if kept and each.identity:
-            extract = functools.partial(kept.get, f"{name} features", key | {
-                "images_crc32": zlib.crc32(images.tobytes()), "extractor": name, **each.identity}, extract)  # fmt: skip
+            extract = functools.partial(
+                kept.get,
+                f"{name} features",
+                key | {"images_crc32": zlib.crc32(images.tobytes()), "extractor": name, **each.identity},
+                extract,
+            )
         seen[name] = extract()
     return seen
 
 
 def _compare(distances, seen):
-    return {name: distance(seen[each.extractor][metrics.METRICS[each.metric].takes])
-            for name, (each, distance) in distances.items()}  # fmt: skip
+    return {
+        name: distance(seen[each.extractor][metrics.METRICS[each.metric].takes]) for name, (each, distance) in distances.items()
+    }
 
 
 # -- what is kept beside the data set
+
 
 class Kept:
     """Arrays computed once, in a folder within the prepared data set's own, `.../name/version`, local or in a bucket."""
@@ -195,6 +214,7 @@ class Kept:
 
 
 # -- extractors
+
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
@@ -255,8 +275,12 @@ def in_batches(network, images, batch):
 def _classifier(config_data, inception_weights, kept, say):
     """The last hidden layer of a classifier of the data set's own classes, trained once on its split 'train'."""
     train = _labelled_train(config_data)
-    key = {"data": train.identity, "image_size": config_data.image_size, "channels": config_data.channels,
-           "version": classifier.VERSION}  # fmt: skip
+    key = {
+        "data": train.identity,
+        "image_size": config_data.image_size,
+        "channels": config_data.channels,
+        "version": classifier.VERSION,
+    }
 
     def make():
         (images, labels), (held_images, held_labels), where = classifier.labelled(config_data, train)
@@ -271,13 +295,18 @@ def _classifier(config_data, inception_weights, kept, say):
     crc32 = zlib.crc32(b"".join(params[name].tobytes() for name in sorted(params)))
     about |= {"dimension": classifier.FEATURES, "classes": train.num_classes, "weights_crc32": crc32}
     network = lambda part: {"features": classifier.network(params, part)[0]}
-    return Extractor(lambda images: in_batches(network, images, classifier.BATCH), about,
-                     {"version": classifier.VERSION, "weights_crc32": crc32})  # fmt: skip
+    return Extractor(
+        lambda images: in_batches(network, images, classifier.BATCH),
+        about,
+        {"version": classifier.VERSION, "weights_crc32": crc32},
+    )
 
 
 def _labelled_train(config_data):
     train = pipeline.open_config(config_data, "train")
     if train.num_classes < 2:
-        raise ValueError(f"{train.name}: a classifier needs images of two or more labelled classes, not {train.num_classes}; "
-                         "measure by raw instead, e.g. frechet(raw)")  # fmt: skip
+        raise ValueError(
+            f"{train.name}: a classifier needs images of two or more labelled classes, not {train.num_classes}; "
+            "measure by raw instead, e.g. frechet(raw)"
+        )
     return train

@@ -46,8 +46,13 @@ def describe(images):
 
     images: uint8 [n, H, W, C], C 1 (gray) or 3 (RGB). Raises ValueError for other arrays, and empty ones.
     """
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or not images.size or (
-            images.shape[3] not in (1, 3)):  # fmt: skip
+    if (
+        not isinstance(images, np.ndarray)
+        or images.dtype != np.uint8
+        or images.ndim != 4
+        or not images.size
+        or (images.shape[3] not in (1, 3))
+    ):
         got = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
         raise ValueError(f"images to be described are uint8 [n, H, W, C], none of n, H, W zero and C 1 or 3; got {got}")
     values = {name: each.of(images) for name, each in STATISTICS.items()}
@@ -60,8 +65,12 @@ def check(found):
     if not isinstance(found, dict):
         raise ValueError(f"a description of images is a dictionary; got {_short(found)}")
     counts = found.get("histogram")
-    if not isinstance(counts, list) or len(counts) != BINS or not all(type(n) is int and 0 <= n < 2**53 for n in counts) or (
-            not any(counts)):  # fmt: skip
+    if (
+        not isinstance(counts, list)
+        or len(counts) != BINS
+        or not all(type(n) is int and 0 <= n < 2**53 for n in counts)
+        or (not any(counts))
+    ):
         raise ValueError(f"'histogram' must be {BINS} whole numbers of images, not all 0; got {_short(counts)}")
     for name, each in STATISTICS.items():
         value, least = found.get(name), 0 if each.relative else -1
@@ -89,6 +98,7 @@ def _short(value):
 
 
 # -- the statistics
+
 
 @statistic("the mean pixel")
 def brightness(images):

@@ -31,6 +31,7 @@ EXACT = jax.lax.Precision.HIGHEST  # float32 throughout: accelerators would roun
 
 # -- the network, as data: a chain is a list of steps, each a Conv, a Fork or a pooling function
 
+
 @dataclasses.dataclass(frozen=True)
 class Conv:
     """A convolution without bias, batch normalisation, ReLU."""
@@ -68,62 +69,99 @@ def halve(x):
 
 
 def _block_a(prefix, pooled):  # 35x35
-    return Fork(prefix, [
-        [Conv("branch1x1", 64)],
-        [Conv("branch5x5_1", 48), Conv("branch5x5_2", 64, (5, 5))],
-        [Conv("branch3x3dbl_1", 64), Conv("branch3x3dbl_2", 96, (3, 3)), Conv("branch3x3dbl_3", 96, (3, 3))],
-        [mean_pool, Conv("branch_pool", pooled)],
-    ])  # fmt: skip
+    return Fork(
+        prefix,
+        [
+            [Conv("branch1x1", 64)],
+            [Conv("branch5x5_1", 48), Conv("branch5x5_2", 64, (5, 5))],
+            [Conv("branch3x3dbl_1", 64), Conv("branch3x3dbl_2", 96, (3, 3)), Conv("branch3x3dbl_3", 96, (3, 3))],
+            [mean_pool, Conv("branch_pool", pooled)],
+        ],
+    )
 
 
 def _block_b(prefix):  # 35x35 to 17x17
-    return Fork(prefix, [
-        [Conv("branch3x3", 384, (3, 3), 2, "VALID")],
-        [Conv("branch3x3dbl_1", 64), Conv("branch3x3dbl_2", 96, (3, 3)), Conv("branch3x3dbl_3", 96, (3, 3), 2, "VALID")],
-        [halve],
-    ])  # fmt: skip
+    return Fork(
+        prefix,
+        [
+            [Conv("branch3x3", 384, (3, 3), 2, "VALID")],
+            [Conv("branch3x3dbl_1", 64), Conv("branch3x3dbl_2", 96, (3, 3)), Conv("branch3x3dbl_3", 96, (3, 3), 2, "VALID")],
+            [halve],
+        ],
+    )
 
 
 def _block_c(prefix, width):  # 17x17
-    return Fork(prefix, [
-        [Conv("branch1x1", 192)],
-        [Conv("branch7x7_1", width), Conv("branch7x7_2", width, (1, 7)), Conv("branch7x7_3", 192, (7, 1))],
-        [Conv("branch7x7dbl_1", width), Conv("branch7x7dbl_2", width, (7, 1)), Conv("branch7x7dbl_3", width, (1, 7)),
-         Conv("branch7x7dbl_4", width, (7, 1)), Conv("branch7x7dbl_5", 192, (1, 7))],
-        [mean_pool, Conv("branch_pool", 192)],
-    ])  # fmt: skip
+    return Fork(
+        prefix,
+        [
+            [Conv("branch1x1", 192)],
+            [Conv("branch7x7_1", width), Conv("branch7x7_2", width, (1, 7)), Conv("branch7x7_3", 192, (7, 1))],
+            [
+                Conv("branch7x7dbl_1", width),
+                Conv("branch7x7dbl_2", width, (7, 1)),
+                Conv("branch7x7dbl_3", width, (1, 7)),
+                Conv("branch7x7dbl_4", width, (7, 1)),
+                Conv("branch7x7dbl_5", 192, (1, 7)),
+            ],
+            [mean_pool, Conv("branch_pool", 192)],
+        ],
+    )
 
 
 def _block_d(prefix):  # 17x17 to 8x8
-    return Fork(prefix, [
-        [Conv("branch3x3_1", 192), Conv("branch3x3_2", 320, (3, 3), 2, "VALID")],
-        [Conv("branch7x7x3_1", 192), Conv("branch7x7x3_2", 192, (1, 7)), Conv("branch7x7x3_3", 192, (7, 1)),
-         Conv("branch7x7x3_4", 192, (3, 3), 2, "VALID")],
-        [halve],
-    ])  # fmt: skip
+    return Fork(
+        prefix,
+        [
+            [Conv("branch3x3_1", 192), Conv("branch3x3_2", 320, (3, 3), 2, "VALID")],
+            [
+                Conv("branch7x7x3_1", 192),
+                Conv("branch7x7x3_2", 192, (1, 7)),
+                Conv("branch7x7x3_3", 192, (7, 1)),
+                Conv("branch7x7x3_4", 192, (3, 3), 2, "VALID"),
+            ],
+            [halve],
+        ],
+    )
 
 
 def _block_e(prefix, pool):  # 8x8
     cross = lambda name: Fork(name, [[Conv("a", 384, (1, 3))], [Conv("b", 384, (3, 1))]])
-    return Fork(prefix, [
-        [Conv("branch1x1", 320)],
-        [Conv("branch3x3_1", 384), cross("branch3x3_2")],
-        [Conv("branch3x3dbl_1", 448), Conv("branch3x3dbl_2", 384, (3, 3)), cross("branch3x3dbl_3")],
-        [pool, Conv("branch_pool", 192)],
-    ])  # fmt: skip
+    return Fork(
+        prefix,
+        [
+            [Conv("branch1x1", 320)],
+            [Conv("branch3x3_1", 384), cross("branch3x3_2")],
+            [Conv("branch3x3dbl_1", 448), Conv("branch3x3dbl_2", 384, (3, 3)), cross("branch3x3dbl_3")],
+            [pool, Conv("branch_pool", 192)],
+        ],
+    )
 
 
 NETWORK = [
-    Conv("Conv2d_1a_3x3", 32, (3, 3), 2, "VALID"), Conv("Conv2d_2a_3x3", 32, (3, 3), 1, "VALID"),
-    Conv("Conv2d_2b_3x3", 64, (3, 3)), halve,
-    Conv("Conv2d_3b_1x1", 80), Conv("Conv2d_4a_3x3", 192, (3, 3), 1, "VALID"), halve,
-    _block_a("Mixed_5b.", 32), _block_a("Mixed_5c.", 64), _block_a("Mixed_5d.", 64), _block_b("Mixed_6a."),
-    _block_c("Mixed_6b.", 128), _block_c("Mixed_6c.", 160), _block_c("Mixed_6d.", 160), _block_c("Mixed_6e.", 192),
-    _block_d("Mixed_7a."), _block_e("Mixed_7b.", mean_pool), _block_e("Mixed_7c.", max_pool),
-]  # fmt: skip
+    Conv("Conv2d_1a_3x3", 32, (3, 3), 2, "VALID"),
+    Conv("Conv2d_2a_3x3", 32, (3, 3), 1, "VALID"),
+    Conv("Conv2d_2b_3x3", 64, (3, 3)),
+    halve,
+    Conv("Conv2d_3b_1x1", 80),
+    Conv("Conv2d_4a_3x3", 192, (3, 3), 1, "VALID"),
+    halve,
+    _block_a("Mixed_5b.", 32),
+    _block_a("Mixed_5c.", 64),
+    _block_a("Mixed_5d.", 64),
+    _block_b("Mixed_6a."),
+    _block_c("Mixed_6b.", 128),
+    _block_c("Mixed_6c.", 160),
+    _block_c("Mixed_6d.", 160),
+    _block_c("Mixed_6e.", 192),
+    _block_d("Mixed_7a."),
+    _block_e("Mixed_7b.", mean_pool),
+    _block_e("Mixed_7c.", max_pool),
+]
 
 
 # -- from images to features
+
 
 def apply(params, images):
     """(features [B, 2048], logits [B, 1008]), float32, of images uint8 [B, H, W, 3] in 0..255, of any height and width.
@@ -147,8 +185,9 @@ def _run(chain, x, params, prefix=""):
     for step in chain:
         if isinstance(step, Conv):
             kernel, bias = params[prefix + step.name]
-            x = jax.lax.conv_general_dilated(x, kernel, (step.stride, step.stride), step.padding,
-                                             dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=EXACT)  # fmt: skip
+            x = jax.lax.conv_general_dilated(
+                x, kernel, (step.stride, step.stride), step.padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=EXACT
+            )
             x = jax.nn.relu(x + bias[None, None, None])
         elif isinstance(step, Fork):
             x = jnp.concatenate([_run(branch, x, params, prefix + step.prefix) for branch in step.chains], axis=3)
@@ -174,6 +213,7 @@ def resize(x, size=SIZE):
 
 
 # -- the weights
+
 
 def tensors():
     """Name -> shape of every tensor that a weights file holds, in the network's order: 472 tensors, 23,885,392 numbers."""

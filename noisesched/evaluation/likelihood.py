@@ -85,6 +85,7 @@ class Profile:
 
 # -- which levels
 
+
 def continuous(schedule):
     """The path in continuous time between a schedule's two ends, its levels drawn as the schedule draws them in training.
 
@@ -97,8 +98,10 @@ def continuous(schedule):
     if schedule.table:
         raise ValueError(f"schedule {str(schedule)!r}: a table has no density to draw levels by; give its continuous curve")
     if not math.isfinite(low) or not math.isfinite(high):
-        raise ValueError(f"schedule {str(schedule)!r}: a bound needs finite ends, these are {low:g} and {high:g}; give "
-                         f"'truncated({schedule}, log_snr_min={LOG_SNR_MIN:g}, log_snr_max={LOG_SNR_MAX:g})'")  # fmt: skip
+        raise ValueError(
+            f"schedule {str(schedule)!r}: a bound needs finite ends, these are {low:g} and {high:g}; give "
+            f"'truncated({schedule}, log_snr_min={LOG_SNR_MIN:g}, log_snr_max={LOG_SNR_MAX:g})'"
+        )
 
     def locate(position):
         with jax.enable_x64(True):
@@ -117,8 +120,10 @@ def discrete(log_snrs):
     """
     log_snrs = np.asarray(log_snrs, np.float64)
     if log_snrs.ndim != 1 or len(log_snrs) < 2 or not (np.diff(log_snrs) > 0).all() or not math.isfinite(log_snrs[-1]):
-        raise ValueError(f"a path takes 2 or more log-SNRs, strictly increasing to a finite one; got {np.shape(log_snrs)}: "
-                         f"{np.array2string(log_snrs, threshold=6, precision=4, max_line_width=200)}")  # fmt: skip
+        raise ValueError(
+            f"a path takes 2 or more log-SNRs, strictly increasing to a finite one; got {np.shape(log_snrs)}: "
+            f"{np.array2string(log_snrs, threshold=6, precision=4, max_line_width=200)}"
+        )
     snr = np.exp(log_snrs)
     gain = np.diff(snr)
     normal = gain / (1 + snr[:-1])  # x of variance 1 has error 1 / (1 + SNR)
@@ -197,6 +202,7 @@ def best_schedule(log_snrs, x, images, n):
 
 # -- what the network does there
 
+
 def estimates(denoise, seed, x, index, draw, log_snr):
     """(x_hat [B, ...], ||x - x_hat||^2 [B], summed over dimensions), float32; jittable.
 
@@ -210,6 +216,7 @@ def estimates(denoise, seed, x, index, draw, log_snr):
 
 
 # -- the two terms that need no network
+
 
 def prior(images, log_snr_min):
     """KL(q(z | x) || N(0, I)) at the noisiest level, in nats, [n]: what it still shows of uint8 images [n, ...]. 0 at -inf."""
@@ -247,6 +254,7 @@ def reading_cost(log_snr_max):
 
 # -- numbers
 
+
 def bound(path, drawn, errors, images):
     """The `Bound` of uint8 `images` [n, ...], from the squared `errors` [n, K] at the levels `drawn`, a `Plan`."""
     bit = math.log(2) * math.prod(images.shape[1:])
@@ -282,5 +290,14 @@ def profile(log_snrs, errors, dimensions):
     noise = errors.var(axis=2, ddof=1).sum(axis=0) / (noises * n**2)  # variance of each level's mean
     each = errors.mean(axis=2)  # [n, L]
     x, x_std_error = each.mean(axis=0), each.std(axis=0, ddof=1) / math.sqrt(n)
-    return Profile(log_snrs, snr * x, snr * x_std_error, x, x_std_error, (snr + 1) * x, (snr + 1) * x_std_error,
-                   float(weight @ x), math.sqrt(weight**2 @ noise))  # fmt: skip
+    return Profile(
+        log_snrs,
+        snr * x,
+        snr * x_std_error,
+        x,
+        x_std_error,
+        (snr + 1) * x,
+        (snr + 1) * x_std_error,
+        float(weight @ x),
+        math.sqrt(weight**2 @ noise),
+    )

@@ -60,8 +60,9 @@ class Metric:
         values, name = np.asarray(values), self.distance.__name__
         kind, ndim = (np.uint8, 4) if self.takes == "images" else (np.floating, 2)
         if values.ndim != ndim or not np.issubdtype(values.dtype, kind) or not values[:1].size:
-            raise ValueError(f"{name} takes {self.takes}: {kind.__name__}, {ndim} axes, none empty; "
-                             f"got {values.dtype} {values.shape}")
+            raise ValueError(
+                f"{name} takes {self.takes}: {kind.__name__}, {ndim} axes, none empty; got {values.dtype} {values.shape}"
+            )
         self.check(len(values))
         if kind is np.floating and not np.isfinite(values).all():
             rows = len(values) - np.isfinite(values).all(1).sum()
@@ -88,6 +89,7 @@ def metric(takes="features", better="lower", at_least=1, prepare=lambda real: re
 
 
 # -- the notation: frechet(classifier), brightness
+
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
@@ -118,6 +120,7 @@ def name(measure, n):
 
 
 # -- the metrics
+
 
 def _gaussian(real):
     """(mean [d], trace of the covariance C, its factor [d, r] with C = factor factor^T)."""

@@ -50,6 +50,7 @@ class Request:
 
 # -- the program
 
+
 def run(directory, request, say=tqdm.write):
     """Samples the run in `directory` as asked; returns {(schedule, way, steps): uint8 images}. A way is a method with a guidance.
 
@@ -60,13 +61,19 @@ def run(directory, request, say=tqdm.write):
     config = configuration.from_dict(workdir.read_config())
     made_from = [schedules.make(text) for text in request.schedules or (config.schedule,)]
     chosen = {str(schedule): schedule for schedule in made_from}
-    levels = {(text, n): np.asarray(schedules.levels(schedule, n, request.spacing))
-              for (text, schedule), n in itertools.product(chosen.items(), request.steps)}  # fmt: skip
+    levels = {
+        (text, n): np.asarray(schedules.levels(schedule, n, request.spacing))
+        for (text, schedule), n in itertools.product(chosen.items(), request.steps)
+    }
     guides = {text: guidance.parse(text) for text in request.guidances}
-    ways = {method if text == "none" else f"{method}, {text}": (method, text)
-            for method, text in itertools.product(request.methods, request.guidances)}  # fmt: skip
-    nfe = {(way, n): samplers.network_calls(samplers.parse(method)[0], n)
-           for (way, (method, _)), n in itertools.product(ways.items(), request.steps)}  # fmt: skip
+    ways = {
+        method if text == "none" else f"{method}, {text}": (method, text)
+        for method, text in itertools.product(request.methods, request.guidances)
+    }
+    nfe = {
+        (way, n): samplers.network_calls(samplers.parse(method)[0], n)
+        for (way, (method, _)), n in itertools.product(ways.items(), request.steps)
+    }
     check(config, request)
     for (text, _), log_snrs in levels.items():
         configuration.check_levels(config, text, log_snrs)
@@ -91,17 +98,35 @@ def run(directory, request, say=tqdm.write):
         for (text, n), log_snrs in sorted(levels.items(), key=lambda item: item[0][1]):
             begin, calls = time.perf_counter(), nfe[way, n]
             told = generate.told_raw(config, n, request.spacing) if raw else None
-            made = generate.generate(programs[method], params, log_snrs, request.num_images, seed=request.seed, told=told,
-                            guide=guides[guide], labels=labels,
-                            progress=lambda count, calls=calls: bar.update(count * calls))  # fmt: skip
+            made = generate.generate(
+                programs[method],
+                params,
+                log_snrs,
+                request.num_images,
+                seed=request.seed,
+                told=told,
+                guide=guides[guide],
+                labels=labels,
+                progress=lambda count, calls=calls: bar.update(count * calls),
+            )
             images[text, way, n] = made
             settings = {
-                "workdir": str(workdir.path), "checkpoint": step, "parameters": request.parameters,
-                "schedule": text, "steps": n, "spacing": request.spacing, "method": method, "guidance": guide,
-                "network_calls": calls, "log_snrs": [float(level) for level in log_snrs], "num_images": request.num_images,
-                "seed": request.seed, "translation": translation,
-                "labels": None if labels is None else labels.tolist(), "seconds": round(time.perf_counter() - begin, 3),
-            }  # fmt: skip
+                "workdir": str(workdir.path),
+                "checkpoint": step,
+                "parameters": request.parameters,
+                "schedule": text,
+                "steps": n,
+                "spacing": request.spacing,
+                "method": method,
+                "guidance": guide,
+                "network_calls": calls,
+                "log_snrs": [float(level) for level in log_snrs],
+                "num_images": request.num_images,
+                "seed": request.seed,
+                "translation": translation,
+                "labels": None if labels is None else labels.tolist(),
+                "seconds": round(time.perf_counter() - begin, 3),
+            }
             write(out / slug(text, way, n) if several else out, made, settings)
     bar.close()
     if several:
@@ -119,8 +144,9 @@ def check(config, request):
     if bad:
         raise configuration.ConfigError(f"label {bad[0]}: choose 0 to {classes - 1}, or {classes} for no label")
     if request.translation and config.conditioning.kind != "timestep":
-        raise configuration.ConfigError(f"translation {request.translation!r} is for networks told a timestep; this one is "
-                                        f"told {config.conditioning.kind}")  # fmt: skip
+        raise configuration.ConfigError(
+            f"translation {request.translation!r} is for networks told a timestep; this one is told {config.conditioning.kind}"
+        )
     for text in request.guidances:
         configuration.check_guidance(config, text)
 
@@ -139,11 +165,15 @@ def outside(config, step, levels):
         for beyond, word, edge in ((log_snrs < low, "noisier", low), (log_snrs > high, "cleaner", high)):
             if beyond.any():
                 by = np.abs(log_snrs[beyond] - edge).max()
-                yield (f"{name}, {n} steps: {beyond.sum()} of {n} levels are {word} than training with {drawn} went "
-                       f"(log-SNR {edge:.2f}), by up to {by:.2f}")  # fmt: skip
+                yield (
+                    f"{name}, {n} steps: {beyond.sum()} of {n} levels are {word} than training with {drawn} went "
+                    f"(log-SNR {edge:.2f}), by up to {by:.2f}"
+                )
         if table and (beyond := conditioning.outside(log_snrs, table)).any():
-            yield (f"{name}, {n} steps: {(beyond != 0).sum()} of {n} levels lie outside the table of timesteps that the network "
-                   f"knows, by up to {np.abs(beyond).max():.2f} in log-SNR: it is told the nearest end's")  # fmt: skip
+            yield (
+                f"{name}, {n} steps: {(beyond != 0).sum()} of {n} levels lie outside the table of timesteps that the network "
+                f"knows, by up to {np.abs(beyond).max():.2f} in log-SNR: it is told the nearest end's"
+            )
 
 
 def slug(*parts):

@@ -139,18 +139,27 @@ def about_mean(x_hat, classes, data):
         brightness += np.square((its - centre).mean(axis=(1, 2, 3))).sum()
     n, free = len(x_hat), len(x_hat) - len(present)
     off -= len(present) * spread / free  # the variance of n answers' mean is an nth of theirs
-    return ZeroSnr(n, math.sqrt(max(off, 0.0) / (n * dimensions)), math.sqrt(spread / (free * dimensions)),
-                   math.sqrt(brightness / free), *data[1:])  # fmt: skip
+    return ZeroSnr(
+        n,
+        math.sqrt(max(off, 0.0) / (n * dimensions)),
+        math.sqrt(spread / (free * dimensions)),
+        math.sqrt(brightness / free),
+        *data[1:],
+    )
 
 
 def told(last, zero):
     """Two lines on a `LastLevel` and a `ZeroSnr`, as dictionaries."""
-    yield (f"  {'last trained level':28} log-SNR {last['log_snr']:.4g}: error of eps {last['eps']:.4g}, of v {last['v']:.4g}, "
-           f"of x {last['x']:.4g}; that of the data's mean {last['constant_x']:.4g} (difference {last['gain']:.2g} +- "
-           f"{last['gain_std_error']:.1g})")  # fmt: skip
+    yield (
+        f"  {'last trained level':28} log-SNR {last['log_snr']:.4g}: error of eps {last['eps']:.4g}, of v {last['v']:.4g}, "
+        f"of x {last['x']:.4g}; that of the data's mean {last['constant_x']:.4g} (difference {last['gain']:.2g} +- "
+        f"{last['gain_std_error']:.1g})"
+    )
     if zero["reason"]:
         yield f"  {'zero SNR':28} not defined for this network: {zero['reason']}"
         return
-    yield (f"  {'zero SNR':28} answers vary by {zero['spread']:.3g} with the noise (best: 0) and miss the data's mean by "
-           f"{zero['off_mean']:.3g} (the data: {zero['data_std']:.3g}); their brightness varies by "
-           f"{zero['brightness_spread']:.3g} (the data's: {zero['data_brightness_std']:.3g})")  # fmt: skip
+    yield (
+        f"  {'zero SNR':28} answers vary by {zero['spread']:.3g} with the noise (best: 0) and miss the data's mean by "
+        f"{zero['off_mean']:.3g} (the data: {zero['data_std']:.3g}); their brightness varies by "
+        f"{zero['brightness_spread']:.3g} (the data's: {zero['data_brightness_std']:.3g})"
+    )

@@ -27,8 +27,13 @@ from noisesched.runs import config as configuration
 from noisesched.runs.workdir import Workdir
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}
-WRITTEN = {"ddim": "DDIMScheduler", "ancestral": "DDPMScheduler", "euler": "EulerDiscreteScheduler",
-           "heun": "HeunDiscreteScheduler", "dpmpp_2m": "DPMSolverMultistepScheduler"}  # fmt: skip
+WRITTEN = {
+    "ddim": "DDIMScheduler",
+    "ancestral": "DDPMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+}
 SAME_SPACING = {"whole": schedules.SPACINGS, "fractional": ("trailing", "leading"), "of one more": ("trailing",), "flow": ()}
 
 
@@ -65,6 +70,7 @@ class Settings:
 
 # -- reading
 
+
 def read(path):
     """The `Settings` of a scheduler_config.json. Raises ValueError, in one line, for a file that is not one, or that asks for
     something of its schedule that is not known here; OSError for one that cannot be opened."""
@@ -94,11 +100,16 @@ def parse(fields):
     name = fields["_class_name"]
     if not isinstance(name, str) or name not in schedulers.FIELDS:
         raise ValueError(f"_class_name={shown(name)}: this scheduler is not read here; read are {', '.join(schedulers.FIELDS)}")
-    unknown = [f"{field}={shown(value)}" for field, value in fields.items()
-               if field not in schedulers.KNOWN and not field.startswith("_")]  # fmt: skip
+    unknown = [
+        f"{field}={shown(value)}"
+        for field, value in fields.items()
+        if field not in schedulers.KNOWN and not field.startswith("_")
+    ]
     if unknown:
-        raise ValueError(f"unknown fields: {spec.shortened(', '.join(unknown), 300)}; what they change is not known here: "
-                         "take out those that you know to be of no effect")  # fmt: skip
+        raise ValueError(
+            f"unknown fields: {spec.shortened(', '.join(unknown), 300)}; what they change is not known here: "
+            "take out those that you know to be of no effect"
+        )
     given, notes = schedulers.Fields(name, fields), []
     parts = (_flow if name == "FlowMatchEulerDiscreteScheduler" else _discrete)(given, notes)
     used = {"_class_name", "_use_default_values"} | (given.asked & given.given.keys())
@@ -119,13 +130,21 @@ def _discrete(fields, notes):
     if grid and not method:
         notes.append(f"{fields.name} with skip_prk_steps calls the network at its second level twice")
     if zero and grid and grid.stand_in:
-        notes.append(f"zero terminal SNR: log-SNR -inf here, exactly; {fields.name} puts alpha_bar 2^-24 in its place, log-SNR "
-                     f"{math.log(schedulers.STAND_IN / (1 - schedulers.STAND_IN)):.2f}")  # fmt: skip
+        notes.append(
+            f"zero terminal SNR: log-SNR -inf here, exactly; {fields.name} puts alpha_bar 2^-24 in its place, log-SNR "
+            f"{math.log(schedulers.STAND_IN / (1 - schedulers.STAND_IN)):.2f}"
+        )
     same = grid and grid.sigmas == "table" and not grid.offset and grid.spacing in SAME_SPACING[grid.timesteps]
     if grid and not same:
         notes.append(f"no spacing here visits the levels of {fields.name} with {grid}: take them from a file of sigmas")
-    return {"schedule": str(schedule), "num_steps": schedule.table.num_steps, "prediction": prediction, "method": method,
-            "grid": grid, "spacing": grid.spacing if same else None}  # fmt: skip
+    return {
+        "schedule": str(schedule),
+        "num_steps": schedule.table.num_steps,
+        "prediction": prediction,
+        "method": method,
+        "grid": grid,
+        "spacing": grid.spacing if same else None,
+    }
 
 
 def _schedule(fields):
@@ -161,16 +180,22 @@ def _method(fields, notes):
             missing = ["variance_type"]
     elif name == "DPMSolverMultistepScheduler":
         method = "ddim" if fields["solver_order"] == 1 else method
-        known = {"solver_order": (1, 2), "algorithm_type": ("dpmsolver++", "deis"), "variance_type": (None,),
-                 "solver_type": ("midpoint", "logrho", "bh1", "bh2")}  # fmt: skip
+        known = {
+            "solver_order": (1, 2),
+            "algorithm_type": ("dpmsolver++", "deis"),
+            "variance_type": (None,),
+            "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
+        }
         missing = [field for field, choices in known.items() if fields[field] not in choices]
     if method is None or missing:
         asked = "".join(f" with {field}={shown(fields[field])}" for field in missing)
         notes.append(f"no sampler here takes the steps of {name}{asked}; known are {', '.join(samplers.METHODS)}")
         return None
     if fields["thresholding"]:
-        notes.append(f"thresholding: every estimate of the image is cut at its {fields['dynamic_thresholding_ratio']:g} quantile "
-                     f"there, between 1 and {fields['sample_max_value']:g}, and divided by it; {method} does not")  # fmt: skip
+        notes.append(
+            f"thresholding: every estimate of the image is cut at its {fields['dynamic_thresholding_ratio']:g} quantile "
+            f"there, between 1 and {fields['sample_max_value']:g}, and divided by it; {method} does not"
+        )
     elif fields["clip_sample"]:
         limit = fields["clip_sample_range"]
         notes.append(f"clip_sample: every estimate of the image is cut at -{limit:g} and {limit:g} there; {method} does not")
@@ -182,8 +207,12 @@ def _method(fields, notes):
 def _grid(fields, notes):
     """How this class lays its levels, or None where that is not known here, which is noted."""
     name = fields.name
-    for field, usual in {"use_beta_sigmas": False, "use_lu_lambdas": False, "interpolation_type": "linear",
-                         "lambda_min_clipped": -math.inf}.items():  # fmt: skip
+    for field, usual in {
+        "use_beta_sigmas": False,
+        "use_lu_lambdas": False,
+        "interpolation_type": "linear",
+        "lambda_min_clipped": -math.inf,
+    }.items():
         if field in fields.defaults and fields[field] != usual:
             notes.append(f"{field}={shown(fields[field])}: such levels are not known here")
             return None
@@ -191,10 +220,16 @@ def _grid(fields, notes):
         notes.append("timestep_type continuous: the network there is told log(sigma_ve) / 4, and not a timestep")
     spacing = fields.choice("timestep_spacing", schedules.SPACINGS)
     if name == "DDIMScheduler" and spacing != "leading":
-        notes.append("DDIMScheduler steps from timestep t to t - T // N, which is not the next that it visits unless N divides T "
-                     "and the spacing is trailing; here every step goes to the next level")  # fmt: skip
-    timesteps = {"DDIMScheduler": "whole", "DDPMScheduler": "whole", "PNDMScheduler": "whole",
-                 "DPMSolverMultistepScheduler": "of one more"}  # fmt: skip
+        notes.append(
+            "DDIMScheduler steps from timestep t to t - T // N, which is not the next that it visits unless N divides T "
+            "and the spacing is trailing; here every step goes to the next level"
+        )
+    timesteps = {
+        "DDIMScheduler": "whole",
+        "DDPMScheduler": "whole",
+        "PNDMScheduler": "whole",
+        "DPMSolverMultistepScheduler": "of one more",
+    }
     offset, num_steps = fields["steps_offset"] if spacing == "leading" else 0, fields["num_train_timesteps"]
     if not 0 <= offset < num_steps:
         raise ValueError(f"steps_offset={offset} must be from 0 to {num_steps - 1}, the last timestep")
@@ -212,8 +247,15 @@ def _grid(fields, notes):
 
 def _flow(fields, notes):
     """The parts of `Settings` for rectified flow."""
-    fields.refuse("use_dynamic_shifting", "invert_sigmas", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas",
-                  "use_beta_sigmas", "stochastic_sampling")  # fmt: skip
+    fields.refuse(
+        "use_dynamic_shifting",
+        "invert_sigmas",
+        "shift_terminal",
+        "use_karras_sigmas",
+        "use_exponential_sigmas",
+        "use_beta_sigmas",
+        "stochastic_sampling",
+    )
     num_steps, shift = fields["num_train_timesteps"], fields["shift"]
     if not 2 <= num_steps <= 10**5:
         raise ValueError(f"num_train_timesteps={shown(num_steps)} must be a whole number from 2 to 100000")
@@ -222,11 +264,18 @@ def _flow(fields, notes):
     same = shift == 1 and num_steps == 1000
     if not same:
         notes.append(f"no spacing here visits the levels of {fields.name} with shift={shift:g}: take them from a file of sigmas")
-    return {"schedule": str(schedule), "num_steps": num_steps, "prediction": None, "method": "euler",
-            "grid": Grid("flow", "linspace", shift=shift), "spacing": "linspace" if same else None}  # fmt: skip
+    return {
+        "schedule": str(schedule),
+        "num_steps": num_steps,
+        "prediction": None,
+        "method": "euler",
+        "grid": Grid("flow", "linspace", shift=shift),
+        "spacing": "linspace" if same else None,
+    }
 
 
 # -- writing
+
 
 def write(schedule, prediction, spacing="trailing", method="ddim"):
     """(fields, notes): a scheduler_config.json with which the library samples as we do, and what a reader should know of it.
@@ -242,14 +291,17 @@ def write(schedule, prediction, spacing="trailing", method="ddim"):
     schedule, name, options = schedules.make(schedule), *samplers.parse(method)
     variance = options.pop("variance", 0) if name == "ancestral" else 0
     if name not in WRITTEN or any(options.values()) or variance not in (0, 1):
-        raise ValueError(f"method {method!r} cannot be written: a scheduler_config.json can say {', '.join(WRITTEN)} and "
-                         "ancestral(variance=1)")  # fmt: skip
+        raise ValueError(
+            f"method {method!r} cannot be written: a scheduler_config.json can say {', '.join(WRITTEN)} and ancestral(variance=1)"
+        )
     if prediction not in diffusion.PREDICTIONS:
         raise ValueError(f"prediction {prediction!r}: choose one of {', '.join(diffusion.PREDICTIONS)}")
     table, notes = schedule.table or schedules.sampled(schedule), []
     if not schedule.table:
-        notes.append(f"{spec.shortened(str(schedule))} is continuous: written are the betas of 1000 steps of it, at u = t / 1000 "
-                     "(a published table is discrete(..), as in discrete(linear))")  # fmt: skip
+        notes.append(
+            f"{spec.shortened(str(schedule))} is continuous: written are the betas of 1000 steps of it, at u = t / 1000 "
+            "(a published table is discrete(..), as in discrete(linear))"
+        )
     class_name, zero = WRITTEN[name], bool(table.alpha_bar[-1] == 0)
     if zero and prediction == "eps":
         raise ValueError("prediction 'eps' with zero terminal SNR: no image follows from the noise there; predict v or x")
@@ -257,20 +309,31 @@ def write(schedule, prediction, spacing="trailing", method="ddim"):
         raise ValueError(f"{class_name} cannot begin at zero SNR, where sigma_ve is infinite; choose another method than {name}")
     theirs = {ours: there for there, ours in PREDICTIONS.items()}
     named, betas = _betas(schedule, table)
-    fields = schedulers.FIELDS[class_name] | named | {
-        "_class_name": class_name, "num_train_timesteps": table.num_steps, "prediction_type": theirs[prediction],
-        "timestep_spacing": spacing}  # fmt: skip
+    fields = (
+        schedulers.FIELDS[class_name]
+        | named
+        | {
+            "_class_name": class_name,
+            "num_train_timesteps": table.num_steps,
+            "prediction_type": theirs[prediction],
+            "timestep_spacing": spacing,
+        }
+    )
     fields |= {"rescale_betas_zero_snr": True} if zero else {}
     fields |= {"clip_sample": False} if "clip_sample" in fields else {}
     fields |= {"variance_type": "fixed_large"} if variance else {}
     fields = {field: value for field, value in fields.items() if value is not None and value != -math.inf}
     settings = parse(fields)
     if settings.spacing != spacing:
-        raise ValueError(f"{class_name} with timestep_spacing={spacing!r} visits other steps than {spacing!r} here; choose "
-                         f"{' or '.join(SAME_SPACING[settings.grid.timesteps])}")  # fmt: skip
+        raise ValueError(
+            f"{class_name} with timestep_spacing={spacing!r} visits other steps than {spacing!r} here; choose "
+            f"{' or '.join(SAME_SPACING[settings.grid.timesteps])}"
+        )
     gap, step = schedulers.lost_to_float32(table, betas)
-    notes.append(f"the library keeps its table in float32: its log-SNR differs by up to about {gap:.1g}, at timestep {step - 1} "
-                 f"of 0 to {table.num_steps - 1}")  # fmt: skip
+    notes.append(
+        f"the library keeps its table in float32: its log-SNR differs by up to about {gap:.1g}, at timestep {step - 1} "
+        f"of 0 to {table.num_steps - 1}"
+    )
     if zero and spacing == "leading":
         notes.append("leading never visits the zero terminal SNR: trailing does")
     return fields, [*settings.notes, *notes]
@@ -292,6 +355,7 @@ def _betas(schedule, table):
 
 
 # -- the command
+
 
 def run_read(path, n=None, sigmas=None, betas=None, say=print):
     """Says what a scheduler_config.json is here; for n steps, writes its levels to the file `sigmas`, its table's to `betas`."""
@@ -318,16 +382,20 @@ def run_read(path, n=None, sigmas=None, betas=None, say=print):
         say(f"of no effect here: {', '.join(settings.no_effect)}")
     say(f"in a config:\n  config.schedule = {said!r}")
     if schedule.table:
-        say("  config.conditioning.kind = 'timestep'  # counted from 1 here, from 0 there\n"
-            "  config.conditioning.table = config.schedule")  # fmt: skip
+        say(
+            "  config.conditioning.kind = 'timestep'  # counted from 1 here, from 0 there\n"
+            "  config.conditioning.table = config.schedule"
+        )
     if settings.prediction:
         say(f"  config.model.prediction = {settings.prediction!r}")
     if settings.method:
         same = settings.spacing and (not n or _same(levels, schedules.levels(schedule, n, settings.spacing)))
         inference = f"sigmas({sigmas or 'FILE'!r})" if sigmas or not same else said
         spacing = "" if sigmas or not same else f" --spacing={settings.spacing}"
-        say(f'sampling:\n  noisesched sample --workdir=RUN --schedule="{inference}"{spacing} --steps={n or "N"} '
-            f'--method="{settings.method}" --out=DIR')  # fmt: skip
+        say(
+            f'sampling:\n  noisesched sample --workdir=RUN --schedule="{inference}"{spacing} --steps={n or "N"} '
+            f'--method="{settings.method}" --out=DIR'
+        )
     if "'FILE'" in (inference if settings.method else "") + said:
         say("  (such files: noisesched interchange --read=.. --steps=N --sigmas=FILE --betas=FILE)")
 
@@ -340,8 +408,9 @@ def visited(settings, n):
     return f"{named}log-SNR {levels[0]:.4g} to {levels[-1]:.4g}"
 
 
-def run_write(path, schedule, prediction, spacing="trailing", method="ddim", told="timestep", n=None, sigmas=None, betas=None,
-              say=print):  # fmt: skip
+def run_write(
+    path, schedule, prediction, spacing="trailing", method="ddim", told="timestep", n=None, sigmas=None, betas=None, say=print
+):
     """Writes a scheduler_config.json; for n steps, also the levels that sampling visits here, to the file `sigmas`. `told`: what
     the network is told of the level, one of conditioning.KINDS."""
     fields, notes = write(schedule, prediction, spacing, method)
@@ -357,8 +426,10 @@ def run_write(path, schedule, prediction, spacing="trailing", method="ddim", tol
     if told != "timestep":
         say(f"note: the network of this run is told {told}; the library tells a network timesteps, from 0: translate them")
     if sigmas and np.isneginf(levels[0]):
-        say(f"note: the first sigma of {sigmas} is inf, which the library cannot begin with; its own schedulers put "
-            f"{math.sqrt(1 / schedulers.STAND_IN - 1):.0f} in its place")  # fmt: skip
+        say(
+            f"note: the first sigma of {sigmas} is inf, which the library cannot begin with; its own schedulers put "
+            f"{math.sqrt(1 / schedulers.STAND_IN - 1):.0f} in its place"
+        )
 
 
 def of_run(directory):

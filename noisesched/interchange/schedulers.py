@@ -16,42 +16,96 @@ from noisesched import spec
 STAND_IN = 2.0**-24  # the alpha_bar that schedulers which count in sigmas put in place of a zero terminal one
 
 # The fields of each class, with their defaults: they differ between classes.
-_TABLE = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "trained_betas": None,
-          "prediction_type": "epsilon", "timestep_spacing": "linspace", "steps_offset": 0}  # fmt: skip
+_TABLE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "linspace",
+    "steps_offset": 0,
+}
 _LEADING = _TABLE | {"timestep_spacing": "leading"}
 _ZERO = {"rescale_betas_zero_snr": False}
 _THRESHOLD = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
 _CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
-_SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False, "sigma_min": None,
-           "sigma_max": None}  # fmt: skip
+_SIGMAS = {
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "sigma_min": None,
+    "sigma_max": None,
+}
 _FLOW = {"use_flow_sigmas": False, "flow_shift": 1.0, "use_dynamic_shifting": False, "time_shift_type": "exponential"}
-_SOLVER = _TABLE | _ZERO | _THRESHOLD | _SIGMAS | _FLOW | {
-    "solver_order": 2, "algorithm_type": "dpmsolver++", "solver_type": "midpoint", "lower_order_final": True,
-    "euler_at_final": False, "use_lu_lambdas": False, "final_sigmas_type": "zero", "lambda_min_clipped": -math.inf,
-    "variance_type": None,
-}  # fmt: skip
+_SOLVER = (
+    _TABLE
+    | _ZERO
+    | _THRESHOLD
+    | _SIGMAS
+    | _FLOW
+    | {
+        "solver_order": 2,
+        "algorithm_type": "dpmsolver++",
+        "solver_type": "midpoint",
+        "lower_order_final": True,
+        "euler_at_final": False,
+        "use_lu_lambdas": False,
+        "final_sigmas_type": "zero",
+        "lambda_min_clipped": -math.inf,
+        "variance_type": None,
+    }
+)
 FIELDS = {
     "DDIMScheduler": _LEADING | _ZERO | _THRESHOLD | _CLIP | {"set_alpha_to_one": True},
     "DDPMScheduler": _LEADING | _ZERO | _THRESHOLD | _CLIP | {"variance_type": "fixed_small"},
-    "EulerDiscreteScheduler": _TABLE | _ZERO | _SIGMAS | {
-        "interpolation_type": "linear", "timestep_type": "discrete", "final_sigmas_type": "zero"},
+    "EulerDiscreteScheduler": _TABLE
+    | _ZERO
+    | _SIGMAS
+    | {"interpolation_type": "linear", "timestep_type": "discrete", "final_sigmas_type": "zero"},
     "EulerAncestralDiscreteScheduler": _TABLE | _ZERO,
     "HeunDiscreteScheduler": _TABLE | _SIGMAS | _CLIP | {"beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False},
     "DPMSolverMultistepScheduler": _SOLVER,
     "FlowMatchEulerDiscreteScheduler": {
-        "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False, "base_shift": 0.5, "max_shift": 1.15,
-        "base_image_seq_len": 256, "max_image_seq_len": 4096, "invert_sigmas": False, "shift_terminal": None,
-        "use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False,
-        "time_shift_type": "exponential", "stochastic_sampling": False},
+        "num_train_timesteps": 1000,
+        "shift": 1.0,
+        "use_dynamic_shifting": False,
+        "base_shift": 0.5,
+        "max_shift": 1.15,
+        "base_image_seq_len": 256,
+        "max_image_seq_len": 4096,
+        "invert_sigmas": False,
+        "shift_terminal": None,
+        "use_karras_sigmas": False,
+        "use_exponential_sigmas": False,
+        "use_beta_sigmas": False,
+        "time_shift_type": "exponential",
+        "stochastic_sampling": False,
+    },
     # Their tables are read; no sampler here takes their steps.
     "PNDMScheduler": _LEADING | {"skip_prk_steps": False, "set_alpha_to_one": False},
     "LMSDiscreteScheduler": _TABLE | _SIGMAS,
-    "DEISMultistepScheduler": _TABLE | _THRESHOLD | _SIGMAS | _FLOW | {
-        "solver_order": 2, "algorithm_type": "deis", "solver_type": "logrho", "lower_order_final": True},
-    "UniPCMultistepScheduler": _TABLE | _ZERO | _THRESHOLD | _SIGMAS | _FLOW | {
-        "solver_order": 2, "predict_x0": True, "solver_type": "bh2", "lower_order_final": True, "disable_corrector": [],
-        "solver_p": None, "final_sigmas_type": "zero", "shift_terminal": None},
-}  # fmt: skip
+    "DEISMultistepScheduler": _TABLE
+    | _THRESHOLD
+    | _SIGMAS
+    | _FLOW
+    | {"solver_order": 2, "algorithm_type": "deis", "solver_type": "logrho", "lower_order_final": True},
+    "UniPCMultistepScheduler": _TABLE
+    | _ZERO
+    | _THRESHOLD
+    | _SIGMAS
+    | _FLOW
+    | {
+        "solver_order": 2,
+        "predict_x0": True,
+        "solver_type": "bh2",
+        "lower_order_final": True,
+        "disable_corrector": [],
+        "solver_p": None,
+        "final_sigmas_type": "zero",
+        "shift_terminal": None,
+    },
+}
 KNOWN = {name for fields in FIELDS.values() for name in fields}
 
 
@@ -83,8 +137,10 @@ class Grid:
         else:
             steps = np.linspace(0, total - 1, many).round()[::-1][:n]
         if len(steps) != n or steps[0] >= total or steps[-1] < 0 or not (np.diff(steps) < 0).all():
-            raise ValueError(f"the library does not visit {n} different timesteps of 0 to {total - 1} with {self}: "
-                             "choose another number of steps")  # fmt: skip
+            raise ValueError(
+                f"the library does not visit {n} different timesteps of 0 to {total - 1} with {self}: "
+                "choose another number of steps"
+            )
         return steps
 
     def levels(self, log_snr, n):
@@ -130,8 +186,10 @@ def lost_to_float32(table, betas):
     alpha_bar = alpha_bar.astype(np.float64)
     if alpha_bar[0] == 1 or not (np.diff(alpha_bar) < 0).all():
         step = 1 if alpha_bar[0] == 1 else int(np.argmax(np.diff(alpha_bar) >= 0)) + 2
-        raise ValueError(f"timestep {step} of {table.num_steps} has beta {table.betas[step - 1]:.3g}, which is lost in the "
-                         "library's float32: cut the schedule's clean end, as in 'truncated(cosine, -20, 12)'")  # fmt: skip
+        raise ValueError(
+            f"timestep {step} of {table.num_steps} has beta {table.betas[step - 1]:.3g}, which is lost in the "
+            "library's float32: cut the schedule's clean end, as in 'truncated(cosine, -20, 12)'"
+        )
     finite = alpha_bar > 0
     log_snr = np.log(alpha_bar[finite]) - np.log1p(-alpha_bar[finite])
     gaps = np.abs(log_snr - table.log_snr[finite])

@@ -18,8 +18,9 @@ def make_conditioning(config, translation=None):
             raise ValueError(f"conditioning.table={given.table!r} must be a table, such as 'discrete(linear, num_steps=1000)'")
         table = tuple(steps.log_snr.tolist())
     elif given.table:
-        raise ValueError(f"conditioning.table={given.table!r} is only for conditioning.kind='timestep', not {given.kind!r}: "
-                         "leave it empty, ''")  # fmt: skip
+        raise ValueError(
+            f"conditioning.table={given.table!r} is only for conditioning.kind='timestep', not {given.kind!r}: leave it empty, ''"
+        )
     return conditioning.Conditioning(given.kind, config.model.width, table, translation or given.translation)
 
 
@@ -46,8 +47,17 @@ def _abstract_denoiser(*network):
 
 def _denoiser(image_size, channels, model, told, seed):
     unet = UNet(
-        image_size=image_size, channels=channels, width=model.width, multipliers=model.multipliers, blocks=model.blocks,
-        attention=model.attention, heads=model.heads, dropout=model.dropout, features=model.width,
-        num_classes=model.num_classes, dtype=model.dtype, rngs=nnx.Rngs(seed),
-    )  # fmt: skip
+        image_size=image_size,
+        channels=channels,
+        width=model.width,
+        multipliers=model.multipliers,
+        blocks=model.blocks,
+        attention=model.attention,
+        heads=model.heads,
+        dropout=model.dropout,
+        features=model.width,
+        num_classes=model.num_classes,
+        dtype=model.dtype,
+        rngs=nnx.Rngs(seed),
+    )
     return denoiser.Denoiser(unet, told, model.prediction)

@@ -39,8 +39,10 @@ class Conditioning:
         if self.width < 2 or self.width % 2:
             raise ValueError(f"the noise level is told by an even number of features, 2 or more; got {self.width}")
         if (self.kind == "timestep") != bool(self.table):
-            raise ValueError(f"conditioning.kind {self.kind!r} with a table of {len(self.table)} steps: only "
-                             "'timestep' has a table, and needs one")  # fmt: skip
+            raise ValueError(
+                f"conditioning.kind {self.kind!r} with a table of {len(self.table)} steps: only "
+                "'timestep' has a table, and needs one"
+            )
 
     def __call__(self, log_snr):
         """log_snr [B] -> features [B, width], float32, each in [-1, 1]."""

@@ -63,8 +63,10 @@ def generate(draw, params, log_snrs, num_images, *, seed, told=None, guide=None,
         rows = sharding.rows_over_all((index, chosen))
         made, finite = sharding.collected(draw(params, log_snrs, told, guide, seed, *rows))
         if not finite.all():
-            raise ValueError(f"{(~finite).sum()} of {size} images came out with values that are not finite, at log-SNRs from "
-                             f"{float(log_snrs[0]):.4g} to {float(log_snrs[-1]):.4g}; none of them is kept")  # fmt: skip
+            raise ValueError(
+                f"{(~finite).sum()} of {size} images came out with values that are not finite, at log-SNRs from "
+                f"{float(log_snrs[0]):.4g} to {float(log_snrs[-1]):.4g}; none of them is kept"
+            )
         images.append(made)
         if progress:
             progress(min(size, num_images - first))

@@ -98,8 +98,9 @@ class Block(nnx.Module):
     `index` is the block's own number: it tells its dropout from the other blocks'.
     """
 
-    def __init__(self, index: int, inputs: int, outputs: int, embedding: int, *, heads: int, dropout: float, dtype,
-                 rngs: nnx.Rngs):  # heads: 0 for no attention
+    def __init__(
+        self, index: int, inputs: int, outputs: int, embedding: int, *, heads: int, dropout: float, dtype, rngs: nnx.Rngs
+    ):  # heads: 0 for no attention
         self.index = index
         self.dropout = dropout
         self.norm1 = GroupNorm(inputs, rngs=rngs)
@@ -115,8 +116,9 @@ class Block(nnx.Module):
         h = self.conv1(jax.nn.silu(self.norm1(x)))
         h = jax.nn.silu(self.norm2(h, scale, shift))
         if self.dropout and dropout_keys is not None:
-            keep = jax.vmap(lambda key: jax.random.bernoulli(
-                jax.random.fold_in(key, self.index), 1 - self.dropout, h.shape[1:]))(dropout_keys)
+            keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, self.index), 1 - self.dropout, h.shape[1:]))(
+                dropout_keys
+            )
             h = jnp.where(keep, h / (1 - self.dropout), 0)
         h = (x if self.skip is None else self.skip(x)) + self.conv2(h)
         return h if self.attention is None else self.attention(h)
@@ -151,7 +153,8 @@ def check_size(image_size: int, levels: int) -> None:
         below, above = image_size // factor * factor, (image_size // factor + 1) * factor
         nearest = f"{below} or {above}" if below > 0 else f"{above}"
         raise ValueError(
-            f"image_size={image_size} is not a multiple of {factor}, as {levels} levels need; nearest valid: {nearest}")
+            f"image_size={image_size} is not a multiple of {factor}, as {levels} levels need; nearest valid: {nearest}"
+        )
 
 
 class UNet(nnx.Module):
@@ -172,9 +175,22 @@ class UNet(nnx.Module):
       ValueError: on sizes, widths or attention sizes that do not fit, naming those that would.
     """
 
-    def __init__(self, *, image_size: int, channels: int, width: int, multipliers: tuple[int, ...], blocks: int,
-                 attention: tuple[int, ...], heads: int, dropout: float, features: int, num_classes: int, dtype,
-                 rngs: nnx.Rngs):
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        channels: int,
+        width: int,
+        multipliers: tuple[int, ...],
+        blocks: int,
+        attention: tuple[int, ...],
+        heads: int,
+        dropout: float,
+        features: int,
+        num_classes: int,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
         check_size(image_size, len(multipliers))
         sizes = [image_size >> level for level in range(len(multipliers))]
         if unknown := set(attention) - set(sizes):
@@ -186,8 +202,16 @@ class UNet(nnx.Module):
         indices = iter(range(10**6))
 
         def block(inputs, outputs, size):
-            return Block(next(indices), inputs, outputs, 4 * width, heads=heads if size in attention else 0,
-                         dropout=dropout, dtype=dtype, rngs=rngs)
+            return Block(
+                next(indices),
+                inputs,
+                outputs,
+                4 * width,
+                heads=heads if size in attention else 0,
+                dropout=dropout,
+                dtype=dtype,
+                rngs=rngs,
+            )
 
         self.embed_in = nnx.Linear(features, 4 * width, dtype=dtype, rngs=rngs)
         self.embed_out = nnx.Linear(4 * width, 4 * width, dtype=dtype, rngs=rngs)
@@ -221,8 +245,11 @@ class UNet(nnx.Module):
         if z.shape[1:3] != (self.image_size, self.image_size):
             raise ValueError(f"image size {z.shape[1]}x{z.shape[2]}, but this UNet is for {self.image_size}x{self.image_size}")
         if (labels is None) == bool(self.num_classes):
-            raise ValueError("this UNet takes no labels (num_classes=0)" if labels is not None else
-                             f"this UNet needs labels: 0..{self.num_classes - 1}, or {self.num_classes} for the null class")
+            raise ValueError(
+                "this UNet takes no labels (num_classes=0)"
+                if labels is not None
+                else f"this UNet needs labels: 0..{self.num_classes - 1}, or {self.num_classes} for the null class"
+            )
         embedding = self.embed_out(jax.nn.silu(self.embed_in(features)))
         if labels is not None:
             embedding += self.label(labels)

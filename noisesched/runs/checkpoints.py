@@ -74,9 +74,10 @@ class Checkpoints:
             kept += [of.EveryNSteps(self._keep_every)] if self._keep_every else []
             barrier = _unless_failed(self._ocp.multihost.get_barrier_sync_fn()) if jax.process_count() > 1 else None
             options = self._ocp.CheckpointManagerOptions(
-                preservation_policy=of.AnyPreservationPolicy(kept), cleanup_tmp_directories=True,
+                preservation_policy=of.AnyPreservationPolicy(kept),
+                cleanup_tmp_directories=True,
                 async_options=self._ocp.AsyncOptions(barrier_sync_fn=barrier),
-            )  # fmt: skip
+            )
         return self._ocp.CheckpointManager(self.path, options=options)
 
     def _loss(self, step: int) -> float:
@@ -119,9 +120,14 @@ class Checkpoints:
             "step": step,
             "network": self._network,
             "loss": None if loss is None else float(loss),
-            "items": {item: {name: {"shape": list(array.shape), "dtype": str(array.dtype), "crc32": _crc32(array)}
-                             for name, array in leaves.items()} for item, leaves in arrays.items()},
-        }  # fmt: skip
+            "items": {
+                item: {
+                    name: {"shape": list(array.shape), "dtype": str(array.dtype), "crc32": _crc32(array)}
+                    for name, array in leaves.items()
+                }
+                for item, leaves in arrays.items()
+            },
+        }
         args = {RECORD: self._ocp.args.JsonSave({"content": content, "crc32": _crc32_of_json(content)})}
         for item, leaves in arrays.items():
             if jax.process_count() > 1:  # each writes its part of arrays on the devices of all, the first one what is numpy's
@@ -229,8 +235,10 @@ class Checkpoints:
         content = self._record(step)
         known = content.get("network", {})  # none in a checkpoint of an earlier version
         if edits := differences(known, self._network) if known else []:
-            raise CheckpointError(f"config.json was edited since it was written ({'; '.join(edits)}), and now describes another "
-                                  "network: put that back, or train anew in another workdir")  # fmt: skip
+            raise CheckpointError(
+                f"config.json was edited since it was written ({'; '.join(edits)}), and now describes another "
+                "network: put that back, or train anew in another workdir"
+            )
         targets, templates, wanted = {}, {}, {}
         try:
             size = untrusted.num_bytes(_shape_dtype(leaf) for leaf in jax.tree.leaves(items))
@@ -302,6 +310,7 @@ class Checkpoints:
 
 def _unless_failed(barrier):
     """An orbax barrier at which a process whose save has failed does not wait: the others stand at another, for 20 minutes."""
+
     def wait(**given):
         if (error := sys.exception()) is not None:
             raise error

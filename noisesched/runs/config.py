@@ -118,22 +118,60 @@ CHOICES = {
     "training.parallel": sharding.KINDS,
 }
 AT_LEAST = {
-    0: ("seed", "noise_offset", "data.num_workers", "model.dropout", "model.num_classes", "model.label_dropout",
-        "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.b1",
-        "optimizer.b2", "training.ema_decay", "training.skip_nonfinite", "training.keep_every", "training.keep_best",
-        "preview.every"),
-    1: ("data.image_size", "data.channels", "model.width", "model.blocks", "model.heads", "training.num_steps",
-        "training.batch_size", "training.accumulate", "training.steps_per_dispatch", "training.log_every",
-        "training.checkpoint_every", "training.keep_checkpoints", "preview.num_images", "preview.steps"),
-}  # fmt: skip
+    0: (
+        "seed",
+        "noise_offset",
+        "data.num_workers",
+        "model.dropout",
+        "model.num_classes",
+        "model.label_dropout",
+        "optimizer.learning_rate",
+        "optimizer.warmup_steps",
+        "optimizer.weight_decay",
+        "optimizer.clip_norm",
+        "optimizer.b1",
+        "optimizer.b2",
+        "training.ema_decay",
+        "training.skip_nonfinite",
+        "training.keep_every",
+        "training.keep_best",
+        "preview.every",
+    ),
+    1: (
+        "data.image_size",
+        "data.channels",
+        "model.width",
+        "model.blocks",
+        "model.heads",
+        "training.num_steps",
+        "training.batch_size",
+        "training.accumulate",
+        "training.steps_per_dispatch",
+        "training.log_every",
+        "training.checkpoint_every",
+        "training.keep_checkpoints",
+        "preview.num_images",
+        "preview.steps",
+    ),
+}
 BELOW = {
-    "model.dropout": 1, "model.label_dropout": 1, "optimizer.b1": 1, "optimizer.b2": 1, "training.ema_decay": 1,
-    "model.width": 2**16, "model.blocks": 1000, "model.heads": 2**16, "model.num_classes": 2**24,
+    "model.dropout": 1,
+    "model.label_dropout": 1,
+    "optimizer.b1": 1,
+    "optimizer.b2": 1,
+    "training.ema_decay": 1,
+    "model.width": 2**16,
+    "model.blocks": 1000,
+    "model.heads": 2**16,
+    "model.num_classes": 2**24,
     "training.num_steps": 2**31,  # steps are counted in an int32
     # Far beyond what anybody means: a config may come from anybody.
-    "data.image_size": 2**14, "data.num_workers": 2**10, "training.batch_size": 2**24, "training.steps_per_dispatch": 2**16,
+    "data.image_size": 2**14,
+    "data.num_workers": 2**10,
+    "training.batch_size": 2**24,
+    "training.steps_per_dispatch": 2**16,
     "preview.num_images": 2**16,
-}  # fmt: skip
+}
 
 
 def load(path, overrides=()):
@@ -198,8 +236,10 @@ def check(config):
     _named("weighting", loss.make_weighting, config.weighting)
     _named("conditioning", build.make_conditioning, config)
     multipliers = config.model.multipliers
-    _require(multipliers and all(1 <= m <= 1024 for m in multipliers),
-             f"model.multipliers={_shown(multipliers)} must be one whole number from 1 to 1024 for each level")
+    _require(
+        multipliers and all(1 <= m <= 1024 for m in multipliers),
+        f"model.multipliers={_shown(multipliers)} must be one whole number from 1 to 1024 for each level",
+    )
     _named("model", build.abstract_denoiser, config)
     _require(
         not (config.model.prediction == "eps" and math.isinf(float(schedule(1.0)))),
@@ -215,8 +255,10 @@ def check(config):
     chunk = training.steps_per_dispatch
     for name in ("training.num_steps", "training.log_every", "training.checkpoint_every", "preview.every"):
         _require(fields[name] % chunk == 0, f"{name}={fields[name]} is not a multiple of training.steps_per_dispatch={chunk}")
-    _require(training.keep_every % training.checkpoint_every == 0, f"training.keep_every={training.keep_every} is not a multiple "
-             f"of training.checkpoint_every={training.checkpoint_every}")  # fmt: skip
+    _require(
+        training.keep_every % training.checkpoint_every == 0,
+        f"training.keep_every={training.keep_every} is not a multiple of training.checkpoint_every={training.checkpoint_every}",
+    )
 
 
 def check_levels(config, name, log_snrs):
@@ -234,18 +276,23 @@ def check_devices(config, num_devices):
     if batch % (num_devices * accumulate):
         factor = num_devices * accumulate
         nearest = " or ".join(str(n * factor) for n in (batch // factor, batch // factor + 1) if n)
-        raise ConfigError(f"training.batch_size={batch} cannot be divided among {num_devices} devices x accumulate="
-                          f"{accumulate}; nearest: {nearest}")  # fmt: skip
+        raise ConfigError(
+            f"training.batch_size={batch} cannot be divided among {num_devices} devices x accumulate="
+            f"{accumulate}; nearest: {nearest}"
+        )
 
 
 def warnings(config):
     """What works but is probably not meant, in one line each."""
     if math.isinf(float(schedules.make(config.schedule)(1.0))) and loss.vanishes_at_zero_snr(config.weighting):
-        yield (f"weighting {config.weighting!r} vanishes at log-SNR -inf, where schedule {config.schedule!r} ends: nothing is "
-               "learned at the level that sampling starts from; 'v' does not vanish there")  # fmt: skip
+        yield (
+            f"weighting {config.weighting!r} vanishes at log-SNR -inf, where schedule {config.schedule!r} ends: nothing is "
+            "learned at the level that sampling starts from; 'v' does not vanish there"
+        )
 
 
 # -- reading
+
 
 def _run_file(path):
     """The ConfigDict that the config file's `get_config()` returns; ConfigError if there is none."""
@@ -314,8 +361,9 @@ def _check_override(kind, name):
         group = ".".join(where)
         close = difflib.get_close_matches(part, known, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        _require(part in known, f"unknown setting {name!r}{hint}; known{f' in {group}' if group else ''}: "
-                                f"{', '.join(known) or 'none'}")  # fmt: skip
+        _require(
+            part in known, f"unknown setting {name!r}{hint}; known{f' in {group}' if group else ''}: {', '.join(known) or 'none'}"
+        )
         kind = {field.name: field.type for field in dataclasses.fields(kind)}[part]
         where.append(part)
     _require(not dataclasses.is_dataclass(kind), f"{name!r} is a group of settings: give one of them, --config.{name}.NAME=value")

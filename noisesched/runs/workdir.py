@@ -68,8 +68,10 @@ class Workdir:
             return
         for path in (self.config, self.checkpoints, self.metrics, self.tensorboard, self.samples, self.path / "evaluation"):
             if os.path.islink(path):
-                raise ValueError(f"{path} is a link, to {os.readlink(path)}: no link in a workdir is followed, as it could lead "
-                                 "into another run's files; make the whole workdir the link")  # fmt: skip
+                raise ValueError(
+                    f"{path} is a link, to {os.readlink(path)}: no link in a workdir is followed, as it could lead "
+                    "into another run's files; make the whole workdir the link"
+                )
 
     @contextlib.contextmanager
     def held(self):

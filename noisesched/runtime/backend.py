@@ -40,8 +40,10 @@ class Chosen:
     cache_dir: str | None  # of compiled programs; None: no cache
 
     def __str__(self):
-        return (f"XLA flag {self.xla_flag or 'none'}; allocator {'keeps its memory' if self.allocator else 'as it is'}; "
-                f"compilation cache {self.cache_dir or 'none'}")
+        return (
+            f"XLA flag {self.xla_flag or 'none'}; allocator {'keeps its memory' if self.allocator else 'as it is'}; "
+            f"compilation cache {self.cache_dir or 'none'}"
+        )
 
 
 def prepare() -> Chosen:
@@ -62,8 +64,12 @@ def is_cpu_only() -> bool:
     asked = jax.config.jax_platforms if jax else os.environ.get("JAX_PLATFORMS")
     if asked:
         return asked == "cpu"
-    return not (importlib.metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("jax_plugins")
-                or importlib.util.find_spec("libtpu") or os.environ.get("PJRT_NAMES_AND_LIBRARY_PATHS"))
+    return not (
+        importlib.metadata.entry_points(group="jax_plugins")
+        or importlib.util.find_spec("jax_plugins")
+        or importlib.util.find_spec("libtpu")
+        or os.environ.get("PJRT_NAMES_AND_LIBRARY_PATHS")
+    )
 
 
 def _add_xla_flag():

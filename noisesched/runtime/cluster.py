@@ -42,8 +42,10 @@ def start(coordinator=None, num_processes=None, process_id=None):
     told = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [f"--{name}" for name, value in told.items() if value is None]
     if len(missing) not in (0, 3):
-        raise ValueError(f"{' and '.join(missing)} missing: give all of --coordinator, --num_processes and --process_id, or none "
-                         "where the cluster tells them")  # fmt: skip
+        raise ValueError(
+            f"{' and '.join(missing)} missing: give all of --coordinator, --num_processes and --process_id, or none "
+            "where the cluster tells them"
+        )
     if not missing and process_id >= num_processes:
         raise ValueError(f"--process_id={process_id}: the {num_processes} processes are numbered from 0 to {num_processes - 1}")
     if not missing and not coordinator.rpartition(":")[2].isdecimal():
@@ -56,8 +58,13 @@ def start(coordinator=None, num_processes=None, process_id=None):
     jax.config.update("jax_enable_recoverability", True)
     try:
         # Told all of it, JAX would yet look for a cluster, and there take one device for this process.
-        jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=ARRIVAL,
-                                   cluster_detection_method=None if missing else "deactivate")  # fmt: skip
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=ARRIVAL,
+            cluster_detection_method=None if missing else "deactivate",
+        )
     except Exception as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ClusterError(f"the processes of this job did not find each other: {reason[:300]}") from None
@@ -116,8 +123,10 @@ def agree(what, value):
     if differing := list(_differing(value, by_first(lambda: value))):
         name, mine, first = differing[0]
         more = f", and {len(differing) - 1} more" if len(differing) > 1 else ""
-        raise ValueError(f"process {jax.process_index()} has another {what} than process 0: {name and name + ' '}{_cut(mine)} "
-                         f"against {_cut(first)}{more}; give all processes the same command and files")  # fmt: skip
+        raise ValueError(
+            f"process {jax.process_index()} has another {what} than process 0: {name and name + ' '}{_cut(mine)} "
+            f"against {_cut(first)}{more}; give all processes the same command and files"
+        )
 
 
 def together():
@@ -223,13 +232,16 @@ def _watch_coordinator(count, reached):
 def _told_of_aborts():
     """Has a word of ours follow theirs when JAX or Gloo, having lost another process before `_watch` saw it, abort this one in
     C++. Returns what must be kept. Python's own handlers run too late for that: abort() does not come back."""
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: _stop(
-        "this process was aborted, as the lines above say: most likely, another process of this job is gone"))  # fmt: skip
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(
+        lambda _: _stop("this process was aborted, as the lines above say: most likely, another process of this job is gone")
+    )
     ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
     return handler
 
 
 def _stop(gone):
-    os.write(sys.__stderr__.fileno(), f"noisesched: error: {gone}; this process stops, too. Start all again to go on "
-                                      "from the last checkpoint\n".encode())  # fmt: skip
+    os.write(
+        sys.__stderr__.fileno(),
+        f"noisesched: error: {gone}; this process stops, too. Start all again to go on from the last checkpoint\n".encode(),
+    )
     os._exit(1)

@@ -72,8 +72,9 @@ def compilable(step, kind, devices):
     if kind == "pmap":
         count = len(_local(devices))
         shares = lambda array: array.reshape(len(array), count, -1, *array.shape[2:])  # contiguous, in the order of the batch
-        return jax.pmap(functools.partial(run_steps, axis=AXIS), AXIS, in_axes=(None, 1), out_axes=None, devices=devices,
-                        donate_argnums=0), shares  # fmt: skip
+        return jax.pmap(
+            functools.partial(run_steps, axis=AXIS), AXIS, in_axes=(None, 1), out_axes=None, devices=devices, donate_argnums=0
+        ), shares
 
     def sharded(state, batch):
         state, metrics = run_steps(state, batch, None)
@@ -125,6 +126,7 @@ def _sharding(shape, kind, devices):
 
 
 # -- computations on batches of rows, outside training: sampling, evaluation
+
 
 def on_all(tree):
     """The arrays whole on each device of all processes; those that are cut over them (fsdp) as they are."""

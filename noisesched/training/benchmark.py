@@ -36,8 +36,14 @@ from noisesched.training import loop as training_loop
 from noisesched.training import monitor
 from noisesched.training import step as training_step
 
-BARS = {"training_overhead": 0.03, "sampling_overhead": 0.02, "input_wait": 0.01, "checkpoint_overhead": 0.01,
-        "compiled_for_new_schedules": 0, "compiled_at_second_start": 0}  # fmt: skip
+BARS = {
+    "training_overhead": 0.03,
+    "sampling_overhead": 0.02,
+    "input_wait": 0.01,
+    "checkpoint_overhead": 0.01,
+    "compiled_for_new_schedules": 0,
+    "compiled_at_second_start": 0,
+}
 
 
 def benchmark(config, chosen, seconds=60, calls=50, json_path=None, say=print):
@@ -48,11 +54,18 @@ def benchmark(config, chosen, seconds=60, calls=50, json_path=None, say=print):
     say(f"{len(devices)} x {devices[0].device_kind}; jax {jax.__version__}; {chosen}")
     with tempfile.TemporaryDirectory() as cache, Compilations(cache) as compilations:
         definition, state = training_step.init(config)
-        say(f"network of {denoiser.num_parameters(state.params):,} parameters, batch {config.training.batch_size}, "
-            f"{config.data.image_size}x{config.data.image_size}x{config.data.channels}, {config.model.dtype}")  # fmt: skip
+        say(
+            f"network of {denoiser.num_parameters(state.params):,} parameters, batch {config.training.batch_size}, "
+            f"{config.data.image_size}x{config.data.image_size}x{config.data.channels}, {config.model.dtype}"
+        )
         figures = {}
-        with pipeline.batches(split, batch_size=config.training.batch_size, seed=config.seed, flip=config.data.flip,
-                          num_workers=config.data.num_workers) as stream:  # fmt: skip
+        with pipeline.batches(
+            split,
+            batch_size=config.training.batch_size,
+            seed=config.seed,
+            flip=config.data.flip,
+            num_workers=config.data.num_workers,
+        ) as stream:
             figures |= compiling(config, definition, state, stream, compilations)
             figures |= training(config, definition, state, stream, seconds * 0.45)
             figures |= checkpointing(config, definition, state, stream, seconds * 0.25, figures["step_seconds"]["median"])
@@ -124,8 +137,13 @@ def compiling(config, definition, state, stream, compilations):
     compiled_step = lowered.compile()
     cost, memory = compiled_step.cost_analysis(), compiled_step.memory_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
-    return {"first_step_seconds": cold, "first_step_seconds_cached": warm, "compiled_at_second_start": compiled,
-            "flops_per_step": float(cost["flops"]), "step_temporary_bytes": int(memory.temp_size_in_bytes)}  # fmt: skip
+    return {
+        "first_step_seconds": cold,
+        "first_step_seconds_cached": warm,
+        "compiled_at_second_start": compiled,
+        "flops_per_step": float(cost["flops"]),
+        "step_temporary_bytes": int(memory.temp_size_in_bytes),
+    }
 
 
 def training(config, definition, state, stream, seconds):
@@ -135,8 +153,9 @@ def training(config, definition, state, stream, seconds):
     step = training_step.make_step(config, definition)
     mesh = Mesh(np.array(devices), ("devices",))
     whole, shares = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("devices"))
-    bare = jax.jit(lambda state, batch: step(state, batch, None), in_shardings=(whole, shares), out_shardings=whole,
-                   donate_argnums=0)  # fmt: skip
+    bare = jax.jit(
+        lambda state, batch: step(state, batch, None), in_shardings=(whole, shares), out_shardings=whole, donate_argnums=0
+    )
     batch = jax.device_put(next(stream), shares)
     loop = Loop(config, step, state, stream)
     states = {"bare": jax.tree.map(jnp.copy, state)}
@@ -158,18 +177,19 @@ def training(config, definition, state, stream, seconds):
     per_step = {name: [t / n / steps for t, n in pairs] for name, pairs in times.items()}
     ratios = [p / b for p, b in zip(per_step["product"], per_step["bare"], strict=True)]
     return {
-        "step_seconds": spread(per_step["product"]), "bare_step_seconds": spread(per_step["bare"]),
+        "step_seconds": spread(per_step["product"]),
+        "bare_step_seconds": spread(per_step["bare"]),
         "images_per_second": config.training.batch_size / statistics.median(per_step["product"]),
-        "training_ratio": spread(ratios), "training_overhead": statistics.median(ratios) - 1,
+        "training_ratio": spread(ratios),
+        "training_overhead": statistics.median(ratios) - 1,
         "input_wait": waited / sum(t for t, _ in times["product"]),
-    }  # fmt: skip
+    }
 
 
 def checkpointing(config, definition, state, stream, seconds, step_seconds):
     """The product's loop with a save in its midst, and without one, in turn: long enough for the save to end meanwhile."""
     loop, saved = Loop(config, training_step.make_step(config, definition), state, stream), 0
-    with (tempfile.TemporaryDirectory() as folder,
-          Checkpoints(Workdir(folder), config.training.keep_checkpoints) as checkpoints):  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder, Checkpoints(Workdir(folder), config.training.keep_checkpoints) as checkpoints:
 
         def save():
             nonlocal saved
@@ -204,9 +224,15 @@ def checkpointing(config, definition, state, stream, seconds, step_seconds):
             extra.append(with_save - (first or timed(after)))
     interval = config.training.checkpoint_every * step_seconds
     extra, blocked = spread(extra), spread(blocked)
-    return {"save_extra_seconds": extra, "save_blocking_seconds": blocked, "save_written_seconds": written, "save_bytes": size,
-            "steps_while_saving": after * config.training.steps_per_dispatch, "save_interval_seconds": interval,
-            "checkpoint_overhead": extra["median"] / interval}  # fmt: skip
+    return {
+        "save_extra_seconds": extra,
+        "save_blocking_seconds": blocked,
+        "save_written_seconds": written,
+        "save_bytes": size,
+        "steps_while_saving": after * config.training.steps_per_dispatch,
+        "save_interval_seconds": interval,
+        "checkpoint_overhead": extra["median"] / interval,
+    }
 
 
 def sampling(config, definition, params, calls, seconds, compilations):
@@ -215,8 +241,9 @@ def sampling(config, definition, params, calls, seconds, compilations):
     count = -(-config.preview.num_images // devices) * devices
     draw = generate.make_sampler(config, definition, "ddim")
     labels = generate.cycled_labels(config, count)
-    make = lambda spec: generate.generate(draw, params, schedules.levels(schedules.make(spec), calls), count, seed=0,
-                                              labels=labels)  # fmt: skip
+    make = lambda spec: generate.generate(
+        draw, params, schedules.levels(schedules.make(spec), calls), count, seed=0, labels=labels
+    )
     shape = (count, config.data.image_size, config.data.image_size, config.data.channels)
     mesh = Mesh(np.array(jax.local_devices()), ("devices",))
     shares = NamedSharding(mesh, PartitionSpec("devices"))
@@ -245,10 +272,15 @@ def sampling(config, definition, params, calls, seconds, compilations):
     for spec in specs:
         make(spec)
     return {
-        "call_seconds": spread(per_call["product"]), "bare_call_seconds": spread(per_call["bare"]), "images_per_call": count,
-        "network_calls": calls, "sampling_ratio": spread(ratios), "sampling_overhead": statistics.median(ratios) - 1,
-        "new_schedules": len(specs), "compiled_for_new_schedules": compilations.count - before,
-    }  # fmt: skip
+        "call_seconds": spread(per_call["product"]),
+        "bare_call_seconds": spread(per_call["bare"]),
+        "images_per_call": count,
+        "network_calls": calls,
+        "sampling_ratio": spread(ratios),
+        "sampling_overhead": statistics.median(ratios) - 1,
+        "new_schedules": len(specs),
+        "compiled_for_new_schedules": compilations.count - before,
+    }
 
 
 def matmul_peak(dtype):
@@ -281,30 +313,48 @@ def report(figures, config):
     yield bar("training_overhead", f"  overhead   {figures['training_overhead']:+.2%} (pairs {ratio('training_ratio')})")
     yield bar("input_wait", f"  input wait {figures['input_wait']:.2%}")
     speed, peak = figures["flops_per_second"], figures["matmul_flops_per_second"]
-    yield (f"  arithmetic {speed / 1e9:,.1f} GFLOP/s, {speed / peak:.0%} of a {config.model.dtype} matrix product's "
-           f"{peak / 1e9:,.1f}")  # fmt: skip
+    yield (
+        f"  arithmetic {speed / 1e9:,.1f} GFLOP/s, {speed / peak:.0%} of a {config.model.dtype} matrix product's "
+        f"{peak / 1e9:,.1f}"
+    )
     extra, blocking, written = (figures[f"save_{name}_seconds"] for name in ("extra", "blocking", "written"))
     slower = max(extra["median"] - blocking["median"], 0) / max(written - blocking["median"], 1e-9)
-    yield (f"checkpoints  {figures['save_bytes'] / 2**20:,.1f} MiB, on disk after {1e3 * written:.0f} ms; a save costs "
-           f"{ms('save_extra_seconds')}")  # fmt: skip
+    yield (
+        f"checkpoints  {figures['save_bytes'] / 2**20:,.1f} MiB, on disk after {1e3 * written:.0f} ms; a save costs "
+        f"{ms('save_extra_seconds')}"
+    )
     yield f"  standstill {ms('save_blocking_seconds')}; then, while it is written behind, steps are {slower:.0%} slower"
-    yield bar("checkpoint_overhead", f"  overhead   {figures['checkpoint_overhead']:.2%} of the "
-              f"{figures['save_interval_seconds']:,.0f} s of {config.training.checkpoint_every} steps")  # fmt: skip
+    yield bar(
+        "checkpoint_overhead",
+        f"  overhead   {figures['checkpoint_overhead']:.2%} of the "
+        f"{figures['save_interval_seconds']:,.0f} s of {config.training.checkpoint_every} steps",
+    )
     yield f"sampling     a network call on {figures['images_per_call']} images {ms('call_seconds')}"
     yield f"  bare call  {ms('bare_call_seconds')}"
-    yield bar("sampling_overhead", f"  overhead   {figures['sampling_overhead']:+.2%} over {figures['network_calls']} bare calls "
-              f"(pairs {ratio('sampling_ratio')})")  # fmt: skip
-    yield bar("compiled_for_new_schedules", f"  compiled   {figures['compiled_for_new_schedules']} programs for "
-              f"{figures['new_schedules']} new schedules")  # fmt: skip
+    yield bar(
+        "sampling_overhead",
+        f"  overhead   {figures['sampling_overhead']:+.2%} over {figures['network_calls']} bare calls "
+        f"(pairs {ratio('sampling_ratio')})",
+    )
+    yield bar(
+        "compiled_for_new_schedules",
+        f"  compiled   {figures['compiled_for_new_schedules']} programs for {figures['new_schedules']} new schedules",
+    )
     cold, warm = figures["first_step_seconds"], figures["first_step_seconds_cached"]
-    yield bar("compiled_at_second_start", f"compiling    first step done in {cold:.1f} s; at a second start in {warm:.1f} s, "
-              f"{figures['compiled_at_second_start']} programs compiled")  # fmt: skip
+    yield bar(
+        "compiled_at_second_start",
+        f"compiling    first step done in {cold:.1f} s; at a second start in {warm:.1f} s, "
+        f"{figures['compiled_at_second_start']} programs compiled",
+    )
     device = f", device {figures['peak_device_bytes'] / 2**20:,.0f} MiB" if "peak_device_bytes" in figures else ""
-    yield (f"memory       peak: process {figures['peak_process_bytes'] / 2**20:,.0f} MiB{device}; "
-           f"temporaries of a step {figures['step_temporary_bytes'] / 2**20:,.0f} MiB")  # fmt: skip
+    yield (
+        f"memory       peak: process {figures['peak_process_bytes'] / 2**20:,.0f} MiB{device}; "
+        f"temporaries of a step {figures['step_temporary_bytes'] / 2**20:,.0f} MiB"
+    )
 
 
 # -- the parts
+
 
 class Loop:
     """The lines of train.train's loop."""
@@ -312,8 +362,9 @@ class Loop:
     def __init__(self, config, step, state, stream):
         self.config, self.stream, self.state = config, stream, jax.tree.map(jnp.copy, state)
         self.dispatch = sharding.data_parallel(step, config.training.parallel)
-        self.record = monitor.Recorder(config, training_step.learning_rate(config), Unwritten(), 0, say=lambda line: None,
-                                       show=False)  # fmt: skip
+        self.record = monitor.Recorder(
+            config, training_step.learning_rate(config), Unwritten(), 0, say=lambda line: None, show=False
+        )
 
     def run(self, dispatches):
         for _ in range(dispatches):

@@ -30,6 +30,7 @@ JUDGED = 1024  # held-out images by which checkpoints are told the best
 
 # -- the program
 
+
 def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
     """Trains the run in `directory` to config.training.num_steps, from its last checkpoint if it has one.
 
@@ -60,9 +61,9 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
 
         # ---- State: fresh, or the last complete checkpoint.
         definition, state = training_step.init(config)
-        checkpoints = stack.enter_context(Checkpoints(
-            workdir, training.keep_checkpoints, keep_every=training.keep_every, keep_best=training.keep_best, say=say
-        ))  # fmt: skip
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir, training.keep_checkpoints, keep_every=training.keep_every, keep_best=training.keep_best, say=say)
+        )
         start = 0
         if cluster.by_first(checkpoints.latest_step) is not None:
             start, items = checkpoints.restore(state._asdict())
@@ -73,19 +74,30 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
         if start >= training.num_steps:
             say(f"{workdir.path}: this run is complete, all {training.num_steps} steps are done; there is nothing left to train")
             return state
-        say(f"{workdir.path}: {denoiser.num_parameters(state.params):,} parameters, {len(split):,} images, "
+        say(
+            f"{workdir.path}: {denoiser.num_parameters(state.params):,} parameters, {len(split):,} images, "
             f"{jax.device_count()} x {jax.devices()[0].device_kind}"
             + (f" of {jax.process_count()} processes" if several else "")
-            + (f"; resuming at step {start}" if start else f"; {training.num_steps} steps"))  # fmt: skip
+            + (f"; resuming at step {start}" if start else f"; {training.num_steps} steps")
+        )
         train_step = training_step.make_step(config, definition)
         run = sharding.data_parallel(training_step.with_stop(train_step) if several else train_step, training.parallel)
-        stream = stack.enter_context(pipeline.batches(
-            split, batch_size=training.batch_size, seed=config.seed, flip=config.data.flip, start_step=start,
-            num_workers=config.data.num_workers, process_index=jax.process_index(),
-            process_count=jax.process_count()))  # fmt: skip
+        stream = stack.enter_context(
+            pipeline.batches(
+                split,
+                batch_size=training.batch_size,
+                seed=config.seed,
+                flip=config.data.flip,
+                start_step=start,
+                num_workers=config.data.num_workers,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+        )
         draw_preview, judge = make_preview(config, definition), make_judge(config, definition, judged)
-        tracer = stack.enter_context(monitor.Profile(workdir.path / "profile", profile if first else 0, start,
-                                                    training.num_steps, say))  # fmt: skip
+        tracer = stack.enter_context(
+            monitor.Profile(workdir.path / "profile", profile if first else 0, start, training.num_steps, say)
+        )
         metrics = stack.enter_context(Metrics(workdir, start or None) if first else Unwritten())
         record = stack.enter_context(Recorder(config, training_step.learning_rate(config), metrics, start, say))
         stop.stepping = True
@@ -147,8 +159,10 @@ def check_shared(workdir):
     """Raises ValueError in a process that does not see the first one's workdir, where all write their parts of checkpoints."""
     word = cluster.by_first(workdir.mark)
     if not workdir.has_mark(word):
-        raise ValueError(f"process {jax.process_index()} does not see the workdir of process 0 at {workdir.path}: give a folder "
-                         "that all machines share, or a bucket such as gs://bucket/run")  # fmt: skip
+        raise ValueError(
+            f"process {jax.process_index()} does not see the workdir of process 0 at {workdir.path}: give a folder "
+            "that all machines share, or a bucket such as gs://bucket/run"
+        )
     cluster.together()  # what comes next waits less long than this may take
 
 
@@ -171,8 +185,10 @@ def open_data(config):
     """The training split a config names, found to agree with it."""
     split = pipeline.open_config(config.data)
     if config.model.num_classes not in (0, split.num_classes):
-        raise configuration.ConfigError(f"model.num_classes={config.model.num_classes}, but {config.data.name} has "
-                                        f"{split.num_classes} classes; 0 trains without labels")  # fmt: skip
+        raise configuration.ConfigError(
+            f"model.num_classes={config.model.num_classes}, but {config.data.name} has "
+            f"{split.num_classes} classes; 0 trains without labels"
+        )
     return split
 
 
@@ -184,8 +200,10 @@ def make_judge(config, definition, split):
     examples = pipeline.examples(split, min(JUDGED, len(split)))
     size = min(config.training.batch_size, len(examples["image"]))
     index = np.arange(size, dtype=np.int32)
-    batches = [{name: array[first : first + size] for name, array in examples.items()} | {"index": index}
-               for first in range(0, len(examples["image"]) - size + 1, size)]  # fmt: skip
+    batches = [
+        {name: array[first : first + size] for name, array in examples.items()} | {"index": index}
+        for first in range(0, len(examples["image"]) - size + 1, size)
+    ]
 
     def judge(params):
         keys = (jax.random.fold_in(jax.random.key(config.seed), number) for number in range(len(batches)))

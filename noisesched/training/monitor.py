@@ -32,8 +32,7 @@ class Recorder(contextlib.AbstractContextManager):
         self.step, self.count, self.skipped = start, 0, 0  # the last step seen; steps since the last log line; skipped updates
         self.stop = False  # whether a process had been asked to stop, at the last dispatch looked at
         self.since = self.looked = time.perf_counter()
-        self.bar = tqdm(total=self.training.num_steps, initial=start, unit="step", disable=None if show else True,
-                        smoothing=0.05)  # fmt: skip
+        self.bar = tqdm(total=self.training.num_steps, initial=start, unit="step", disable=None if show else True, smoothing=0.05)
         self.heartbeat = Heartbeat(say, self._alive) if show and self.bar.disable else None
         if self.heartbeat:
             self.say = self.heartbeat.say
@@ -89,8 +88,9 @@ class Recorder(contextlib.AbstractContextManager):
         if not allowed or result["skipped"] > allowed:
             before = f" {allowed} such updates were skipped before (training.skip_nonfinite);" if allowed else ""
             self.bar.close()
-            raise TrainingStopped(f"{what};{before} checkpoints from before are kept (a lower learning rate or clip_norm may "
-                                  "help)")  # fmt: skip
+            raise TrainingStopped(
+                f"{what};{before} checkpoints from before are kept (a lower learning rate or clip_norm may help)"
+            )
         self.skipped = int(result["skipped"])
         self.say(f"{what}; update skipped, {self.skipped} of at most {allowed}")
 
@@ -99,25 +99,41 @@ class Recorder(contextlib.AbstractContextManager):
         seconds, steps = now - self.since, self.count
         loss, norm = np.mean(self.window, axis=0) if self.window else (np.nan, np.nan)
         each, waited, memory = np.median(self.intervals), self.waited / seconds, memory_in_use()
-        self.metrics.write(step, {
-            "loss": loss, "grad_norm": norm, "learning_rate": float(self.rate(step - 1 - self.skipped)),
-            "images_per_second": steps * self.training.batch_size / seconds,
-            "step_seconds": each, "input_wait": waited, **memory,
-            **({"skipped": self.skipped} if self.training.skip_nonfinite else {}),
-        })  # fmt: skip
-        self.bar.set_postfix(loss=f"{loss:.4f}", ms=f"{1e3 * each:,.1f}", input=f"{waited:.1%}", memory=in_words(memory),
-                             **({"skipped": self.skipped} if self.skipped else {}), refresh=False)  # fmt: skip
+        self.metrics.write(
+            step,
+            {
+                "loss": loss,
+                "grad_norm": norm,
+                "learning_rate": float(self.rate(step - 1 - self.skipped)),
+                "images_per_second": steps * self.training.batch_size / seconds,
+                "step_seconds": each,
+                "input_wait": waited,
+                **memory,
+                **({"skipped": self.skipped} if self.training.skip_nonfinite else {}),
+            },
+        )
+        self.bar.set_postfix(
+            loss=f"{loss:.4f}",
+            ms=f"{1e3 * each:,.1f}",
+            input=f"{waited:.1%}",
+            memory=in_words(memory),
+            **({"skipped": self.skipped} if self.skipped else {}),
+            refresh=False,
+        )
         if self.bar.disable:
             left = (self.training.num_steps - step) * seconds / steps
-            self.say(f"step {step}/{self.training.num_steps}  loss {loss:.4f}  {1e3 * each:,.1f} ms/step, {steps / seconds:.1f}/s"
-                     f"  input wait {waited:.1%}  {in_words(memory)}  {left // 60:.0f}m{left % 60:02.0f}s left")  # fmt: skip
+            self.say(
+                f"step {step}/{self.training.num_steps}  loss {loss:.4f}  {1e3 * each:,.1f} ms/step, {steps / seconds:.1f}/s"
+                f"  input wait {waited:.1%}  {in_words(memory)}  {left // 60:.0f}m{left % 60:02.0f}s left"
+            )
         self.window, self.intervals, self.count, self.waited, self.since = [], [], 0, 0.0, now
 
     def _alive(self):
         """The line of a heartbeat, from what has been looked at."""
         ago = time.perf_counter() - self.looked
-        return (f"step {self.step}/{self.training.num_steps}  alive, last seen at work {ago:.0f} s ago  "
-                f"{in_words(memory_in_use())}")  # fmt: skip
+        return (
+            f"step {self.step}/{self.training.num_steps}  alive, last seen at work {ago:.0f} s ago  {in_words(memory_in_use())}"
+        )
 
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -133,8 +149,10 @@ def memory_in_use():
     """{"device_bytes": in use, "device_bytes_peak": ..} of the fullest local device; where a backend does not tell, as the CPU,
     {"process_bytes": resident, "process_bytes_peak": ..} of this process."""
     if all(stats := [device.memory_stats() for device in jax.local_devices()]):
-        return {"device_bytes": max(each["bytes_in_use"] for each in stats),
-                "device_bytes_peak": max(each.get("peak_bytes_in_use", 0) for each in stats)}  # fmt: skip
+        return {
+            "device_bytes": max(each["bytes_in_use"] for each in stats),
+            "device_bytes_peak": max(each.get("peak_bytes_in_use", 0) for each in stats),
+        }
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     try:
         with open("/proc/self/statm") as file:
@@ -203,8 +221,10 @@ class Profile(contextlib.AbstractContextManager):
         self._running = False
         jax.profiler.stop_trace()
         self._first = self._last = -1
-        self._say(f"profile of steps {self._begun + 1} to {done} in {self._folder}: tensorboard --logdir={self._folder} (with "
-                  "pip install tensorboard xprof), or its trace.json.gz in https://ui.perfetto.dev")  # fmt: skip
+        self._say(
+            f"profile of steps {self._begun + 1} to {done} in {self._folder}: tensorboard --logdir={self._folder} (with "
+            "pip install tensorboard xprof), or its trace.json.gz in https://ui.perfetto.dev"
+        )
 
     def __exit__(self, *exception):
         if self._running:

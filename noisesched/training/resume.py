@@ -1,6 +1,5 @@
 """What may change when a run goes on, and what becomes of its config then."""
 
-
 import jax
 
 from noisesched.models import build
@@ -36,8 +35,10 @@ def adopt(workdir, config, accept_changes=False):
         return changed
     shown = "; ".join(f"{line} ({fixed[line]})" if line in fixed else line for line in changed)
     accept = ", or give --accept_changes to go on with these settings" if not fixed else ""
-    raise configuration.ConfigError(f"{workdir.path} holds a run of another configuration ({shown}): take another --workdir, or "
-                                    f"leave out --config to go on with that run{accept}")  # fmt: skip
+    raise configuration.ConfigError(
+        f"{workdir.path} holds a run of another configuration ({shown}): take another --workdir, or "
+        f"leave out --config to go on with that run{accept}"
+    )
 
 
 def change(workdir, config, start, changes, say):
@@ -46,8 +47,9 @@ def change(workdir, config, start, changes, say):
     if config.training.num_steps < start:
         raise configuration.ConfigError(f"training.num_steps={config.training.num_steps}, but {start} steps are done")
     if start % config.training.steps_per_dispatch:
-        raise configuration.ConfigError(f"training.steps_per_dispatch={config.training.steps_per_dispatch} does not divide the "
-                                        f"{start} steps that are done")  # fmt: skip
+        raise configuration.ConfigError(
+            f"training.steps_per_dispatch={config.training.steps_per_dispatch} does not divide the {start} steps that are done"
+        )
     workdir.replace_config(configuration.to_dict(config), start)
     say(f"{workdir.path}: other settings from step {start} on, config.before_step_{start}.json has those before:")
     for line in changes:

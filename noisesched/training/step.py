@@ -125,6 +125,7 @@ def make_step(config, definition):
 
 def with_stop(step):
     """`step`, with batches that also hold "stop" [B], whether their process was asked to stop: then all learn it at one step."""
+
     def stepped(state, batch, axis):
         stop = batch.pop("stop")
         state, metrics = step(state, batch, axis)
