@@ -10,6 +10,7 @@ that vanish at SNR = 0 on the v error (eps, min-SNR, P2, the likelihood's) undo 
 matters: there the network gets no gradient at all.
 """
 
+import dataclasses
 import inspect
 import math
 import typing
@@ -76,26 +77,43 @@ def sigmoid(log_snr, rate, bias=2.0):
     return vlb(log_snr, rate) + jax.nn.log_sigmoid(bias - log_snr)
 
 
+@dataclasses.dataclass(frozen=True)
+class Weighting:
+    """A callable (log_snr, rate) -> log of the weight on the x error, arrays of one shape. Hashable, and prints as its spec."""
+
+    call: spec.Call
+
+    def __call__(self, log_snr, rate):
+        return WEIGHTINGS[self.call.name](log_snr, rate, *self.call.args, **dict(self.call.kwargs))
+
+    def __str__(self):
+        return str(self.call)
+
+    __repr__ = __str__
+
+
 def make_weighting(text):
-    """The function (log_snr, rate) -> log weight on the x error of a spec such as "min_snr(gamma=5)". ValueError if unknown."""
+    """The Weighting of a spec such as "min_snr(gamma=5)". A Weighting is returned as it is; ValueError if unknown."""
+    if isinstance(text, Weighting):
+        return text
     call = spec.parse(text)
     function = spec.bind(call, WEIGHTINGS, "weighting", skip=2)
-    log_weight = lambda log_snr, rate: function(log_snr, rate, *call.args, **dict(call.kwargs))
+    made = Weighting(call)
     try:
         with jax.ensure_compile_time_eval():
-            finite = jnp.isfinite(log_weight(jnp.array([-30.0, 0.0, 30.0]), jnp.ones(3))).all()
+            finite = jnp.isfinite(made(jnp.array([-30.0, 0.0, 30.0]), jnp.ones(3))).all()
     except (TypeError, ValueError, ArithmeticError):
         finite = False
     if not finite:
         defaults = ", ".join(str(p) for p in list(inspect.signature(function).parameters.values())[2:])
         raise ValueError(f"weighting {text!r} gives no finite weights; {call.name} takes numbers, such as ({defaults})")
-    return log_weight
+    return made
 
 
 def weight(log_weight, prediction, log_snr, rate):
     """The weight on the squared error of what the network predicts, [B], finite from log-SNR -inf to +30.
 
-    `log_weight`: a weighting, from `make_weighting`. At SNR = 0 it is the limit (for the bound-like ones, 0).
+    `log_weight`: a `Weighting`. At SNR = 0 it is the limit (for the bound-like ones, 0).
     """
     # At -inf the formulas are of the form inf - inf; in floats, all of them have reached their limit long before -80.
     level = jnp.maximum(log_snr, -80.0)
@@ -106,9 +124,9 @@ def weight(log_weight, prediction, log_snr, rate):
     return jnp.exp(log_weight(level, rate) - conversion)
 
 
-def vanishes_at_zero_snr(text):
-    """Whether a weighting gives the v error no weight at SNR = 0, so that nothing is learned there."""
-    at_zero = weight(make_weighting(text), "v", jnp.array([-jnp.inf]), jnp.ones(1))
+def vanishes_at_zero_snr(weighting):
+    """Whether a weighting (or its spec) gives the v error no weight at SNR = 0, so that nothing is learned there."""
+    at_zero = weight(make_weighting(weighting), "v", jnp.array([-jnp.inf]), jnp.ones(1))
     return bool(at_zero[0] < 1e-6)
 
 

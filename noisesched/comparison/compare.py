@@ -17,12 +17,13 @@ import numpy as np
 from tqdm import tqdm
 
 from noisesched import guidance, schedules
-from noisesched.comparison.study import find_runs, rows_of, shared
+from noisesched.comparison.study import find_runs, load, rows_of, shared
 from noisesched.data import pipeline
 from noisesched.evaluation import evaluate, features, image_stats
 from noisesched.models import build, conditioning, denoiser
 from noisesched.models.generate import generate, make_sampler, told_raw
 from noisesched.runs import config as configuration
+from noisesched.runs import requests
 from noisesched.runs.checkpoints import CheckpointError, Checkpoints
 from noisesched.runs.config import ConfigError, check_guidance
 from noisesched.runs.metrics_log import read_metrics
@@ -196,7 +197,7 @@ def measure(rows, steps, study, reference, out, progress):
             "train_seed": row.run.seed,
             "workdir": str(row.run.workdir.path),
             "checkpoint": steps[row.run],
-            "drawn": config.schedule,
+            "drawn": str(config.schedule),
             "told": config.conditioning.kind,
             "schedule": row.schedule,
             "method": row.method,
@@ -327,14 +328,15 @@ def evaluation(study, each, out, say):
     """Evaluates a run in evaluations/<label>/seed<n> of the comparison; returns why it cannot be, or None."""
     if not study.likelihood:
         return "not asked for"
-    request = evaluate.Request(
+    request = requests.Evaluate(
+        workdir=str(each.workdir.path),
         split=study.likelihood,
         num_images=study.likelihood_images,
         parameters=study.parameters,
         out=str(out / "evaluations" / each.label / f"seed{each.seed}"),
     )
     try:
-        evaluate.run(each.workdir.path, request, say)
+        evaluate.run(request, say)
     except CheckpointError:
         raise
     except ValueError as error:  # of this run alone
@@ -373,7 +375,7 @@ def describe(runs, evaluated):
     return {
         "config": configuration.to_dict(config),
         "evaluations": {str(each.workdir.path): evaluated[each] for each in runs},
-        "drawn": config.schedule,
+        "drawn": str(config.schedule),
         "told": config.conditioning.kind,
         "table": config.conditioning.table,
         "workdirs": [str(each.workdir.path) for each in runs],
@@ -431,3 +433,9 @@ def mend(path):
 
 def _fail(message):
     raise ConfigError(message)
+
+
+def main(request):
+    """The command."""
+    words = ["noisesched", "compare", f"--config={request.config}", f"--out={request.out}", *request.overrides]
+    run(load(request.config, request.overrides), request.out, shlex.join(words), share=request.share)

@@ -492,3 +492,8 @@ def _difference(found):
 def _notes(rows):
     counts = {how: results.handled(rows, how) for how in ("refused", "clamped")}
     return ", ".join(f"{n} {how}" for how, n in counts.items() if n)
+
+
+def main(request):
+    """The command."""
+    run(request.compare, request.out)

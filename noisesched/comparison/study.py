@@ -220,11 +220,11 @@ def rows_of(study, runs, given):
     """All combinations, [Row], those of one run together and the fewest calls first."""
     rows, spelled = [], {canonical(text): text for text in study.schedules if text != TRAINED}
     if TRAINED in study.schedules:
-        check_levels(study, {run.config.schedule for run in runs})
+        check_levels(study, {str(run.config.schedule) for run in runs})
     for run in runs:
         common = shared(study, run, given)
         translations = study.translations if run.config.conditioning.kind == "timestep" else (None,)
-        trained = canonical(run.config.schedule)
+        trained = str(run.config.schedule)
         texts = dict.fromkeys(spelled.get(trained, trained) if text == TRAINED else text for text in study.schedules)
         for method, guide, translation, spacing, calls, schedule, seed in itertools.product(
             study.methods, study.guidances, translations, study.spacings, sorted(study.calls), texts, study.seeds

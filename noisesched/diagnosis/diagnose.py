@@ -7,15 +7,18 @@ folder of images, is prepared as training would; where there is none, the diagno
 
 import dataclasses
 import math
+import sys
 import textwrap
 from pathlib import Path
 
 import numpy as np
 
-from noisesched import schedules, spec
+from noisesched import spec
 from noisesched.data import pipeline
 from noisesched.diagnosis import checks, leak, scheduler_file
 from noisesched.diagnosis.plot import COLOURS
+from noisesched.runs import config as configuration
+from noisesched.runs.workdir import Workdir
 from noisesched.runtime.files import replacing, write_json
 
 IMAGES = 2048  # of the training split: the first so many
@@ -28,6 +31,43 @@ ROWS = (COLOURS[0], COLOURS[2], COLOURS[4], COLOURS[6])  # of inferences
 
 
 # -- the program
+
+
+def main(request):
+    """The command: ends with exit status 1 if there is a fault."""
+    if request.scheduler and not (request.config or request.workdir):
+        raise configuration.ConfigError(
+            "--scheduler needs --config=FILE or --workdir=DIR too, for what that file does not say: the images, their size, the "
+            "weighting"
+        )
+    if bool(request.config) == bool(request.workdir):
+        raise configuration.ConfigError("give either --config=FILE or --workdir=DIR, which is to be diagnosed")
+    contrary = [f"--{flag}" for flag in ("schedule", "spacing") if getattr(request, flag)]
+    contrary += [
+        word
+        for word in (f"--config.{name}" for name in scheduler_file.SAID)
+        if any(override.partition("=")[0] == word for override in request.overrides)
+    ]
+    if request.scheduler and contrary:
+        raise configuration.ConfigError(
+            f"{contrary[0]} and --scheduler contradict each other: that file says schedule, prediction and levels; leave out one "
+            "of them"
+        )
+    if request.config:
+        config = configuration.load(request.config, request.overrides)
+    else:
+        config = configuration.from_dict(Workdir(request.workdir).read_config())
+    found = run(
+        config,
+        request.config or request.workdir,
+        request.schedule,
+        request.steps,
+        request.spacing or "trailing",
+        request.out,
+        request.scheduler,
+    )
+    if found[0].severity == "fault":
+        sys.exit(1)
 
 
 def run(config, name, specs=(), steps=(), spacing="trailing", out="", scheduler="", say=print):
@@ -80,15 +120,14 @@ def _inferences(config, specs, counts, spacing):
 
 def setting_of(config, variance):
     """The `checks.Setting` of a Config, for images of that Var(m)."""
-    told = config.conditioning.table
     return checks.Setting(
-        schedules.make(config.schedule),
+        config.schedule,
         config.model.prediction,
-        config.weighting,
+        str(config.weighting),
         config.data.image_size,
         variance,
         config.training.num_steps * config.training.batch_size,
-        schedules.make(told) if told else None,
+        config.conditioning.table,
         config.noise_offset,
     )
 

@@ -146,3 +146,8 @@ def _grouped(ends):
     for value, colour in sorted(ends):
         groups.setdefault(f"{value:.3g}", (value, []))[1].append(colour)
     return groups.values()
+
+
+def main(request):
+    """The command."""
+    plot(request.schedules, request.out)

@@ -24,9 +24,10 @@ from tqdm import tqdm
 from noisesched import guidance, samplers, schedules
 from noisesched.data import pipeline
 from noisesched.evaluation import likelihood, metrics, sample, zero_snr
-from noisesched.models import build, denoiser, generate
+from noisesched.models import build, conditioning, denoiser, generate
 from noisesched.runs import config as configuration
 from noisesched.runs.checkpoints import Checkpoints
+from noisesched.runs.requests import Evaluate, Job
 from noisesched.runs.workdir import Workdir
 from noisesched.runtime import cluster, pictures, sharding
 from noisesched.runtime.files import read_json, replacing, write_atomically, write_json
@@ -39,45 +40,20 @@ NOISIEST_DRAWS = 2**21  # the number of the first draw at the last level and at 
 MOST_DRAWS = 2**24  # of all images together: these take 2 GB of the host's memory
 MEAN_VALUES = 2**26  # the data's mean is of so many values at most: of 21845 images of CIFAR-10
 HOLDS = ("checkpoint", "bits_per_dim", "profile", "last_level", "zero_snr")  # what a complete evaluation.json holds
-OF_SAMPLES = ("schedule", "steps", "method", "guidance", "num_samples", "inception_weights")  # of a Request: for samples alone
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What to evaluate. Without metrics no samples are made, and what concerns them is to be left as it is."""
-
-    split: str = "test"  # the held-out images
-    num_images: int = 0  # the first so many of them; 0: all
-    noises: int = 16  # draws of (level, noise) for each image: an even number
-    log_snr_min: float = likelihood.LOG_SNR_MIN  # the two ends of the bound and the profile
-    log_snr_max: float = likelihood.LOG_SNR_MAX
-    profile_levels: int = 41
-    discrete: tuple[tuple[str, int], ...] = ()  # (schedule, number of levels): a bound in discrete time for each
-    best_levels: int = 0  # also find the so many levels of the least bound in discrete time; 0: none
-    checkpoint: int | None = None  # a step, or None for the latest
-    parameters: str = "ema"  # "ema" | "params"
-    translation: str | None = None  # "nearest" | "interpolated", or None for the run's own
-    seed: int = 0
-    metrics: tuple[str, ...] = ()  # such as "frechet(classifier)"
-    schedule: str = ""  # of the samples; "": the one that the run was trained with
-    steps: int = 25
-    method: str = "ddim"
-    guidance: str = "none"
-    num_samples: int = 256
-    inception_weights: str = ""  # a file, for the metrics that see with it
-    out: str = ""  # the folder to write to; "": <workdir>/evaluation
+WHERE = ("workdir", "out", "checkpoint", *(field.name for field in dataclasses.fields(Job)))  # what decides no number
+OF_SAMPLES = ("schedule", "steps", "method", "guidance", "num_samples", "inception_weights")  # for samples alone
 
 
 # -- the program
 
 
-def run(directory, request, say=tqdm.write):
-    """Evaluates the run in `directory`; returns what evaluation.json holds. For all processes of a job, the first one writes.
+def run(request, say=tqdm.write):
+    """Carries out a `requests.Evaluate`; returns what evaluation.json holds. For all processes of a job, the first one writes.
 
-    Raises ValueError or FileNotFoundError, in one line, before long work, for anything that cannot be had; and ValueError,
+    Raises ValueError or FileNotFoundError, in one line, before long work, if the request is invalid; and ValueError,
     naming the level, if the network's estimates are not finite.
     """
-    workdir = Workdir(directory)
+    workdir = Workdir(request.workdir)
     with cluster.own(request.out or workdir.path / "evaluation") as out:
         return _run(workdir, request, epath.Path(out), say)
 
@@ -159,7 +135,7 @@ def identity(stored, config, request, split):
     `stored`: the run's config.json. Schedules are as they print, so that a file's content counts and not its name; the data
     and the file of Inception's weights have checksums.
     """
-    left_out = ("out", "checkpoint") if request.metrics else ("out", "checkpoint", *OF_SAMPLES)
+    left_out = [*WHERE, *(() if request.metrics else OF_SAMPLES)]
     asked = {name: value for name, value in dataclasses.asdict(request).items() if name not in left_out}
     asked["discrete"] = [[str(schedules.make(text)), n] for text, n in request.discrete]
     asked["metrics"] = [str(metrics.parse(text)) for text in request.metrics]
@@ -171,7 +147,7 @@ def identity(stored, config, request, split):
         asked["inception_weights_crc32"] = zlib.crc32(inception.find(request.inception_weights).read_bytes())
     return {
         "config_crc32": zlib.crc32(json.dumps(stored).encode()),
-        "drawn": str(schedules.make(config.schedule)),
+        "drawn": str(config.schedule),
         "data": split.identity,
         "request": json.loads(json.dumps(asked)),
     }
@@ -179,7 +155,7 @@ def identity(stored, config, request, split):
 
 def without_metrics(request):
     """The same request for no samples."""
-    fields = {field.name: field.default for field in dataclasses.fields(Request)}
+    fields = {field.name: field.default for field in dataclasses.fields(Evaluate)}
     return dataclasses.replace(request, **{name: fields[name] for name in ("metrics", *OF_SAMPLES)})
 
 
@@ -206,7 +182,7 @@ def check(config, request):
     )
     require(5 <= request.profile_levels <= 10_000, f"profile_levels={request.profile_levels} must be 5 to 10000")
     require(request.num_images != 1 and request.num_images >= 0, f"num_images={request.num_images}: give 2 or more, or 0 for all")
-    kind, known = config.conditioning.kind, configuration.CHOICES["conditioning.translation"]
+    kind, known = config.conditioning.kind, conditioning.TRANSLATIONS
     if request.translation:
         require(kind == "timestep", f"translation {request.translation!r} is for networks told a timestep, not {kind}")
         require(request.translation in known, f"unknown translation {request.translation!r}; known: {', '.join(known)}")
@@ -342,7 +318,7 @@ def noisiest_of(config, definition, params, images, labels, seed, average):
     errors = spread(definition, params, images, labels, seed, lambda count: None)
     ask = lambda log_snrs, first_draw=0, out=None: errors(log_snrs, NOISIEST_DRAWS + first_draw, out)
     classes = np.zeros(len(images), int) if labels is None else labels
-    last = zero_snr.last_level(ask, float(schedules.make(config.schedule)(1.0)), images, classes, average)
+    last = zero_snr.last_level(ask, float(config.schedule(1.0)), images, classes, average)
     zero = zero_snr.zero_snr(ask, images, classes, average, answers=config.model.prediction != "eps")
     return {"last_level": dataclasses.asdict(last), "zero_snr": dataclasses.asdict(zero)}
 
@@ -424,7 +400,7 @@ def summary(result, config):
     yield f"  {'diffusion, by the profile':28} {profile['bits_per_dim']:.4f} +- {profile['bits_per_dim_std_error']:.4f}"
     yield (
         f"  {'at levels never drawn':28} {untrained['noisier']:.4f} noisier, {untrained['cleaner']:.4f} cleaner than training "
-        f"with {shortened(config.schedule)} went, together {untrained['share']:.1%} of the bound"
+        f"with {shortened(str(config.schedule))} went, together {untrained['share']:.1%} of the bound"
     )
     yield from zero_snr.told(result["last_level"], result["zero_snr"])
 
@@ -436,7 +412,7 @@ def draw(path, result, config):
     profile, bits = result["profile"], result["bits_per_dim"]
     log_snr = np.asarray(profile["log_snr"])
     figure = Figure(figsize=(13, 4.4), layout="constrained")
-    drawn = np.asarray(schedules.make(config.schedule)((np.arange(20_000) + 0.5) / 20_000))
+    drawn = np.asarray(config.schedule((np.arange(20_000) + 0.5) / 20_000))
     density, edges = np.histogram(drawn[np.isfinite(drawn)], bins=60, range=(log_snr[0], log_snr[-1]))
     for panel, kind in zip(figure.subplots(1, 3), ("eps", "x", "v"), strict=True):
         error, margin = np.asarray(profile[kind]), 2 * np.asarray(profile[f"{kind}_std_error"])
@@ -454,7 +430,7 @@ def draw(path, result, config):
     figure.suptitle(
         f"{bits['value']:.3f} ± {bits['std_error']:.3f} bits per dimension on {result['num_images']} images of "
         f"{result['split']!r}\nmean squared error per dimension, within two standard errors; shaded: levels drawn in "
-        f"training, {shortened(config.schedule)}",
+        f"training, {shortened(str(config.schedule))}",
         fontsize=10,
     )
     with replacing(path) as file:

@@ -23,52 +23,40 @@ from noisesched.models import build, conditioning, generate
 from noisesched.runs import config as configuration
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.workdir import Workdir
-from noisesched.runtime import sharding
+from noisesched.runtime import cluster, sharding
 from noisesched.runtime.files import replacing, write_atomically
 from noisesched.runtime.pictures import grid, write_png
 
 TRANSLATIONS = (*conditioning.TRANSLATIONS, "raw")  # "raw": the steps of the training table, as if it were still its levels
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What to sample: every combination of schedules, numbers of steps and methods."""
-
-    schedules: tuple[str, ...]  # empty: the one that the run was trained with
-    steps: tuple[int, ...]
-    methods: tuple[str, ...]
-    spacing: str
-    num_images: int
-    seed: int
-    parameters: str  # "ema" | "params"
-    checkpoint: int | None  # a step, or None for the latest
-    translation: str | None  # one of TRANSLATIONS, or None for the run's own
-    labels: tuple[int, ...]  # cycled through; empty: all classes in turn
-    guidances: tuple[str, ...]  # such as "none", "cfg(3, rescaled(0.7))"
-    out: str
-
-
 # -- the program
 
 
-def run(directory, request, say=tqdm.write):
-    """Samples the run in `directory` as asked; returns {(schedule, way, steps): uint8 images}. A way is a method with a guidance.
+def main(request):
+    """The command: of several processes, the first one writes."""
+    with cluster.own(request.out) as out:
+        run(dataclasses.replace(request, out=out))
 
-    Raises ValueError or FileNotFoundError, in one line, before anything is computed, for anything that cannot be had.
+
+def run(request, say=tqdm.write):
+    """Carries out a `requests.Sample`; returns {(schedule, way, steps): uint8 images}. A way is a method with a guidance.
+
+    Raises ValueError or FileNotFoundError, in one line and before anything is computed, if the request is invalid.
     """
     # ---- The run, and what it was trained on.
-    workdir = Workdir(directory)
+    workdir = Workdir(request.workdir)
     config = configuration.from_dict(workdir.read_config())
-    made_from = [schedules.make(text) for text in request.schedules or (config.schedule,)]
+    made_from = [schedules.make(text) for text in request.schedule or (config.schedule,)]
     chosen = {str(schedule): schedule for schedule in made_from}
     levels = {
         (text, n): np.asarray(schedules.levels(schedule, n, request.spacing))
         for (text, schedule), n in itertools.product(chosen.items(), request.steps)
     }
-    guides = {text: guidance.parse(text) for text in request.guidances}
+    guides = {text: guidance.parse(text) for text in request.guidance}
     ways = {
         method if text == "none" else f"{method}, {text}": (method, text)
-        for method, text in itertools.product(request.methods, request.guidances)
+        for method, text in itertools.product(request.method, request.guidance)
     }
     nfe = {
         (way, n): samplers.network_calls(samplers.parse(method)[0], n)
@@ -93,7 +81,7 @@ def run(directory, request, say=tqdm.write):
     several = len(levels) * len(ways) > 1
     images = {}
     bar = tqdm(total=sum(nfe.values()) * len(chosen) * request.num_images, unit="call", unit_scale=True, disable=None)
-    programs = {method: generate.make_sampler(config, definition, method) for method in request.methods}
+    programs = {method: generate.make_sampler(config, definition, method) for method in request.method}
     for way, (method, guide) in ways.items():
         for (text, n), log_snrs in sorted(levels.items(), key=lambda item: item[0][1]):
             begin, calls = time.perf_counter(), nfe[way, n]
@@ -147,13 +135,13 @@ def check(config, request):
         raise configuration.ConfigError(
             f"translation {request.translation!r} is for networks told a timestep; this one is told {config.conditioning.kind}"
         )
-    for text in request.guidances:
+    for text in request.guidance:
         configuration.check_guidance(config, text)
 
 
 def trained_range(config, step):
     """(lowest, highest) log-SNR that training has drawn: the highest that about one of all its images exceeded."""
-    return loss.trained_range(schedules.make(config.schedule), max(step * config.training.batch_size, 1))
+    return loss.trained_range(config.schedule, max(step * config.training.batch_size, 1))
 
 
 def outside(config, step, levels):
@@ -161,7 +149,7 @@ def outside(config, step, levels):
     low, high = trained_range(config, step)
     table = build.make_conditioning(config).table
     for (text, n), log_snrs in levels.items():
-        name, drawn = spec.shortened(text), spec.shortened(config.schedule)
+        name, drawn = spec.shortened(text), spec.shortened(str(config.schedule))
         for beyond, word, edge in ((log_snrs < low, "noisier", low), (log_snrs > high, "cleaner", high)):
             if beyond.any():
                 by = np.abs(log_snrs[beyond] - edge).max()

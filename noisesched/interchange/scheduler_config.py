@@ -357,6 +357,27 @@ def _betas(schedule, table):
 # -- the command
 
 
+def main(request):
+    """The command."""
+    if bool(request.read) == bool(request.write):
+        raise ValueError("give either --read=FILE or --write=FILE")
+    if request.sigmas and not request.steps:
+        raise ValueError("--sigmas writes the levels of a number of steps: give --steps=N")
+    asked = {name: getattr(request, name) for name in ("schedule", "prediction", "spacing", "method")}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    files = {"n": request.steps, "sigmas": request.sigmas or None, "betas": request.betas or None}
+    if request.read:
+        if asked or request.workdir:
+            raise ValueError(f"--{next(iter(asked), 'workdir')} is for --write: --read takes all from the file")
+        run_read(request.read, **files)
+        return
+    asked = (of_run(request.workdir) if request.workdir else {}) | asked
+    for name in ("schedule", "prediction"):
+        if name not in asked:
+            raise ValueError(f"--write needs --{name}, or the --workdir of a run")
+    run_write(request.write, **asked, **files)
+
+
 def run_read(path, n=None, sigmas=None, betas=None, say=print):
     """Says what a scheduler_config.json is here; for n steps, writes its levels to the file `sigmas`, its table's to `betas`."""
     settings = read(path)
@@ -436,7 +457,7 @@ def of_run(directory):
     """What `run_write` takes of the run in a workdir; as its schedule, the table whose timesteps its network is told, if any."""
     config = configuration.from_dict(Workdir(directory).read_config())
     told = config.conditioning
-    return {"schedule": told.table or config.schedule, "prediction": config.model.prediction, "told": told.kind}
+    return {"schedule": str(told.table or config.schedule), "prediction": config.model.prediction, "told": told.kind}
 
 
 def _write_sigmas(path, levels):

@@ -4,7 +4,6 @@ import functools
 
 from flax import nnx
 
-from noisesched import schedules
 from noisesched.models import conditioning, denoiser
 from noisesched.models.unet import UNet
 
@@ -13,14 +12,11 @@ def make_conditioning(config, translation=None):
     """How the network is told the noise level; `translation` overrides the config's (levels to timesteps)."""
     given, table = config.conditioning, ()
     if given.kind == "timestep":
-        steps = schedules.make(given.table).table if given.table else None
-        if steps is None:
-            raise ValueError(f"conditioning.table={given.table!r} must be a table, such as 'discrete(linear, num_steps=1000)'")
-        table = tuple(steps.log_snr.tolist())
+        if not (given.table and given.table.table):
+            raise ValueError(f"table='{given.table or ''}' must be a table, such as 'discrete(linear, num_steps=1000)'")
+        table = tuple(given.table.table.log_snr.tolist())
     elif given.table:
-        raise ValueError(
-            f"conditioning.table={given.table!r} is only for conditioning.kind='timestep', not {given.kind!r}: leave it empty, ''"
-        )
+        raise ValueError(f"table='{given.table}' is only for kind='timestep', not {given.kind!r}: leave it empty, ''")
     return conditioning.Conditioning(given.kind, config.model.width, table, translation or given.translation)
 
 

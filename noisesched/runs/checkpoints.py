@@ -22,14 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from noisesched.runs import untrusted
+from noisesched.runs import config as configuration
 from noisesched.runs.workdir import Workdir, differences
 from noisesched.runtime import cluster, sharding
 from noisesched.runtime.files import WriteError
 
 # The item that holds {"content": {"step", "network", "loss", "items": {item: {leaf: shape, dtype, crc32}}}, "crc32": its own}
 RECORD = "leaves"
-# The settings that say which function the parameters are parameters of: an array would fit another as well.
-NETWORK = ("schedule", "conditioning", "model")
 _log = logging.getLogger("noisesched")
 
 
@@ -338,7 +337,7 @@ class _Best:
 def _network(workdir: Workdir) -> dict[str, Any]:
     """The settings in a workdir's config.json that describe its network; none if it has no config."""
     config = workdir.read_config() if workdir.config.exists() else {}
-    return {name: config[name] for name in NETWORK if name in config}
+    return {name: config[name] for name in configuration.stated("network", configuration.Config) if name in config}
 
 
 def _flatten(item: str, tree: Any) -> tuple[dict[str, Any], Any]:

@@ -7,171 +7,118 @@ checks, so nothing of a workdir is ever executed. What every field means, and it
 
 import dataclasses
 import difflib
-import json
 import math
 import sys
 import traceback
-import types
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from noisesched import diffusion, guidance, loss, samplers, schedules
+from noisesched.loss import Weighting
 from noisesched.models import build, conditioning
+from noisesched.runs.settings import ConfigError, named, require, setting, typed
 from noisesched.runtime import sharding
+from noisesched.schedules import Schedule
 
 
-class ConfigError(ValueError):
-    """A fault in a configuration, in one line."""
+def _method(text):
+    samplers.parse(text)
+    return text
+
+
+def _table(text):
+    """The schedule of a table of timesteps, or None for ""."""
+    return schedules.make(text) if text else None
+
+
+OTHER_IMAGES = "it was trained on other images"
+FAR = 2**16  # far beyond what anybody means: a config may come from anybody
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    name: str
+    name: str = setting(fixed=OTHER_IMAGES)
     path: str
     data_dir: str
-    split: str
-    image_size: int
-    channels: int
+    split: str = setting(fixed=OTHER_IMAGES)
+    image_size: int = setting(at_least=1, below=2**14, fixed=OTHER_IMAGES)
+    channels: int = setting(choices=(1, 3), fixed=OTHER_IMAGES)
     flip: bool
-    num_workers: int
+    num_workers: int = setting(at_least=0, below=2**10, idle=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
-    kind: str
-    table: str
-    translation: str
+    kind: str = setting(choices=tuple(conditioning.KINDS))
+    table: Schedule | None = setting(parse=_table)
+    translation: str = setting(choices=conditioning.TRANSLATIONS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    prediction: str
-    width: int
-    multipliers: tuple[int, ...]
-    blocks: int
+    prediction: str = setting(choices=diffusion.PREDICTIONS)
+    width: int = setting(at_least=1, below=FAR)
+    multipliers: tuple[int, ...] = setting(at_least=1, below=1025)
+    blocks: int = setting(at_least=1, below=1000)
     attention: tuple[int, ...]
-    heads: int
-    dropout: float
-    num_classes: int
-    label_dropout: float
-    dtype: str
+    heads: int = setting(at_least=1, below=FAR)
+    dropout: float = setting(at_least=0, below=1)
+    num_classes: int = setting(at_least=0, below=2**24)
+    label_dropout: float = setting(at_least=0, below=1)
+    dtype: str = setting(choices=("float32", "bfloat16"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    learning_rate: float
-    warmup_steps: int
-    decay: str
-    b1: float
-    b2: float
-    weight_decay: float
-    clip_norm: float
+    learning_rate: float = setting(at_least=0)
+    warmup_steps: int = setting(at_least=0)
+    decay: str = setting(choices=("constant", "linear", "cosine"))
+    b1: float = setting(at_least=0, below=1)
+    b2: float = setting(at_least=0, below=1)
+    weight_decay: float = setting(at_least=0)
+    clip_norm: float = setting(at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    num_steps: int
-    batch_size: int
-    accumulate: int
-    steps_per_dispatch: int
-    parallel: str
-    ema_decay: float
-    skip_nonfinite: int
-    log_every: int
-    checkpoint_every: int
-    keep_checkpoints: int
-    keep_every: int
-    keep_best: int
-    best_split: str
+    num_steps: int = setting(at_least=1, below=2**31)  # steps are counted in an int32
+    batch_size: int = setting(at_least=1, below=2**24)
+    accumulate: int = setting(at_least=1, idle=True)
+    steps_per_dispatch: int = setting(at_least=1, below=FAR, idle=True)
+    parallel: str = setting(choices=sharding.KINDS, idle=True)
+    ema_decay: float = setting(at_least=0, below=1)
+    skip_nonfinite: int = setting(at_least=0)
+    log_every: int = setting(at_least=1, idle=True)
+    checkpoint_every: int = setting(at_least=1, idle=True)
+    keep_checkpoints: int = setting(at_least=1, idle=True)
+    keep_every: int = setting(at_least=0, idle=True)
+    keep_best: int = setting(at_least=0, idle=True)
+    best_split: str = setting(fixed="the best of its checkpoints were found with other images", idle=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Preview:
-    every: int
-    num_images: int
-    schedule: str
-    steps: int
-    method: str
+    every: int = setting(at_least=0)
+    num_images: int = setting(at_least=1, below=FAR)
+    schedule: Schedule = setting(parse=schedules.make)
+    steps: int = setting(at_least=1)
+    method: str = setting(parse=_method)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    seed: int
+    seed: int = setting(at_least=0, fixed="it tells a run from others, and its noise was drawn by it", idle=True)
     data: Data
-    schedule: str
-    weighting: str
-    noise_offset: float
-    conditioning: Conditioning
-    model: Model
+    schedule: Schedule = setting(parse=schedules.make, network=True)
+    weighting: Weighting = setting(parse=loss.make_weighting, fixed="it was trained for another loss")
+    noise_offset: float = setting(at_least=0, fixed="samples start from the noise that was trained with")
+    conditioning: Conditioning = setting(network=True)
+    model: Model = setting(network=True)
     optimizer: Optimizer
     training: Training
-    preview: Preview
-
-
-CHOICES = {
-    "conditioning.translation": conditioning.TRANSLATIONS,
-    "model.prediction": diffusion.PREDICTIONS,
-    "model.dtype": ("float32", "bfloat16"),
-    "optimizer.decay": ("constant", "linear", "cosine"),
-    "training.parallel": sharding.KINDS,
-}
-AT_LEAST = {
-    0: (
-        "seed",
-        "noise_offset",
-        "data.num_workers",
-        "model.dropout",
-        "model.num_classes",
-        "model.label_dropout",
-        "optimizer.learning_rate",
-        "optimizer.warmup_steps",
-        "optimizer.weight_decay",
-        "optimizer.clip_norm",
-        "optimizer.b1",
-        "optimizer.b2",
-        "training.ema_decay",
-        "training.skip_nonfinite",
-        "training.keep_every",
-        "training.keep_best",
-        "preview.every",
-    ),
-    1: (
-        "data.image_size",
-        "data.channels",
-        "model.width",
-        "model.blocks",
-        "model.heads",
-        "training.num_steps",
-        "training.batch_size",
-        "training.accumulate",
-        "training.steps_per_dispatch",
-        "training.log_every",
-        "training.checkpoint_every",
-        "training.keep_checkpoints",
-        "preview.num_images",
-        "preview.steps",
-    ),
-}
-BELOW = {
-    "model.dropout": 1,
-    "model.label_dropout": 1,
-    "optimizer.b1": 1,
-    "optimizer.b2": 1,
-    "training.ema_decay": 1,
-    "model.width": 2**16,
-    "model.blocks": 1000,
-    "model.heads": 2**16,
-    "model.num_classes": 2**24,
-    "training.num_steps": 2**31,  # steps are counted in an int32
-    # Far beyond what anybody means: a config may come from anybody.
-    "data.image_size": 2**14,
-    "data.num_workers": 2**10,
-    "training.batch_size": 2**24,
-    "training.steps_per_dispatch": 2**16,
-    "preview.num_images": 2**16,
-}
+    preview: Preview = setting(idle=True)
 
 
 def load(path, overrides=()):
@@ -184,11 +131,11 @@ def load(path, overrides=()):
 
 def read(path, kind, overrides=()):
     """What a config file states of a `kind` (Config, say), with overrides, as nested dictionaries: for `typed`."""
-    _require(Path(path).is_file(), f"config file {path!r} not found")
+    require(Path(path).is_file(), f"config file {path!r} not found")
     last = {}  # of a setting given twice, the last counts, where ml-collections would add tuples up
     for override in overrides:
         prefix = next((p for p in ("--config.", "--noconfig.") if override.startswith(p)), None)
-        _require(prefix, f"{override!r} is no setting: write --config.NAME=value")
+        require(prefix, f"{override!r} is no setting: write --config.NAME=value")
         name = override.partition("=")[0].removeprefix(prefix)
         _check_override(kind, name)
         last[name] = override
@@ -203,70 +150,70 @@ def read(path, kind, overrides=()):
 
 def from_dict(values):
     """The checked Config of nested dictionaries, e.g. a workdir's config.json. Lists stand for tuples."""
-    config = typed(Config, values)
-    if config.schedule == "recommended":
-        config = dataclasses.replace(config, schedule=str(schedules.recommended(config.data.image_size)))
-    if config.preview.schedule == "trained":
-        config = dataclasses.replace(config, preview=dataclasses.replace(config.preview, schedule=config.schedule))
+    config = typed(Config, _chosen(values))
     check(config)
     return config
 
 
+def _chosen(values):
+    """`values` with the schedules that "recommended" and "trained" stand for; what is invalid is left for `typed` to refuse."""
+    if not isinstance(values, dict) or not all(isinstance(values.get(group), dict) for group in ("data", "preview")):
+        return values
+    values, size = dict(values), values["data"].get("image_size")
+    if values.get("schedule") == "recommended" and isinstance(size, int) and 1 <= size < 2**14:
+        values["schedule"] = str(schedules.recommended(size))
+    if values["preview"].get("schedule") == "trained" and "schedule" in values:
+        values["preview"] = values["preview"] | {"schedule": values["schedule"]}
+    return values
+
+
 def to_dict(config):
-    """Nested dictionaries and lists: what `from_dict` reads, and JSON holds."""
-    return dataclasses.asdict(config)
+    """Nested dictionaries, lists, numbers and texts: what `from_dict` reads, and JSON holds."""
+    plain = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.metadata.get("parse"):
+            plain[field.name] = "" if value is None else str(value)
+        else:
+            plain[field.name] = to_dict(value) if dataclasses.is_dataclass(value) else value
+    return plain
 
 
 def check(config):
-    """Raises ConfigError, with the fix, for a configuration that cannot work. Touches no data and builds no network."""
-    fields = _flat(to_dict(config))
-    for name, choices in CHOICES.items():
-        _require(fields[name] in choices, f"{name}={fields[name]!r}: choose one of {', '.join(choices)}")
-    for bound, names in AT_LEAST.items():
-        for name in names:
-            _require(fields[name] >= bound, f"{name}={fields[name]!r} must be at least {bound}")
-    for name, bound in BELOW.items():
-        _require(fields[name] < bound, f"{name}={_shown(fields[name])} must be below {bound}")
+    """Raises ConfigError, with the fix, for settings that do not go together. Touches no data and builds no network."""
     training, preview = config.training, config.preview
-    schedule = _named("schedule", schedules.make, config.schedule)
-    _require(config.data.channels in (1, 3), f"data.channels={config.data.channels}: choose 1 (gray) or 3 (colour)")
-    sampled = _named("preview.schedule", schedules.make, preview.schedule)
-    log_snrs = _named("preview.steps", schedules.levels, sampled, preview.steps)
-    _named("preview.method", samplers.parse, preview.method)
-    _named("weighting", loss.make_weighting, config.weighting)
-    _named("conditioning", build.make_conditioning, config)
-    multipliers = config.model.multipliers
-    _require(
-        multipliers and all(1 <= m <= 1024 for m in multipliers),
-        f"model.multipliers={_shown(multipliers)} must be one whole number from 1 to 1024 for each level",
-    )
-    _named("model", build.abstract_denoiser, config)
-    _require(
-        not (config.model.prediction == "eps" and math.isinf(float(schedule(1.0)))),
-        f"model.prediction='eps' with schedule {config.schedule!r}, which ends at zero SNR: there z holds nothing of the image, "
+    log_snrs = named("preview.steps", schedules.levels, preview.schedule, preview.steps)
+    named("conditioning", build.make_conditioning, config)
+    require(config.model.multipliers, "model.multipliers=() must be one whole number for each level")
+    named("model", build.abstract_denoiser, config)
+    require(
+        not (config.model.prediction == "eps" and math.isinf(float(config.schedule(1.0)))),
+        f"model.prediction='eps' with schedule '{config.schedule}', which ends at zero SNR: there z holds nothing of the image, "
         "and no image follows from the noise; set model.prediction to 'v' (or 'x'), or truncate the schedule",
     )
     if preview.every:
         check_levels(config, preview.schedule, log_snrs)
-    _require(
+    require(
         training.batch_size % training.accumulate == 0,
         f"training.batch_size={training.batch_size} is not a multiple of training.accumulate={training.accumulate}",
     )
     chunk = training.steps_per_dispatch
-    for name in ("training.num_steps", "training.log_every", "training.checkpoint_every", "preview.every"):
-        _require(fields[name] % chunk == 0, f"{name}={fields[name]} is not a multiple of training.steps_per_dispatch={chunk}")
-    _require(
+    for name in ("num_steps", "log_every", "checkpoint_every"):
+        steps = getattr(training, name)
+        require(steps % chunk == 0, f"training.{name}={steps} is not a multiple of training.steps_per_dispatch={chunk}")
+    require(preview.every % chunk == 0, f"preview.every={preview.every} is not a multiple of training.steps_per_dispatch={chunk}")
+    require(
         training.keep_every % training.checkpoint_every == 0,
         f"training.keep_every={training.keep_every} is not a multiple of training.checkpoint_every={training.checkpoint_every}",
     )
 
 
-def check_levels(config, name, log_snrs):
-    """Raises ConfigError for sampling levels (of the schedule called `name`) at which this network estimates no image."""
-    _require(
+def check_levels(config, schedule, log_snrs):
+    """Raises ConfigError for sampling levels (of `schedule`, or its spec) at which this network estimates no image."""
+    require(
         config.model.prediction != "eps" or not math.isinf(log_snrs[0]),
-        f"sampling under {name!r} starts at zero SNR, where no image follows from the noise that this network predicts "
-        f"(model.prediction='eps'); truncate it: 'truncated({name}, log_snr_min=-12, log_snr_max=20)'",
+        f"sampling under '{schedule}' starts at zero SNR, where no image follows from the noise that this network predicts "
+        f"(model.prediction='eps'); truncate it: 'truncated({schedule}, log_snr_min=-12, log_snr_max=20)'",
     )
 
 
@@ -284,9 +231,9 @@ def check_devices(config, num_devices):
 
 def warnings(config):
     """What works but is probably not meant, in one line each."""
-    if math.isinf(float(schedules.make(config.schedule)(1.0))) and loss.vanishes_at_zero_snr(config.weighting):
+    if math.isinf(float(config.schedule(1.0))) and loss.vanishes_at_zero_snr(config.weighting):
         yield (
-            f"weighting {config.weighting!r} vanishes at log-SNR -inf, where schedule {config.schedule!r} ends: nothing is "
+            f"weighting '{config.weighting}' vanishes at log-SNR -inf, where schedule '{config.schedule}' ends: nothing is "
             "learned at the level that sampling starts from; 'v' does not vanish there"
         )
 
@@ -310,45 +257,8 @@ def _run_file(path):
         raise ConfigError(f"config {path}{where}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     finally:
         sys.path[:] = folders
-    _require(isinstance(result, ConfigDict), f"config {path} must have a function get_config() that returns a ConfigDict")
+    require(isinstance(result, ConfigDict), f"config {path} must have a function get_config() that returns a ConfigDict")
     return result
-
-
-def typed(kind, value, where=""):
-    """`value` as an instance of the annotation `kind`; ConfigError, naming the field `where`, if it is not one."""
-    if dataclasses.is_dataclass(kind):
-        _require(isinstance(value, dict), f"{where or 'a configuration'} must be a group of settings; got {_shown(value)}")
-        known = {field.name: field.type for field in dataclasses.fields(kind)}
-        unknown, missing = [k for k in value if k not in known], [k for k in known if k not in value]
-        group = f"{where}." if where else ""
-        _require(not unknown, f"unknown setting {group}{next(iter(unknown), '')}; known: {', '.join(known)}")
-        _require(not missing, f"missing setting {group}{next(iter(missing), '')}{_added(known, missing, where)}")
-        return kind(**{name: typed(known[name], value[name], group + name) for name in known})
-    if isinstance(kind, types.GenericAlias):  # tuple[int, ...]
-        _require(isinstance(value, list | tuple), f"{where}={_shown(value)} must be a list")
-        return tuple(typed(kind.__args__[0], element, where) for element in value)
-    if kind is dict:
-        _require(isinstance(value, dict), f"{where}={_shown(value)} must be a group")
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value) if abs(value) < 1e300 else math.inf
-    _require(type(value) is kind, f"{where}={_shown(value)} must be of type {kind.__name__}")
-    _require(kind is not float or math.isfinite(value), f"{where}={value!r} must be finite")
-    _require(kind is not int or abs(value) < 2**32, f"{where}={_shown(value)} must be below 2**32")
-    return value
-
-
-# What settings that came later stand for in a config.json from before them.
-ADDED = {"training": {"skip_nonfinite": 0, "keep_every": 0, "keep_best": 0, "best_split": "test"}}
-
-
-def _added(known, missing, where):
-    """What to write into a config.json that lacks settings, if each of them came later; otherwise nothing."""
-    added = ADDED.get(where, {})
-    if not set(missing) <= set(added):
-        return ""
-    words = ", ".join(f"{json.dumps(name)}: {json.dumps(added[name])}" for name in missing)
-    return f"; to go on with a run from before there was one, add {words} to {json.dumps(where)} in its config.json"
 
 
 def _check_override(kind, name):
@@ -361,36 +271,12 @@ def _check_override(kind, name):
         group = ".".join(where)
         close = difflib.get_close_matches(part, known, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        _require(
+        require(
             part in known, f"unknown setting {name!r}{hint}; known{f' in {group}' if group else ''}: {', '.join(known) or 'none'}"
         )
         kind = {field.name: field.type for field in dataclasses.fields(kind)}[part]
         where.append(part)
-    _require(not dataclasses.is_dataclass(kind), f"{name!r} is a group of settings: give one of them, --config.{name}.NAME=value")
-
-
-def _flat(values, prefix=""):
-    flat = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
-
-
-def _named(name, function, *arguments):
-    try:
-        return function(*arguments)
-    except ValueError as error:
-        raise ConfigError(f"{name}: {error}") from None
-
-
-def _shown(value, limit=80):
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def _require(condition, message):
-    if not condition:
-        raise ConfigError(message)
+    require(not dataclasses.is_dataclass(kind), f"{name!r} is a group of settings: give one of them, --config.{name}.NAME=value")
 
 
 def check_guidance(config, text):

@@ -31,7 +31,7 @@ from noisesched.runs import config as configuration
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.metrics_log import Unwritten
 from noisesched.runs.workdir import Workdir
-from noisesched.runtime import sharding
+from noisesched.runtime import backend, sharding
 from noisesched.training import loop as training_loop
 from noisesched.training import monitor
 from noisesched.training import step as training_step
@@ -44,6 +44,12 @@ BARS = {
     "compiled_for_new_schedules": 0,
     "compiled_at_second_start": 0,
 }
+
+
+def main(request):
+    """The command."""
+    config = configuration.load(request.config, request.overrides)
+    benchmark(config, backend.prepare(), request.seconds, request.calls, request.json)
 
 
 def benchmark(config, chosen, seconds=60, calls=50, json_path=None, say=print):

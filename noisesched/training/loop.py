@@ -31,12 +31,23 @@ JUDGED = 1024  # held-out images by which checkpoints are told the best
 # -- the program
 
 
+def main(request):
+    """The command."""
+    if request.config:
+        config = configuration.load(request.config, request.overrides)
+    elif not (workdir := Workdir(request.workdir)).config.exists():
+        raise configuration.ConfigError(f"{workdir.path} holds no run to go on with: give --config=FILE to begin one there")
+    else:
+        config = configuration.from_dict(workdir.read_config())
+    train(config, request.workdir, profile=request.profile, accept_changes=request.accept_changes)
+
+
 def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
     """Trains the run in `directory` to config.training.num_steps, from its last checkpoint if it has one.
 
     All processes of a job call it alike; the first one logs and writes, but for the checkpoints, which all write.
     `profile`: how many steps the first traces, into `directory`/profile. `accept_changes`: go on with a run of another
-    configuration, if it may differ in that (see `FIXED`).
+    configuration, if it may differ in that (see `config.setting`).
     Raises ValueError or OSError (one line each) before any long work; TrainingStopped for a non-finite loss, a fault of the
     input, or a signal; files.WriteError for a full disk.
     """
@@ -220,7 +231,7 @@ def stacked(batches):
 def make_preview(config, definition):
     """EMA parameters -> a grid of samples, the same noise every time."""
     preview = config.preview
-    levels = schedules.levels(schedules.make(preview.schedule), preview.steps)
+    levels = schedules.levels(preview.schedule, preview.steps)
     draw = generate.make_sampler(config, definition, preview.method)
 
     def picture(params):

@@ -5,19 +5,8 @@ import jax
 from noisesched.models import build
 from noisesched.runs import config as configuration
 from noisesched.runs import untrusted
-from noisesched.runs.checkpoints import NETWORK
 from noisesched.runs.workdir import differences
 from noisesched.training import step as training_step
-
-# What a run cannot change on its way, and why.
-FIXED = {
-    **dict.fromkeys(NETWORK, "the parameters are those of another network"),
-    **dict.fromkeys(("data.name", "data.split", "data.image_size", "data.channels"), "it was trained on other images"),
-    "weighting": "it was trained for another loss",
-    "noise_offset": "samples start from the noise that was trained with",
-    "training.best_split": "the best of its checkpoints were found with other images",
-    "seed": "it tells a run from others, and its noise was drawn by it",
-}
 
 
 def adopt(workdir, config, accept_changes=False):
@@ -30,7 +19,12 @@ def adopt(workdir, config, accept_changes=False):
         workdir.write_config(mine)
         return []
     changed = differences(configuration.to_dict(configuration.from_dict(workdir.read_config())), mine)
-    fixed = {line: why for line in changed for name, why in FIXED.items() if f"{line.split(':')[0]}.".startswith(f"{name}.")}
+    fixed = {
+        line: why
+        for line in changed
+        for name, why in configuration.stated("fixed", configuration.Config).items()
+        if f"{line.split(':')[0]}.".startswith(f"{name}.")
+    }
     if not changed or accept_changes and not fixed:
         return changed
     shown = "; ".join(f"{line} ({fixed[line]})" if line in fixed else line for line in changed)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import optax
 
 from noisesched import loss as losses_of
-from noisesched import schedules
 from noisesched.models import build, denoiser
 from noisesched.runtime import pictures, sharding
 
@@ -56,7 +55,6 @@ def init(config):
 
 def make_loss(config, definition):
     """(params, batch, key of the step) -> mean loss, (losses [B], log_snr [B]). batch: image uint8, label, index: [B, ..]."""
-    schedule, log_weight = schedules.make(config.schedule), losses_of.make_weighting(config.weighting)
     model = config.model
 
     def loss(params, batch, key):
@@ -66,7 +64,7 @@ def make_loss(config, definition):
         if model.num_classes:
             labels = jnp.where(random.label_draw < model.label_dropout, model.num_classes, batch["label"])
         network = denoiser.merge(definition, params)
-        losses, log_snr = losses_of.errors(network, images, labels, random, schedule, log_weight)
+        losses, log_snr = losses_of.errors(network, images, labels, random, config.schedule, config.weighting)
         return losses.mean(), (losses, log_snr)
 
     return loss

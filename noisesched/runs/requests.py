@@ -1,0 +1,249 @@
+"""What each program may be asked: the arguments of its Python function, and the flags of its command.
+
+One dataclass a command; its docstring is the command's description, and a field its flag: name, type, default, choices and help
+stand here and nowhere else (`noisesched.flags` makes the parser). This file loads no JAX, so that help is shown at once.
+"""
+
+import dataclasses
+
+from noisesched.runs.settings import setting
+
+PARAMETERS = ("ema", "params")
+SPACINGS = ("trailing", "leading", "linspace")  # where N levels lie on a schedule: see `tables.select_steps`
+TRANSLATIONS = ("nearest", "interpolated")  # how a level becomes the timestep that a network is told: see `conditioning.timestep`
+PREDICTIONS = ("eps", "x", "v")
+
+
+def _schedule_and_count(text):
+    spec, _, count = text.rpartition(":")
+    if not spec or int(count) < 1:
+        raise ValueError
+    return spec, int(count)
+
+
+def _share(text):
+    number, _, total = text.partition("/")
+    if not 1 <= int(number) <= int(total):
+        raise ValueError
+    return int(number), int(total)
+
+
+_schedule_and_count.__name__, _share.__name__ = "SPEC:N, such as cosine:100", "share K/N, such as 1/2"
+
+
+def _workdir():
+    return setting(metavar="DIR", help="folder of the run, or gs://bucket/folder")
+
+
+def _config(default=""):
+    return setting(default, metavar="FILE", help="config file, such as configs/digits.py; --config.NAME=value changes a setting")
+
+
+def _seed(what):
+    return setting(0, at_least=0, below=2**32, help=what)
+
+
+def _parameters():
+    return setting("ema", choices=PARAMETERS, help="averaged or raw parameters")
+
+
+def _checkpoint():
+    return setting(None, at_least=0, below=2**32, metavar="STEP", help="step of the checkpoint (the latest)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Each process, on its own host or devices, runs the same command.
+
+    On Cloud TPU, SLURM and Open MPI they find each other; elsewhere give all three.
+    """
+
+    coordinator: str | None = setting(None, metavar="HOST:PORT", help="where process 0 listens: its host, and a free port there")
+    num_processes: int | None = setting(None, at_least=1, metavar="N", help="how many processes there are")
+    process_id: int | None = setting(None, at_least=0, metavar="K", help="the number of this one, from 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train(Job):
+    """Train the network that a config file describes, in a workdir.
+
+    The same command again goes on from the last checkpoint, as after a kill. The workdir holds config.json, checkpoints,
+    metrics.jsonl, TensorBoard events and sample grids. Exit status: 0 done; 75 stopped by a signal, saved: the same command goes
+    on; 1 stopped by a fault; 2 wrong input.
+    """
+
+    workdir: str = _workdir()
+    config: str = setting("", metavar="FILE", help="config file; may be left out to go on with the run in the workdir")
+    overrides: tuple[str, ...] = ()
+    accept_changes: bool = setting(
+        False, help="go on with a run although the config differs from its own (not in its network or data)"
+    )
+    profile: int = setting(
+        0, at_least=0, metavar="N", help="trace N steps, after 10 others, into WORKDIR/profile, for TensorBoard; 0: none"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample(Job):
+    """Sample the run in a workdir under every combination of the given schedules, steps and methods.
+
+    It needs nothing but the workdir. Writes samples.npy, grid.png and settings.json; for several combinations, a folder each and
+    overview.png.
+    """
+
+    workdir: str = _workdir()
+    schedule: tuple[str, ...] = setting((), metavar="SPEC", help="inference schedules (the one trained with)")
+    steps: tuple[int, ...] = setting((25,), at_least=1, metavar="N", help="numbers of levels")
+    method: tuple[str, ...] = setting(("ddim",), metavar="SPEC", help='samplers, e.g. ddim "ddim(eta=1)" heun')
+    spacing: str = setting("trailing", choices=SPACINGS, help="where the levels lie on the schedule")
+    num_images: int = setting(64, at_least=1, metavar="N", help="images of each combination")
+    seed: int = _seed("of the noise, the same for all combinations")
+    parameters: str = _parameters()
+    checkpoint: int | None = _checkpoint()
+    translation: str | None = setting(
+        None,
+        choices=(*TRANSLATIONS, "raw"),
+        help="for a network told timesteps: how a level becomes one (as its config says); raw: the mistake of telling it the "
+        "steps of its own table, whatever the levels",
+    )
+    guidance: tuple[str, ...] = setting(
+        ("none",), metavar="SPEC", help='for a network with classes, e.g. none "cfg(3)" "cfg(3, rescaled(0.7))"'
+    )
+    labels: tuple[int, ...] = setting((), at_least=0, metavar="K", help="classes, cycled through (all)")
+    out: str = setting(metavar="DIR", help="folder to write to")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate(Job):
+    """Measure the run in a workdir on held-out images.
+
+    Bits per dimension, in continuous time and for the levels of given schedules; the network's error against log-SNR; what it
+    knows at its last trained level and answers at zero SNR; and, if metrics are given, distances of samples from real images.
+    Writes evaluation.json and profile.png. An evaluation that is there already is not made again.
+    """
+
+    workdir: str = _workdir()
+    split: str = setting("test", help="held-out images, e.g. test, 'test[:100]'")
+    num_images: int = setting(0, at_least=0, metavar="N", help="measure the first N images; 0: all")
+    noises: int = setting(16, at_least=1, metavar="N", help="draws of (level, noise) for each image, an even number")
+    log_snr_min: float = setting(-12.0, help="noisiest level of the bound")
+    log_snr_max: float = setting(13.3, help="cleanest level of the bound")
+    profile_levels: int = setting(41, at_least=1, metavar="N", help="levels of the loss profile")
+    discrete: tuple[tuple[str, int], ...] = setting(
+        (),
+        metavar="SPEC:N",
+        read=_schedule_and_count,
+        help="also the bound in discrete time, for N levels of a schedule, e.g. cosine:100",
+    )
+    best_levels: int = setting(
+        0, at_least=0, metavar="N", help="also find the N levels of the least discrete bound, written as a schedule; 0: none"
+    )
+    checkpoint: int | None = _checkpoint()
+    parameters: str = _parameters()
+    translation: str | None = setting(
+        None, choices=TRANSLATIONS, help="for a network told timesteps: how a level becomes one (as the run's config says)"
+    )
+    seed: int = _seed("of levels, noise and samples")
+    metrics: tuple[str, ...] = setting(
+        (), metavar="METRIC", help='distances of samples from real images, e.g. "frechet(classifier)"'
+    )
+    schedule: str = setting("", metavar="SPEC", help="of the samples (the one trained with)")
+    steps: int = setting(25, at_least=1, metavar="N", help="levels of the samples")
+    method: str = setting("ddim", metavar="SPEC", help="sampler")
+    guidance: str = setting("none", metavar="SPEC", help='of the samples, e.g. "cfg(3)"')
+    num_samples: int = setting(256, at_least=1, metavar="N", help="samples to measure")
+    inception_weights: str = setting("", metavar="FILE", help="Inception-V3's, for metrics that need it")
+    out: str = setting("", metavar="DIR", help="folder to write to (WORKDIR/evaluation)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Diagnose:
+    """Say what is wrong with a config and the levels it is to be sampled at, before anything is trained.
+
+    What the training schedule leaks at its end, where the weight of the loss lies over log-SNR, whether sampling starts where
+    training ended and stays where it went; each with the flags that repair it (those that begin with --config are for a run
+    begun anew). Trains nothing; where the data set is not there, it says what it assumes.
+
+    With --scheduler, it diagnoses the scheduler_config.json of a network of PyTorch's diffusers; images, their size (for a latent
+    network, of its latents) and weighting stay the config's, and repairs are told as fields of the file, too. Of those,
+    timestep_spacing needs no new training. Exit status: 0; 1 if there is a fault; 2 if nothing could be diagnosed.
+    """
+
+    config: str = _config()
+    overrides: tuple[str, ...] = ()
+    workdir: str = setting("", metavar="DIR", help="or the folder of a run")
+    scheduler: str = setting(
+        "", metavar="FILE", help="a scheduler_config.json, which says schedule, prediction and levels in place of the config"
+    )
+    schedule: tuple[str, ...] = setting((), metavar="SPEC", help="inference schedules (that of the previews)")
+    steps: tuple[int, ...] = setting((), at_least=1, metavar="N", help="numbers of levels (the previews')")
+    spacing: str | None = setting(None, choices=SPACINGS, help="where the levels lie on the schedule (trailing)")
+    out: str = setting("", metavar="DIR", help="also write diagnosis.json and diagnosis.png to a folder")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plot:
+    """Draw alpha-bar, log-SNR, beta and SNR of schedules side by side, with each one's terminal SNR marked and printed."""
+
+    schedules: tuple[str, ...] = setting(metavar="SPEC", help="schedules, e.g. linear cosine 'shifted(cosine, by=-2)'")
+    out: str = setting("schedules.png", metavar="FILE", help="picture to write, .png, .svg or .pdf")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compare(Job):
+    """Carry out the comparison that a config file describes (configs/compare.py is the page that explains it).
+
+    Train what is not trained yet, then sample and measure every run x schedule x sampler x number of calls x seed, a line each in
+    compare.jsonl. The same command goes on where it was stopped.
+    """
+
+    config: str = setting(metavar="FILE", help="config file of the comparison; --config.NAME=value changes a setting")
+    overrides: tuple[str, ...] = ()
+    out: str = setting(metavar="DIR", help="folder of the comparison")
+    share: tuple[int, int] | None = setting(
+        None,
+        metavar="K/N",
+        read=_share,
+        help="carry out only the K-th of N shares of the runs, beside other processes or machines with the same --out; "
+        "afterwards, without it, put them together",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """Tell what `compare` left in a folder as a short paper: report.html, one page that needs no network, and report.md with its
+    pictures. It says what differs, by a rule that it states, what it cost, and what the data do not show."""
+
+    compare: str = setting(metavar="DIR", help="folder of the comparison")
+    out: str = setting("", metavar="DIR", help="folder to write to (DIR/report)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Interchange:
+    """Read a scheduler_config.json into a schedule, a prediction, a spacing and a sampler here, and say what does not carry over;
+    or write one with which PyTorch's diffusers samples as we do. Neither that library nor PyTorch is needed."""
+
+    read: str = setting("", metavar="FILE", help="a scheduler_config.json to tell about")
+    write: str = setting("", metavar="FILE", help="a scheduler_config.json to write, of a --workdir or a --schedule")
+    workdir: str | None = setting(None, metavar="DIR", help="folder of a run, whose schedule and prediction to write")
+    schedule: str | None = setting(None, metavar="SPEC", help="schedule to write (the run's)")
+    prediction: str | None = setting(None, choices=PREDICTIONS, help="of the network (the run's)")
+    spacing: str | None = setting(None, choices=SPACINGS, help="of the steps to write (trailing)")
+    method: str | None = setting(None, metavar="SPEC", help="sampler to write (ddim)")
+    steps: int | None = setting(None, at_least=1, metavar="N", help="number of steps, for --sigmas")
+    sigmas: str = setting(
+        "", metavar="FILE", help="write the levels of these steps, as sigmas, for that library, and for \"sigmas('FILE')\" here"
+    )
+    betas: str = setting("", metavar="FILE", help="write the table's betas, for \"betas('FILE')\" here")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Measure a config's training step against the bare jitted step of the same network, loss, optimizer and EMA; sampling
+    against bare network calls; the wait for input; compilation, and compilation from the persistent cache."""
+
+    config: str = setting(metavar="FILE", help="config file; --config.NAME=value changes a setting")
+    overrides: tuple[str, ...] = ()
+    seconds: int = setting(60, at_least=1, help="about how long to measure, compilation apart")
+    calls: int = setting(50, at_least=1, metavar="N", help="network calls of the sampling run")
+    json: str = setting("", metavar="FILE", help="also write the figures to this file")

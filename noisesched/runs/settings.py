@@ -1,0 +1,106 @@
+"""Typed settings: fields of dataclasses that know their ranges, their choices and their help.
+
+A `Config` (`config`), the requests that programs take (`requests`) and a study are made of these, and read from configuration
+files, from JSON and from the command line through one and the same check, `typed`.
+"""
+
+import dataclasses
+import math
+import types
+
+
+class ConfigError(ValueError):
+    """A fault in a configuration, in one line."""
+
+
+def setting(
+    default=dataclasses.MISSING,
+    *,
+    help="",
+    metavar=None,
+    read=None,
+    at_least=None,
+    below=None,
+    choices=None,
+    parse=None,
+    fixed="",
+    network=False,
+    idle=False,
+):
+    """A field of a dataclass of settings, with all that is known of it.
+
+    default           of a request; the settings of a config have none
+    help, metavar     what the command line says of it: without a help, it is no flag
+    read              a flag's text -> its value, where that is no plain number or text; its name says what is expected
+    at_least, below   bounds of a number: at_least <= value < below
+    choices           the values it may have
+    parse             text -> what the setting stands for, which prints as that text; raises ValueError
+    fixed             why it cannot change when a run goes on; "" if it can
+    network           it says which function the parameters are parameters of, so it cannot change either
+    idle              it leaves the trained network as it is: runs that differ in it may be compared
+    """
+    fixed = "the parameters are those of another network" if network else fixed
+    known = dict(help=help, metavar=metavar, read=read, at_least=at_least, below=below, choices=choices, parse=parse)
+    return dataclasses.field(default=default, metadata=known | dict(fixed=fixed, network=network, idle=idle))
+
+
+def stated(key, kind, prefix=""):
+    """{dotted name: value} of the settings and groups at which `setting` states `key`, such as "network" or "fixed"."""
+    found = {}
+    for field in dataclasses.fields(kind):
+        name = f"{prefix}{field.name}"
+        if field.metadata.get(key):
+            found[name] = field.metadata[key]
+        elif dataclasses.is_dataclass(field.type) and not field.metadata.get("parse"):
+            found |= stated(key, field.type, f"{name}.")
+    return found
+
+
+def typed(kind, value, where="", known=types.MappingProxyType({})):
+    """`value` as an instance of the annotation `kind`, within what `setting` states of it (`known`).
+
+    Raises ConfigError, naming the field `where`, if it is not one.
+    """
+    if known.get("parse"):
+        return named(where, known["parse"], typed(str, value, where))
+    if dataclasses.is_dataclass(kind):
+        require(isinstance(value, dict), f"{where or 'a configuration'} must be a group of settings; got {shown(value)}")
+        fields = {field.name: field for field in dataclasses.fields(kind)}
+        unknown, missing = [k for k in value if k not in fields], [k for k in fields if k not in value]
+        group = f"{where}." if where else ""
+        require(not unknown, f"unknown setting {group}{next(iter(unknown), '')}; known: {', '.join(fields)}")
+        require(not missing, f"missing setting {group}{next(iter(missing), '')}")
+        return kind(**{name: typed(field.type, value[name], group + name, field.metadata) for name, field in fields.items()})
+    if isinstance(kind, types.GenericAlias):  # tuple[int, ...]
+        require(isinstance(value, list | tuple), f"{where}={shown(value)} must be a list")
+        return tuple(typed(kind.__args__[0], element, where, known) for element in value)
+    if kind is dict:
+        require(isinstance(value, dict), f"{where}={shown(value)} must be a group")
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value) if abs(value) < 1e300 else math.inf
+    require(type(value) is kind, f"{where}={shown(value)} must be of type {kind.__name__}")
+    require(kind is not float or math.isfinite(value), f"{where}={value!r} must be finite")
+    require(kind is not int or abs(value) < 2**32, f"{where}={shown(value)} must be below 2**32")
+    choices, at_least, below = (known.get(key) for key in ("choices", "at_least", "below"))
+    require(choices is None or value in choices, f"{where}={shown(value)}: choose one of {', '.join(map(str, choices or ()))}")
+    require(at_least is None or value >= at_least, f"{where}={value!r} must be at least {at_least}")
+    require(below is None or value < below, f"{where}={value!r} must be below {below}")
+    return value
+
+
+def named(name, function, *arguments):
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
+def shown(value, limit=80):
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def require(condition, message):
+    if not condition:
+        raise ConfigError(message)
