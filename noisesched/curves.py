@@ -1,15 +1,15 @@
 """The schedules themselves: functions from u in [0, 1] (0 clean, 1 noise) to log-SNR.
 
 To add one, write its function below and put `@definition` over it: that alone enrols it in the parser, the help texts, the
-plots and every test. A definition takes u (a float array) and its parameters, is built of jax operations (so it can be
-jitted, vmapped and differentiated), and is written so that no digits are lost at either end: with I(u) the integral of beta,
-alpha_bar = exp(-I) and log_snr = -log(expm1(I)), in a form that cannot overflow.
+plots and every test. A definition takes u (a float array) and its parameters, uses jax operations (so it can be jitted,
+vmapped and differentiated), and loses no digits at either end: with I(u) the integral of beta, alpha_bar = exp(-I) and
+log_snr = -log(expm1(I)), in a form that cannot overflow.
 
-Some end at an SNR of exactly 0 by construction, and want no rescaling: `cosine`, `sigmoid` and `flow`, and the training
-densities without bounds, `log_normal`, `logit_normal`, `laplace` and `cauchy`. The others, given by finite betas, log-SNRs or
-sigmas, leak; `zero_terminal` and `zero_terminal_snr` make them end at 0, at the price of their last levels. As u goes to 1 the
-SNR falls like (1 - u)^2 under cosine, flow and `zero_terminal`, like 1 - u under sigmoid and `zero_terminal_snr`: the former
-draw more levels near pure noise. (DDPM's *table* of cosine, its betas cut at 0.999, does not end at 0.)
+Some end at an SNR of exactly 0 by construction and need no rescaling: `cosine`, `sigmoid`, `flow`, and the unbounded training
+densities `log_normal`, `logit_normal`, `laplace` and `cauchy`. The others, given by finite betas, log-SNRs or sigmas, leak;
+`zero_terminal` and `zero_terminal_snr` make them end at 0 by changing their last levels. As u goes to 1 the
+SNR falls like (1 - u)^2 under cosine, flow and `zero_terminal`, and like 1 - u under sigmoid and `zero_terminal_snr`: the
+former draw more levels near pure noise. (DDPM's *table* of cosine, its betas cut at 0.999, does not end at 0.)
 
 `schedules` makes them from specs and adds the wrappers, which are schedules made of schedules.
 """
@@ -72,7 +72,7 @@ def constant(u, beta=10.0):
 def cosine(u, s=0.008):
     """alpha_bar = cos^2((u + s)/(1 + s) pi/2), normalised to 1 at u = 0 (Nichol & Dhariwal 2021). Ends at exactly 0.
 
-    Its log-SNR is near -2 log tan(pi u / 2): steep at both ends, by no means uniform, whatever is often said.
+    Its log-SNR is close to -2 log tan(pi u / 2): steep at both ends, not near uniform as is often said.
     """
     quarter = jnp.pi / 2 / (1 + s)
     # cos^2 a - cos^2 b = sin(b - a) sin(b + a) keeps 1 - alpha_bar exact near u = 0, and cos = sin(pi/2 - ..) alpha_bar near 1
@@ -83,8 +83,8 @@ def cosine(u, s=0.008):
 def sigmoid(u, start=-3.0, end=3.0, tau=1.0):
     """alpha_bar = (S(end/tau) - S(w/tau)) / (S(end/tau) - S(start/tau)), w = start + u (end - start), S the logistic.
 
-    Jabri et al. 2022; Chen 2023. Normalised, so it runs from 1 to exactly 0 and its log-SNR is *not* linear. Two other
-    things go by the name: S(a - 2 a u) without the normalisation is exactly linear log-SNR and, with a = 3, leaks badly
+    Jabri et al. 2022; Chen 2023. Normalised, so alpha_bar runs from 1 to exactly 0 and log-SNR is *not* linear. Two other
+    schedules go by this name: S(a - 2 a u) without the normalisation is exactly linear log-SNR and, with a = 3, leaks badly
     (terminal SNR e^-3); S(-a + 2 a u) rises with u, which is a sign error.
     """
     span = (end - start) / tau
@@ -110,8 +110,8 @@ def uniform_log_snr(u, log_snr_max=13.3, log_snr_min=-5.0):
 def karras(u, sigma_min=0.002, sigma_max=80.0, rho=7.0):
     """sigma_ve^(1/rho) linear in u, log_snr = -2 log sigma_ve: EDM's sampling grid (Karras et al. 2022, eq. 5).
 
-    The variance-exploding process y = x + sigma_ve eps has the SNR 1 / sigma_ve^2, above 0 at every finite sigma_max; a greater
-    one only leaks less. Scaled to unit variance, as all processes are here, z = y / sqrt(1 + sigma_ve^2) = alpha x + sigma eps,
+    The variance-exploding process y = x + sigma_ve eps has SNR 1 / sigma_ve^2, above 0 at every finite sigma_max; a larger one
+    only leaks less. Scaled to unit variance, as every process is here, z = y / sqrt(1 + sigma_ve^2) = alpha x + sigma eps,
     the same curve can end at SNR 0, because alpha = 0 and sigma = 1 are plain numbers: `zero_terminal(karras)`.
     """
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
@@ -122,7 +122,7 @@ def karras(u, sigma_min=0.002, sigma_max=80.0, rho=7.0):
 def flow(u, shift=1.0):
     """log_snr = 2 log((1 - u)/u) - 2 log(shift): rectified flow (Lipman et al. 2023), shifted as in Esser et al. 2024.
 
-    The path (1 - u) x + u eps, divided by sqrt((1 - u)^2 + u^2) so that it preserves variance.
+    The path (1 - u) x + u eps, divided by sqrt((1 - u)^2 + u^2) to preserve variance.
     """
     if not shift > 0:
         raise ValueError(f"shift must be above 0; got {shift}")
@@ -133,8 +133,8 @@ def flow(u, shift=1.0):
 def piecewise(u, log_snrs):
     """Monotone cubic (PCHIP) interpolation of log-SNRs at equally spaced u, the first at u = 0: custom or learned schedules.
 
-    `log_snrs`: a decreasing list of finite numbers, or the path of a file that holds one (.npy, or text); the list is
-    read once, so that the schedule prints, and is stored, without the file.
+    `log_snrs`: a decreasing list of finite numbers, or the path of a file that holds one (.npy, or text). The file is read
+    once: the schedule prints, and is stored, with its numbers.
     """
     coefficients = _pchip(log_snrs)  # [4, n - 1]
     intervals = coefficients.shape[1]
@@ -182,7 +182,7 @@ def _from_integral(integral):
 
 
 def _nearer_end(u):
-    """Distance to the nearer of 0 and 1, and +1 or -1 for which: symmetric densities keep their digits in both tails."""
+    """Distance to the nearer end, and +1 if that is 0, -1 if it is 1: so symmetric densities keep their digits in both tails."""
     return jnp.where(u < 0.5, u, 1 - u), jnp.where(u < 0.5, 1.0, -1.0).astype(u.dtype)
 
 

@@ -5,12 +5,12 @@
 `log_snr` is any array that broadcasts against the images from the left: `[B]` against `[B, H, W, C]`. Every function is
 exact at log-SNR = -inf (alpha = 0: pure noise) and at +inf (sigma = 0: clean), and safe in float32 from -inf to +30.
 
-A network may predict the image x, the noise eps, or v = alpha eps - sigma x (Salimans & Ho 2022, appendix D). For one
-and the same estimate the three squared errors differ by a factor that depends on log-SNR alone:
+A network may predict the image x, the noise eps, or v = alpha eps - sigma x (Salimans & Ho 2022, appendix D). For the same
+estimate the three squared errors differ by a factor that depends on log-SNR alone:
 
     |eps error|^2 = SNR |x error|^2          |v error|^2 = (SNR + 1) |x error|^2
 
-which is why a loss weight means nothing until one says on which error it acts.
+so a loss weight means nothing until one says which error it acts on.
 
 A variance-*exploding* process, y = x + sigma_ve eps, is this one divided by alpha: sigma_ve^2 = 1 / SNR. It cannot have
 SNR = 0 at any finite sigma_ve; the variance-preserving process can, at alpha = 0.
@@ -25,7 +25,7 @@ PREDICTIONS = ("eps", "x", "v")
 def alpha(log_snr):
     """Signal scale sqrt(sigmoid(log_snr)), in [0, 1]. Never sqrt(1 - sigma^2), which loses a small alpha.
 
-    Taken through the logarithm: the root of an underflowed sigmoid has no finite gradient.
+    Computed through the logarithm, because the root of an underflowed sigmoid has no finite gradient.
     """
     return jnp.exp(0.5 * jax.nn.log_sigmoid(_real(log_snr)))
 
@@ -80,7 +80,7 @@ def more_noise(z, eps, log_snr, lower):
     Mean (alpha'/alpha) z and variance 1 - (alpha'/alpha)^2, for standard normal eps (Kingma et al. 2021, appendix A.1).
     """
     log_snr, lower = like(log_snr, z), like(lower, z)
-    # log (alpha'/alpha)^2 <= 0; the two terms are both -inf only if z is pure noise already, and then z is kept.
+    # log (alpha'/alpha)^2 <= 0. Both terms are -inf only if z is pure noise already, and then z is kept.
     log_ratio = jnp.where(jnp.isneginf(log_snr), 0.0, jax.nn.log_sigmoid(lower) - jax.nn.log_sigmoid(log_snr))
     return jnp.exp(0.5 * log_ratio) * z + jnp.sqrt(-jnp.expm1(log_ratio)) * eps
 
@@ -99,8 +99,8 @@ def target(prediction, x, eps, log_snr):
 def x_from(prediction, output, z, log_snr):
     """Estimate of x from a network's raw output of the given prediction kind.
 
-    From v and x it is finite at every level. From eps, x = (z - sigma eps) / alpha: amplifying at low SNR, and undefined
-    at SNR = 0, where z holds nothing but the noise that the network would be asked for.
+    From v and x it is finite at every level. From eps, x = (z - sigma eps) / alpha amplifies errors at low SNR and is undefined
+    at SNR = 0, where z is the very noise that the network is asked for.
     """
     log_snr = like(log_snr, z)
     if prediction == "eps":
@@ -111,13 +111,13 @@ def x_from(prediction, output, z, log_snr):
 
 
 def eps_from(x, z, log_snr):
-    """The noise that an estimate of x implies: eps = (z - alpha x) / sigma; at sigma = 0, where z holds none, 0."""
+    """The noise that an estimate of x implies: eps = (z - alpha x) / sigma; 0 at sigma = 0, where z holds no noise."""
     log_snr = like(log_snr, z)
     scale = sigma(log_snr)
     return jnp.where(scale > 0, (z - alpha(log_snr) * x) / jnp.where(scale > 0, scale, 1.0), 0.0)
 
 
 def _real(values):
-    """An array of float32 at least, also of whole numbers."""
+    """As an array of at least float32; whole numbers too."""
     values = jnp.asarray(values)
     return values.astype(jnp.promote_types(values.dtype, jnp.float32))

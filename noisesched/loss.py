@@ -1,13 +1,13 @@
 """The training loss: a weighted squared error at levels drawn by a schedule.
 
-A weighting is written once, as the logarithm of its weight on the *x* error. On the error that the network makes in its own
-terms it is then W / SNR (eps) or W / (SNR + 1) (v): taken between logarithms, so nothing is ever computed as 0/0. To add
-one, write its function below and put `@weighting` over it: that enrols it in the configs and the tests.
+A weighting is written once, as the logarithm of its weight W on the *x* error. On the error of an eps-network that is W / SNR, on
+that of a v-network W / (SNR + 1); the logarithms are subtracted, so nothing is ever computed as 0/0. To add one, write its
+function below and put `@weighting` over it: that enrols it in the configs and the tests.
 
-What popular texts get wrong: a weight without the error it acts on says nothing. min-SNR is min(SNR, gamma) on x, which is
+What popular texts get wrong: a weight means nothing without the error it acts on. min-SNR is min(SNR, gamma) on x, which is
 min(1, gamma / SNR) on eps and min(SNR, gamma) / (SNR + 1) on v; P2's 1 / (k + SNR)^gamma multiplies the eps error. Weights
 that vanish at SNR = 0 on the v error (eps, min-SNR, P2, the likelihood's) undo zero-terminal training exactly where it
-matters: there the network gets no gradient at all.
+matters: the network gets no gradient there.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ def v(log_snr, rate):
 
 @weighting
 def vlb(log_snr, rate):
-    """The variational bound, whatever schedule draws the levels: SNR |d log_snr / du| / 2 on x (Kingma et al. 2021, eq. 17)."""
+    """The variational bound, whichever schedule draws the levels: SNR |d log_snr / du| / 2 on x (Kingma et al. 2021, eq. 17)."""
     return log_snr + jnp.log(rate / 2)
 
 
@@ -113,25 +113,25 @@ def make_weighting(text):
 def weight(log_weight, prediction, log_snr, rate):
     """The weight on the squared error of what the network predicts, [B], finite from log-SNR -inf to +30.
 
-    `log_weight`: a `Weighting`. At SNR = 0 it is the limit (for the bound-like ones, 0).
+    `log_weight`: a `Weighting`. At SNR = 0 the weight is its limit (0 for those like the bound).
     """
-    # At -inf the formulas are of the form inf - inf; in floats, all of them have reached their limit long before -80.
+    # At -inf the formulas read inf - inf. In floats, all of them reach their limit long before -80.
     level = jnp.maximum(log_snr, -80.0)
-    # The rate of a schedule that ends at -inf is infinite there (or, differentiated, not a number). Where a schedule is
-    # flat, rounding may make it negative.
+    # A schedule that ends at -inf has an infinite rate there (NaN, by differentiation); where one is flat, rounding may make the
+    # rate negative.
     rate = jnp.where(jnp.isnan(rate), 1e25, jnp.clip(rate, 0.0, 1e25))
     conversion = {"eps": level, "x": jnp.zeros_like(level), "v": jnp.logaddexp(level, 0.0)}[prediction]
     return jnp.exp(log_weight(level, rate) - conversion)
 
 
 def vanishes_at_zero_snr(weighting):
-    """Whether a weighting (or its spec) gives the v error no weight at SNR = 0, so that nothing is learned there."""
+    """Whether a weighting (or its spec) gives the v error no weight at SNR = 0, so that the network learns nothing there."""
     at_zero = weight(make_weighting(weighting), "v", jnp.array([-jnp.inf]), jnp.ones(1))
     return bool(at_zero[0] < 1e-6)
 
 
 def trained_range(schedule, num_draws):
-    """(lowest, highest) log-SNR that so many draws of training levels reach: the highest that about one of them exceeds."""
+    """(lowest, highest) log-SNR that `num_draws` training levels reach: about one of them exceeds the highest."""
     return float(schedule(1.0)), float(schedule(1.0 / num_draws))
 
 
@@ -145,12 +145,11 @@ class Draw(typing.NamedTuple):
 
 
 def draw(key, index, batch_size, shape, noise_offset=0.0):
-    """What the examples at positions `index` [B] of a global batch of `batch_size` get; `key` is of (seed, step).
+    """The random numbers of the examples at positions `index` [B] in a global batch; `key` is that of (seed, step).
 
-    Each example depends on its own position alone, never on how the batch is split. Position i draws u from the i-th of
-    `batch_size` equal strata of (0, 1]: together the batch covers the schedule evenly (as in Kingma et al. 2021, I.1).
-
-    `noise_offset`: see `noise`.
+    An example depends on its own position alone, not on how the batch is split. Position i draws u from the i-th of `batch_size`
+    equal strata of (0, 1], so that the batch as a whole covers the schedule evenly (Kingma et al. 2021, I.1). `noise_offset`: see
+    `noise`.
     """
 
     def one(i):
@@ -165,9 +164,9 @@ def draw(key, index, batch_size, shape, noise_offset=0.0):
 def noise(key, shape, noise_offset=0.0):
     """Standard normal noise [H, W, C], plus `noise_offset` (from 0 up) times one normal number for all pixels of a channel.
 
-    Offset noise (Guttenberg 2023, "Diffusion with offset noise"), of covariance I + noise_offset^2 1 1^T: a channel's mean over
-    d pixels, whose noise has a variance of 1/d, then has 1/d + noise_offset^2, and is drowned at the levels that leak it. What
-    is trained with it starts to sample from it: from plain noise, images would be drawn to mid-grey more than without.
+    Offset noise (Guttenberg 2023, "Diffusion with offset noise") has covariance I + noise_offset^2 1 1^T. The noise on the mean of a
+    channel's d pixels then has variance 1/d + noise_offset^2 instead of 1/d, which drowns the mean at the levels that would leak
+    it. A network trained with it must sample from it: from plain noise its images are drawn to mid-grey more than without it.
     """
     plain = jax.random.normal(key, shape)
     if not noise_offset:

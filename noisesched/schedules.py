@@ -4,8 +4,8 @@
     schedule(u)                                              # log-SNR, for an array u of any shape
     levels(schedule, 25)                                     # the 25 log-SNRs of an inference run, noisiest first
 
-The curves are in `curves`; here are the notation that makes them, what one asks of them, and the wrappers. A wrapper is
-enrolled as a curve is; its first parameter, named `schedule`, is the schedule it wraps.
+The curves are in `curves`; this file makes them from specs, answers questions about them (levels, rate, inverse, ends), and adds
+the wrappers. A wrapper is enrolled like a curve; its first parameter, named `schedule`, is the schedule it wraps.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ class Schedule:
 def make(text):
     """The schedule of a spec, e.g. "cosine", "linear(beta_max=15)", "zero_terminal(scaled_linear)".
 
-    Raises ValueError, in one line, if the spec cannot be read, names an unknown schedule (the known ones are listed) or
+    Raises ValueError, in one line, if the spec cannot be parsed, names an unknown schedule (the known ones are listed) or
     parameter, or describes something that does not decrease in log-SNR. A `Schedule` is returned as it is.
     """
     if isinstance(text, Schedule):
@@ -62,10 +62,10 @@ def make(text):
 
 
 def recommended(image_size):
-    """The schedule to train on for images of `image_size` pixels a side: cosine up to 64, beyond it shifted by its resolution.
+    """The schedule to train on for images of `image_size` pixels a side: cosine up to 64, above that shifted by the resolution.
 
-    Larger images of the same things hold more pixels to average noise away with, so they need more of it (Hoogeboom et al.
-    2023, sec. 2.1; Chen 2023). What this repository measured of it: README, "Resolution".
+    A larger image of the same scene has more pixels to average noise over, so it needs more noise (Hoogeboom et al. 2023,
+    sec. 2.1; Chen 2023). configs/README.md, "Resolution", has our measurements.
     """
     return make("cosine" if image_size <= 64 else f"shifted(cosine, image_size={image_size})")
 
@@ -73,7 +73,7 @@ def recommended(image_size):
 def invert(schedule, log_snr):
     """The position u in [0, 1] at which the schedule reaches `log_snr` (any array); 0 or 1 for levels beyond its ends.
 
-    By bisection, to the resolution of u's dtype: 64 halvings reach levels that lie extremely close to u = 0.
+    By bisection, to the resolution of u's dtype; 64 halvings reach levels extremely close to u = 0.
     """
     schedule, log_snr = make(schedule), jnp.asarray(log_snr)
     log_snr = log_snr.astype(jnp.promote_types(log_snr.dtype, jnp.float32))
@@ -93,11 +93,11 @@ def invert(schedule, log_snr):
 def levels(schedule, n, spacing="trailing"):
     """An inference schedule: the log-SNRs of n levels, [n], increasing (noisiest first). n levels are n network calls.
 
-    trailing  u = 1, (n-1)/n, .., 1/n: starts at the schedule's end, and has no call to waste on an image already clean
+    trailing  u = 1, (n-1)/n, .., 1/n: starts at the schedule's end, and wastes no call on an image that is already clean
     leading   u = k/n + 1/T for k = n-1 .. 0: never visits u = 1, the flaw of Lin et al. 2023
     linspace  n positions from u = 1 to 1/T, both visited
 
-    where T = 1000 (or n, if more) stands for DDPM's table. The staircase of a table takes exactly `select_steps`' steps.
+    where T = 1000 (or n, if larger) stands for DDPM's table. A table's staircase takes exactly the steps of `select_steps`.
     """
     schedule = make(schedule)
     _check_count("the number of levels", n)
@@ -107,7 +107,7 @@ def levels(schedule, n, spacing="trailing"):
 
 
 def positions(n, spacing="trailing"):
-    """Where `levels` lays n levels on a continuous schedule: u [n], decreasing."""
+    """Where `levels` places n levels on a continuous schedule: u [n], decreasing."""
     if spacing not in SPACINGS:
         raise ValueError(f"unknown spacing {spacing!r}; known: {', '.join(SPACINGS)}")
     steps = np.arange(n, 0, -1)
@@ -119,10 +119,10 @@ def positions(n, spacing="trailing"):
 
 
 def unevenness(schedule, log_snr_min=-10.0, log_snr_max=10.0):
-    """How far from uniform in log-SNR a schedule spends its u, in [0, 1]; 0 for `uniform_log_snr`.
+    """How far the levels that uniform u draws are from uniform in log-SNR, in [0, 1]; 0 for `uniform_log_snr`.
 
-    The Kolmogorov distance: of the levels that uniform u draws between the two log-SNRs (or as far as the schedule reaches), the
-    greatest gap between their cumulative distribution and the uniform one.
+    The Kolmogorov distance: the largest gap between their cumulative distribution and the uniform one, between the two log-SNRs
+    or as far as the schedule reaches.
     """
     fine = np.geomspace(1e-9, 1e-2, 4000)  # schedules are steep at their ends
     u = np.unique(np.concatenate([[0.0], fine, np.linspace(0.01, 0.99, 8000), 1 - fine, [1.0]]))
@@ -138,7 +138,7 @@ def unevenness(schedule, log_snr_min=-10.0, log_snr_max=10.0):
 
 
 def rate(schedule, u):
-    """-d log_snr / du, of u's shape: one over the density of the levels that a uniform u draws. By forward differentiation.
+    """-d log_snr / du, of u's shape: one over the density of the levels that uniform u draws. By forward differentiation.
 
     For the staircase of a table, T times the drop in log-SNR from the step before (at the first step: to the second).
     """
@@ -156,10 +156,10 @@ def table(name, num_steps=1000, zero_terminal=False, zero_terminal_snr=False, **
     `name`: a published one ("linear", "scaled_linear", "quadratic", "constant", "cosine"), with its published parameters
     (beta_min, beta_max; beta; s): betas as published, alpha_bar their cumulative product. Any other spec (also a published
     name with arguments inside the spec) samples that continuous schedule at u = t / T. `zero_terminal` rescales the table
-    so that its last SNR is exactly 0 (Lin et al. 2023); so does `zero_terminal_snr`, keeping more of its shape (see there).
+    so that its last SNR is exactly 0 (Lin et al. 2023); `zero_terminal_snr` does so too and keeps more of the table's shape.
     """
     if zero_terminal and zero_terminal_snr:
-        raise ValueError("zero_terminal and zero_terminal_snr are two ways to the same end: choose one")
+        raise ValueError("zero_terminal and zero_terminal_snr both make the schedule end at SNR 0: choose one")
     _check_count("num_steps", num_steps)
     call = make(name).call
     if call.name in tables.PUBLISHED and not call.args and not call.kwargs:
@@ -179,6 +179,35 @@ def sampled(schedule, num_steps=1000):
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         log_snr = np.asarray(schedule(np.arange(1, num_steps + 1) / num_steps), np.float64)
     return tables.from_alpha_bar(1.0 / (1.0 + np.exp(-log_snr)))
+
+
+EXPLODING = ("karras", "sigmas")  # schedules given in sigma_ve, the noise of a variance-exploding process
+
+
+def with_zero_terminal(schedule):
+    """`schedule` made to end at SNR 0: as it is, if it does; wrapped in `zero_terminal`; a table with that option."""
+    schedule = make(schedule)
+    if schedule(1.0) == -math.inf:
+        return schedule
+    if schedule.table is None:
+        return make(f"zero_terminal({schedule})")
+    args = tuple(a for a in schedule.call.args if not isinstance(a, bool))  # without the option, if it was given by position
+    kwargs = dict(schedule.call.kwargs) | {"zero_terminal": True}
+    return make(str(spec.Call(schedule.call.name, args, tuple(kwargs.items()))))
+
+
+def terminal_sigma_ve(schedule):
+    """sigma_ve = exp(-log_snr / 2) at u = 1 of a schedule given in sigma_ve (`karras`, `sigmas`, wrapped or not).
+
+    A variance-exploding process x + sigma_ve eps starts sampling from that much noise. None for other schedules, and for those
+    that end at SNR 0, which such a process cannot reach.
+    """
+    schedule = make(schedule)
+    call = schedule.call
+    while inner := [value for value in (*call.args, *dict(call.kwargs).values()) if isinstance(value, spec.Call)]:
+        call = inner[0]
+    last = float(schedule(1.0))
+    return math.exp(-last / 2) if call.name in EXPLODING and last > -math.inf else None
 
 
 # -- wrappers
@@ -203,22 +232,23 @@ def zero_terminal(u, schedule):
 
 @definition("zero_terminal_snr(scaled_linear)")
 def zero_terminal_snr(u, schedule):
-    """The SNR, not sqrt(alpha_bar), mapped linearly so that it is exactly 0 at u = 1 and unchanged at u = 0: keeps more shape.
+    """The SNR, rather than sqrt(alpha_bar), mapped linearly: exactly 0 at u = 1, unchanged at u = 0. It keeps more of the shape.
 
-    SNR' = SNR(0) (SNR - SNR(1)) / (SNR(0) - SNR(1)), all but SNR - SNR(1): what a level shows beyond what the end leaked, since
-    the SNRs of independent looks at an image add up. This keeps dSNR/du, with which each u counts in the bound on the likelihood
-    (Kingma et al. 2021). A level h above the end moves by log(1 - e^-h), never more than under `zero_terminal`. The greatest
-    change of log-SNR at levels not below
+    SNR' = SNR(0) (SNR - SNR(1)) / (SNR(0) - SNR(1)), which is nearly SNR - SNR(1): what a level shows beyond what the end
+    leaked, since the SNRs of independent looks at an image add up. It keeps dSNR/du, the weight of each u in the bound on the
+    likelihood (Kingma et al. 2021). A level h above the end moves by log(1 - e^-h), never more than under `zero_terminal`. The
+    largest change of log-SNR among levels at or above
 
                                              -3       -2       0
         scaled_linear  zero_terminal       0.64     0.34    0.12
                        zero_terminal_snr   0.10     0.036   0.0048
 
-    The price: half as much of u lies below the old end (0.060 for 0.120), to learn the levels between it and noise. Mapping SNR^p
-    would change less the greater p is, and leave less there. A schedule that ends at 0 is left as it is.
+    The price: half as much of u (0.060 instead of 0.120) lies below the old end, where the levels between it and pure noise are
+    learned. Mapping SNR^p with a larger p would change the levels less and leave still less there. A schedule that ends at 0 is
+    left as it is.
     """
     log_snr, first, last = schedule(u), schedule(jnp.zeros((), u.dtype)), schedule(jnp.ones((), u.dtype))
-    # -inf - -inf is no number; at SNR 0 there is nothing left to take
+    # -inf - -inf is not a number; at SNR 0 nothing is left to subtract
     below = jnp.where(jnp.isneginf(log_snr), -jnp.inf, jnp.minimum(last - log_snr, 0))
     rescaled = log_snr + (jnp.log(-jnp.expm1(below)) - jnp.log(-jnp.expm1(last - first)))
     return jnp.where(u >= 1, -jnp.inf, rescaled)
@@ -228,7 +258,7 @@ def zero_terminal_snr(u, schedule):
 def shifted(u, schedule, by=None, image_size=None, base=64):
     """log-SNR moved by a constant: `by`, or 2 log(base / image_size) (Hoogeboom et al. 2023, eq. 5). Give exactly one.
 
-    The latter gives an image of `image_size` pixels a side the noise, seen at base x base, of a `base` one.
+    With `image_size`, an image of that many pixels a side, averaged down to base x base, is as noisy as one of that size.
     """
     if (by is None) == (image_size is None):
         raise ValueError("shifted takes either by= (added to log-SNR) or image_size=, not both")
@@ -241,7 +271,7 @@ def shifted(u, schedule, by=None, image_size=None, base=64):
 def truncated(u, schedule, log_snr_min, log_snr_max):
     """The part of a schedule between two log-SNRs, stretched over u in [0, 1]; as a training density, the truncated one.
 
-    Strictly decreasing (nothing is clipped flat); a bound beyond the schedule's own end leaves that end as it is.
+    Strictly decreasing: nothing is clipped flat. A bound beyond the schedule's own end leaves that end as it is.
     """
     if not log_snr_min < log_snr_max:
         raise ValueError(f"log_snr_min {log_snr_min} must be below log_snr_max {log_snr_max}")
@@ -257,15 +287,15 @@ def discrete(u, schedule, num_steps=1000, **table_options):
     """The staircase over a T-step table: u in ((t-1)/T, t/T] is timestep t. See `table`, which takes the same options:
     `discrete(linear)` has DDPM's published betas, `discrete(linear(beta_max=15))` that continuous curve at u = t/T.
 
-    Uniform u thus draws the T timesteps alike: training on a table, as DDPM does, is training on this schedule.
+    So uniform u draws every timestep equally often: training on a table, as DDPM does, is training on this schedule.
     """
-    _check_count("num_steps", num_steps, least=2)  # of one step there is nothing that decreases
+    _check_count("num_steps", num_steps, least=2)  # a single step cannot decrease
     return _staircase(u, _table(schedule, num_steps, **table_options))
 
 
 @definition("betas([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])")
 def betas(u, values, zero_terminal=False):
-    """The staircase over the table of given betas, the cleanest first: a list, or the path of a file (.npy, or text)."""
+    """The staircase over the table of given betas, cleanest first: a list, or the path of a file (.npy, or text)."""
     return _staircase(u, _table_of_betas(values, zero_terminal))
 
 
@@ -273,9 +303,9 @@ def betas(u, values, zero_terminal=False):
 def sigmas(u, values, zero_terminal=False):
     """The staircase over given sigma_ve = exp(-log_snr / 2), noisiest first: a list, or the path of a file (.npy, or text).
 
-    At a finite sigma_ve the SNR, 1 / sigma_ve^2, is above 0: no variance-exploding process reaches 0 (see `karras`). In unit
-    variance it is reached: the first may be inf (SNR = 0), or `zero_terminal` rescales the table. A last 0, with which
-    samplers' lists of sigmas end, is no level and is left out.
+    At a finite sigma_ve the SNR, 1 / sigma_ve^2, is above 0, so no variance-exploding process reaches 0 (see `karras`). In unit
+    variance it can: the first may be inf (SNR = 0), or `zero_terminal` rescales the table. A final 0, with which samplers' lists
+    of sigmas end, is not a level and is left out.
     """
     return _staircase(u, _table_of_sigmas(values, zero_terminal))
 
@@ -284,7 +314,7 @@ def sigmas(u, values, zero_terminal=False):
 
 
 def _check_count(name, n, least=1):
-    """Beyond 100,000, float32 could not tell neighbouring u = t/T apart."""
+    """Above 100,000, float32 could not tell neighbouring u = t/T apart."""
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or not least <= n <= 10**5:
         raise ValueError(f"{name} is a whole number from {least} up to 100000; got {n!r}")
 
@@ -304,7 +334,7 @@ def _loaded(call):
 
 
 @functools.lru_cache(maxsize=256)
-def _checked(call, text):  # the text, too, as 1, 1.0 and True are equal and not the same
+def _checked(call, text):  # the text too, because 1, 1.0 and True are equal but print differently
     text = spec.shortened(text, 80)
     function = spec.bind(call, DEFINITIONS, "schedule")
     parameters = list(function.__code__.co_varnames[1 : function.__code__.co_argcount])
@@ -312,7 +342,7 @@ def _checked(call, text):  # the text, too, as 1, 1.0 and True are equal and not
     for name, value in given.items():
         if name in ("zero_terminal", "zero_terminal_snr") and not isinstance(value, bool):
             raise ValueError(f"schedule {text!r}: {name} must be True or False; got {spec.show(value)}")
-        if isinstance(value, spec.Call) and _checked(value, str(value)).table:  # which would be lost, with its steps and rate
+        if isinstance(value, spec.Call) and _checked(value, str(value)).table:  # wrapping would lose its steps and its rate
             raise ValueError(
                 f"schedule {text!r}: a table cannot be wrapped; make a table of what is wrapped, as in "
                 "'discrete(shifted(linear, by=-1))' or 'discrete(linear, zero_terminal=True)'"
@@ -368,8 +398,12 @@ def _table_of_sigmas(values, zero_terminal=False):
     return tables.rescaled_to_zero_terminal(result) if zero_terminal else result
 
 
-LISTS = ("piecewise", "betas", "sigmas")  # the schedules that take a list, or the path of a file that holds one
-STAIRCASES = {"discrete": _table, "betas": _table_of_betas, "sigmas": _table_of_sigmas}  # what makes the table of each
+LISTS = ("piecewise", "betas", "sigmas")  # schedules that take a list, or the path of a file that holds one
+STAIRCASES = {
+    "discrete": _table,
+    "betas": _table_of_betas,
+    "sigmas": _table_of_sigmas,
+}  # each with the function that makes its table
 
 
 def _numbers(name, values):
@@ -387,34 +421,5 @@ def _staircase(u, table):
 
 
 def _step_index(u, num_steps):
-    # a hair below u, because t/T rounded to float32 may lie just above the step that it names
+    # slightly below u, because t/T rounded to float32 may lie just above its own step
     return jnp.clip(jnp.ceil(u * num_steps * (1 - 1e-6)).astype(jnp.int32) - 1, 0, num_steps - 1)
-
-
-EXPLODING = ("karras", "sigmas")  # the schedules that are given in sigma_ve, as those of variance-exploding processes are
-
-
-def with_zero_terminal(schedule):
-    """The schedule made to end at SNR 0: itself, if it does; wrapped in `zero_terminal`; or, of a table, with that option."""
-    schedule = make(schedule)
-    if schedule(1.0) == -math.inf:
-        return schedule
-    if schedule.table is None:
-        return make(f"zero_terminal({schedule})")
-    args = tuple(a for a in schedule.call.args if not isinstance(a, bool))  # the option, given without its name
-    kwargs = dict(schedule.call.kwargs) | {"zero_terminal": True}
-    return make(str(spec.Call(schedule.call.name, args, tuple(kwargs.items()))))
-
-
-def terminal_sigma_ve(schedule):
-    """sigma_ve = exp(-log_snr / 2) at u = 1 of a schedule given in sigma_ve (`karras`, `sigmas`, wrapped or not).
-
-    The noise with which a variance-exploding process x + sigma_ve eps begins to sample. None for other schedules, and for those
-    that end at SNR 0, which that process cannot have.
-    """
-    schedule = make(schedule)
-    call = schedule.call
-    while inner := [value for value in (*call.args, *dict(call.kwargs).values()) if isinstance(value, spec.Call)]:
-        call = inner[0]
-    last = float(schedule(1.0))
-    return math.exp(-last / 2) if call.name in EXPLODING and last > -math.inf else None

@@ -1,7 +1,7 @@
 """The one notation for schedules, weightings and samplers: `name` or `name(1.5, key=value, other_name(...))`.
 
-A spec is data, read with Python's own parser and never evaluated: a name, numbers, strings, lists, and nested specs. The
-object made from it prints as the spec again, so whatever appears in a config, a file or a plot can be pasted back.
+A spec is data: a name, numbers, strings, lists and nested specs, read with Python's own parser and never evaluated. The object
+made from it prints as the spec again, so whatever appears in a config, a file or a plot can be pasted back.
 """
 
 import ast
@@ -39,13 +39,13 @@ def show(value):
 
 
 def shortened(text, limit=60):
-    """A spec to be read by people: a long one, such as a list of two hundred log-SNRs, loses its middle. Not to be parsed."""
+    """A text cut to `limit` characters for people to read: a longer one, such as a spec of 200 log-SNRs, loses its middle."""
     half = (limit - 5) // 2
     return text if len(text) <= limit else f"{text[:half]} ... {text[-half:]}"
 
 
 def parse(text):
-    """Reads a spec into a `Call`. Raises ValueError, in one line, for anything that is not one."""
+    """Parses a spec into a `Call`. Raises ValueError, in one line, for anything else."""
     if not isinstance(text, str):
         raise ValueError(f"a spec is a string such as 'cosine(s=0.008)'; got {text!r}")
     try:
@@ -60,8 +60,8 @@ def parse(text):
 def bind(call, definitions, kind, skip=1):
     """Checks a Call against the signature of the function it names and returns that function.
 
-    `definitions` maps names to functions, whose first `skip` parameters are not the spec's to give. Raises ValueError
-    that lists the known names, or the parameters the function takes.
+    `definitions` maps names to functions whose first `skip` parameters a spec does not give. Raises ValueError, which lists the
+    known names or the parameters that the function takes.
     """
     if call.name not in definitions:
         close = difflib.get_close_matches(call.name, definitions, n=1)
@@ -107,14 +107,14 @@ def _value(node):
     raise ValueError(f"{ast.unparse(node)!r} is not a number, string, list or spec")
 
 
-FILE_BYTES = 2**24  # the most of a file: ten times what the longest list takes
+FILE_BYTES = 2**24  # the largest file that is read: ten times what the longest list takes
 
 
 def read_numbers(path):
-    """The numbers of a file, a tuple of floats. ValueError, in one line, for what holds none.
+    """The numbers in a file (.npy, or text), as a tuple of floats. Raises ValueError, in one line, if it holds none.
 
-    It may be named by somebody else's config: it is read and nothing more, and only if it is a file of a plausible size, no
-    pipe, which would never end, and no device.
+    Somebody else's config may name the file, so it is only read, and only if it is a regular file of a plausible size: a pipe
+    would never end.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without waiting for the other end of a pipe

@@ -1,7 +1,7 @@
 """Discrete schedules: T published betas, what DDPM derives from them, and which of the T steps a sampler visits.
 
 A table is *not* its continuous namesake read at T points: DDPM's linear betas and the continuous `linear` schedule agree
-only to first order in 1/T. Both are wanted; `schedules.table` makes either. Everything here is float64 numpy on the host.
+only to first order in 1/T. People use both; `schedules.table` makes either. Everything here is float64 numpy on the host.
 """
 
 import dataclasses
@@ -72,7 +72,7 @@ class Table:
 
 
 def from_betas(betas):
-    """Table of given betas, each in (0, 1]; only the last may be 1."""
+    """The table of given betas, each in (0, 1]; only the last may be 1."""
     betas = np.asarray(betas, np.float64)
     if not ((betas > 0) & (betas <= 1)).all() or (betas[:-1] == 1).any():
         raise ValueError(f"betas lie in (0, 1), the last may be 1; got betas from {betas.min():.4g} to {betas.max():.4g}")
@@ -80,7 +80,7 @@ def from_betas(betas):
 
 
 def from_alpha_bar(alpha_bar):
-    """Table of given alpha_bar, decreasing inside [0, 1)."""
+    """The table of given alpha_bar, decreasing within [0, 1)."""
     alpha_bar = np.asarray(alpha_bar, np.float64)
     before = np.concatenate([[1.0], alpha_bar[:-1]])
     if not ((alpha_bar < before) & (alpha_bar >= 0)).all():
@@ -140,7 +140,7 @@ PUBLISHED = {f.__name__: f for f in (linear, scaled_linear, quadratic, constant,
 def select_steps(num_train_steps, num_steps, spacing="trailing"):
     """Which of the timesteps 1..num_train_steps a sampler of `num_steps` visits: int64 [num_steps], noisiest first.
 
-    trailing  T, T(1 - 1/N), ..: starts from pure noise, as training ended (Lin et al. 2023, table 2)
+    trailing  T, T(1 - 1/N), ..: starts at the last step, where training ended (Lin et al. 2023, table 2)
     leading   multiples of T // N, plus 1: never visits the last step (DDIM, Stable Diffusion as released)
     linspace  both ends and evenly between (N = 1: the noisiest)
 
