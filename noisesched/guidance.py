@@ -1,12 +1,11 @@
-"""Guidance: from a network's two answers, with a label and without, to the one x_hat that every sampler takes.
+"""Guidance: combines a network's estimates with and without a label into the one x_hat that a sampler takes.
 
-The scale's convention, stated once: x_hat = without + scale (with - without). Scale 1 is the network told the label, exactly;
-0 the one told none; above 1, what the label changes is exaggerated. (Ho & Salimans 2022 call scale - 1 their w.)
+The scale's convention: x_hat = without + scale (with - without). Scale 1 is exactly the network given the label, 0 the network
+given none, and above 1 the label's effect is exaggerated. (Ho & Salimans 2022 call scale - 1 their w.)
 
-At one z and one level, eps and v are affine in x_hat with coefficients that guidance, whose weights add up to one, leaves
-alone: guiding any of the three is the same, but at SNR = 0. There eps is z whatever x_hat is, so that guidance in eps does
-nothing. Here x_hat is guided, and it does what it should from log-SNR -inf on. Samplers derive eps from x_hat, so a corrected
-x_hat has its own eps.
+At a given z and level, eps and v are affine in x_hat, and guidance's weights add up to one: guiding any of the three is the
+same, except at SNR = 0. There eps is z whatever x_hat is, so guiding eps does nothing. Here x_hat is guided, which works from
+log-SNR -inf on. Samplers derive eps from x_hat, so a corrected x_hat has its own eps.
 
 A spec is "none" or cfg(scale, correction, log_snr_min=.., log_snr_max=..), for example "cfg(3, rescaled(0.7))". Its numbers are
 data: another scale compiles nothing. To add a correction, write it below and put `@correction(..)` over it.
@@ -38,10 +37,10 @@ def correction(low, high):
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """A pytree whose numbers are leaves. `both`: whether the network is asked with and without the label."""
+    """A pytree whose numbers are leaves. `both`: whether both estimates are needed, with and without the label."""
 
     scale: Any
-    log_snr_min: Any  # the interval in which it acts (Kynkaanniemi et al. 2024), in log-SNR: it survives a change of schedule
+    log_snr_min: Any  # the interval in which it acts (Kynkaanniemi et al. 2024), in log-SNR: the same under every schedule
     log_snr_max: Any
     strength: Any  # the correction's number
     correction: str  # "" for none
@@ -76,7 +75,7 @@ def cfg(scale, correction=None, log_snr_min=-math.inf, log_snr_max=math.inf):
 
 
 def none():
-    """The network as it is: told the label if it has classes."""
+    """The network as it is, given the label if it has classes."""
     return None
 
 
@@ -90,24 +89,24 @@ def parse(text):
 
 
 def guided(network, guidance, labels, null_label):
-    """The function denoise(z [B, ...], log_snr [B]) -> x_hat [B, ...] of a network(z, log_snr, labels) -> x_hat.
+    """The function denoise(z [B, ...], log_snr [B], *told) -> x_hat [B, ...] of a network(z, log_snr, labels, *told) -> x_hat.
 
-    guidance    of `parse`; None is the network itself
-    labels      int [B], or None for a network without classes, which can be corrected and not guided
-    null_label  the label that says "no label"
+    guidance    from `parse`; None is the network itself
+    labels      int [B], or None for a network without classes, which can be corrected but not guided
+    null_label  the label that means "no label"
 
-    Both answers are had by one network call, of 2 B images.
+    Both estimates come from one call on a batch of 2B. `told` [B]: what `samplers.sample` tells the network instead of log_snr.
     """
 
-    def denoise(z, log_snr):
+    def denoise(z, log_snr, *told):
         if guidance is None or not guidance.both:
-            conditional = x = network(z, log_snr, labels)
+            conditional = x = network(z, log_snr, labels, *told)
         else:
-            told = jnp.concatenate([labels, jnp.full_like(labels, null_label)])
-            answers = network(jnp.concatenate([z, z]), jnp.concatenate([log_snr, log_snr]), told)
-            conditional, unconditional = jnp.split(answers, 2)
+            twice = lambda array: jnp.concatenate([array, array])
+            both_labels = jnp.concatenate([labels, jnp.full_like(labels, null_label)])
+            conditional, unconditional = jnp.split(network(twice(z), twice(log_snr), both_labels, *map(twice, told)), 2)
             acts = (guidance.log_snr_min <= log_snr) & (log_snr <= guidance.log_snr_max)
-            beyond = like(jnp.where(acts, guidance.scale - 1, 0.0), z)  # so written, scale 1 changes no bit
+            beyond = like(jnp.where(acts, guidance.scale - 1, 0.0), z)  # written so that scale 1 changes no bit
             x = conditional + beyond.astype(z.dtype) * (conditional - unconditional)
         if guidance is None or not guidance.correction:
             return x
@@ -121,9 +120,9 @@ def guided(network, guidance, labels, null_label):
 
 @correction(0, 1)
 def rescaled(x, conditional, z, log_snr, phi=0.7):
-    """v brought back to the standard deviation that it has without guidance, by a share phi (Lin et al. 2023, eq. 15 and 16).
+    """Takes v a share phi of the way back to its standard deviation without guidance (Lin et al. 2023, eq. 15 and 16).
 
-    One deviation for each sample, over all its pixels and channels. sigma v = alpha z - x_hat, in which sigma cancels.
+    One standard deviation per sample, over all pixels and channels. sigma v = alpha z - x_hat, and sigma cancels.
     """
     noisy = alpha(like(log_snr, z)) * z
     return noisy - _restoring(noisy - x, noisy - conditional, phi) * (noisy - x)
@@ -131,34 +130,34 @@ def rescaled(x, conditional, z, log_snr, phi=0.7):
 
 @correction(0, 1)
 def rescaled_x(x, conditional, z, log_snr, phi=0.7):
-    """The same of x_hat itself: its mean is scaled with it."""
+    """The same for x_hat itself, whose mean is scaled too."""
     return _restoring(x, conditional, phi) * x
 
 
 @correction(0, 1)
 def rescaled_contrast(x, conditional, z, log_snr, phi=0.7):
-    """x_hat's deviation brought back about its own mean, which is kept: the two above scale a sample's brightness, too, and
-    so make all samples medium again. Not in the paper."""
+    """The same for x_hat about its own mean, which is kept. (The two above scale a sample's brightness too, and so pull all
+    samples towards mid-grey.) Not in the paper."""
     mean = x.mean(axis=tuple(range(1, x.ndim)), keepdims=True)
     return mean + _restoring(x, conditional, phi) * (x - mean)
 
 
 @correction(0, math.inf)
 def static(x, conditional, z, log_snr, limit=1.0):
-    """x_hat cut at -limit and limit, the ends of the data's range."""
+    """Clips x_hat to [-limit, limit], the data's range."""
     return jnp.clip(x, -limit, limit)
 
 
 @correction(0, 1)
 def dynamic(x, conditional, z, log_snr, percentile=0.995):
-    """x_hat cut at that quantile of its own absolute values, if it is above 1, and scaled back to 1 (Saharia et al. 2022)."""
+    """Clips x_hat at that quantile of its absolute values, if above 1, and divides by it (Saharia et al. 2022)."""
     limit = jnp.maximum(jnp.quantile(jnp.abs(x).reshape(len(x), -1), percentile, axis=1), 1.0)
     limit = limit.reshape((-1,) + (1,) * (x.ndim - 1))
     return jnp.clip(x, -limit, limit) / limit
 
 
 def _restoring(guided, conditional, phi):
-    """The factor [B, 1, ..] that takes a share phi of the way to the deviation of `conditional`; 1 where `guided` is flat."""
+    """The factor [B, 1, ..] that takes the standard deviation a share phi of the way to `conditional`'s; 1 if `guided` is flat."""
     axes = tuple(range(1, guided.ndim))
     have, want = (value.std(axis=axes, keepdims=True) for value in (guided, conditional))
     return 1 + phi * jnp.where(have > 0, want / jnp.where(have > 0, have, 1.0) - 1, 0.0)

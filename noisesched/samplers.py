@@ -1,13 +1,15 @@
 """Samplers: one scan over an array of log-SNRs, noisiest first.
 
-A sampler knows a function `denoise(z, log_snr) -> x_hat` and an array of levels, and nothing else: not what the network
-predicts, not how it is told the level, not which schedule the levels came from. The array is data, so every schedule of
-one length runs through the same compiled program. After the last level the sampler returns x_hat: N levels are N network
-calls for a first-order method, and there is no step "to clean" and no appended zero.
+A sampler knows a function `denoise(z, log_snr) -> x_hat` and an array of levels, nothing else: not what the network predicts,
+nor how it is told the level, nor which schedule the levels came from. The array is data, so all schedules of one length share
+a compiled program. After the last level the sampler returns x_hat: N levels are N network calls for a first-order method, and
+there is no step "to clean" and no appended zero.
 
 To add a sampler, write its move below and put `@sampler(calls=..)` over it. A move goes from one level to the next:
 
     move(interval, z, denoise, memory, keys, **options) -> (z at the next level, memory)
+
+and calls denoise(z, log_snr, index): `index` is the position in the array of the level that it calls for.
 
 All moves are written with alpha and sigma, not their ratios, and are finite from log-SNR = -inf (alpha = 0), where
 ratios such as z / alpha are not. With w = z / sigma and k = alpha / sigma = exp(log_snr / 2), the probability-flow ODE is
@@ -15,6 +17,7 @@ dw/dk = x_hat(w, k) (the data-prediction form of Lu et al. 2022): regular at k =
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import get_opaque_trace_state
 
 from noisesched import spec
 from noisesched.diffusion import alpha, eps_from, more_noise, sigma
@@ -29,7 +33,7 @@ from noisesched.diffusion import alpha, eps_from, more_noise, sigma
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A sampler's move, its network calls per interval, and what it remembers before the first: memory(z, levels)."""
+    """A sampler's move, its network calls per interval, and its memory before the first: memory(z, levels)."""
 
     move: Callable
     calls: int
@@ -52,8 +56,9 @@ def sampler(calls, memory=lambda z, levels: ()):
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """From one level to the next, less noisy one: scalars, with `now < next` in log-SNR; `count` intervals in all."""
+    """From level `index` of the array to the next, less noisy one: scalars, with `now < next` in log-SNR; `count` in all."""
 
+    index: Any
     now: Any
     next: Any
     count: int
@@ -69,11 +74,9 @@ def parse(text):
     call = spec.parse(text)
     if call.args:
         raise ValueError(f"sampling method {text!r}: name its options, as in 'ddim(eta=1)'")
-    check(call.name, **dict(call.kwargs))
-    for name, value in call.kwargs:
-        if not isinstance(value, int | float) or math.isnan(value):
-            raise ValueError(f"sampling method {text!r}: {name} is a number; got {spec.show(value)}")
-    return call.name, dict(call.kwargs)
+    name = "ddim" if call.name == "euler" else call.name  # Euler's step, as other libraries call it
+    check(name, **dict(call.kwargs))
+    return name, dict(call.kwargs)
 
 
 def check(method, **options):
@@ -81,8 +84,12 @@ def check(method, **options):
     definitions = {name: known.move for name, known in METHODS.items()}
     spec.bind(spec.Call(method, (), tuple(options.items())), definitions, "sampling method", skip=5)
     for name, value in options.items():
+        if isinstance(value, jax.Array | np.ndarray):  # perhaps traced: then its value is not known here
+            continue
+        if not isinstance(value, int | float | np.number) or math.isnan(value):
+            raise ValueError(f"sampling method {method!r}: {name} is a number; got {spec.show(value)}")
         low, high = RANGES.get(name, (-math.inf, math.inf))
-        if isinstance(value, int | float) and not low <= value <= high:  # a traced value is not known here
+        if not low <= value <= high:
             raise ValueError(f"sampling method {method!r}: {name} is from {low:g} to {high:g}; got {value!r}")
 
 
@@ -92,44 +99,80 @@ def network_calls(method, num_levels):
     return METHODS[method].calls * (num_levels - 1) + 1
 
 
-def sample(denoise, key, z, log_snrs, method="ddim", **options):
+def sample(denoise, key, z, log_snrs, method="ddim", *, told=None, **options):
     """Carries `z` from the first level to a clean image.
 
-    denoise   (z [B, ...], log_snr [B]) -> x_hat [B, ...]
-    key       one PRNG key, from which one per example is derived, or [B] keys, so that an example does not depend on
+    denoise   (z [B, ...], log_snr [B]) -> x_hat [B, ...]: a function, or a `jax.tree_util.Partial`
+    key       one PRNG key, from which each example derives its own, or [B] keys, so that an example does not depend on
               its batch
     z         [B, ...] of any shape, at level log_snrs[0] (from -inf, standard normal noise); its dtype is kept
     log_snrs  [N], increasing (noisiest first), e.g. `schedules.levels(schedule, N)`; the first may be -inf
-    method    one of METHODS: "ddim" (eta), "euler", "ancestral" (variance), "heun" (churn, ..), "dpmpp_2m"
+    method    one of METHODS: "ddim" (eta), "ancestral" (variance), "heun" (churn, ..), "dpmpp_2m"
+    told      [N], one number for each level, or None. If given, the sampler calls denoise(z, log_snr [B], told [B])
 
     Returns x of z's shape and dtype. Raises ValueError for an unknown method or option, and for arguments of another kind.
-    Call it inside your own `jax.jit`, with z and log_snrs as arguments: outside one, JAX compiles the scan at every call.
+
+    Compiled once for each denoiser, shape and method: levels, keys, `told` and the options' values are data. Of a Partial,
+    so are the arguments it holds. A function is known by its identity, and what it closes over is fixed when it is compiled,
+    as under `jax.jit`: put parameters that change into a Partial. The programs of the last 16 functions are kept. Within
+    `jax.jit`, `grad` or `vmap` this is a plain scan, which may close over what they trace.
     """
     check(method, **options)
-    method, z = METHODS[method], jnp.asarray(z)
+    z = jnp.asarray(z)
     if not jnp.issubdtype(z.dtype, jnp.floating) or not z.ndim:
         raise ValueError(f"z is a floating-point array [B, ...]; got {z.dtype} {z.shape}")
     if not isinstance(key, jax.Array | np.ndarray):
         raise ValueError(f"key is a JAX PRNG key, as of jax.random.key(0); got {key!r}")
-    levels = jnp.asarray(log_snrs, jnp.promote_types(z.dtype, jnp.float32))  # [N]
+    levels = jnp.asarray(log_snrs, jnp.promote_types(z.dtype, jnp.float32))
     if levels.ndim != 1 or not len(levels):
         raise ValueError(f"log_snrs is an array [N] of one or more levels; got shape {levels.shape}")
-    keys = _example_keys(key, len(z))
+    told = None if told is None else jnp.asarray(told)
+    if told is not None and told.shape != levels.shape:
+        raise ValueError(f"told has one number for each of the {len(levels)} levels; got shape {told.shape}")
+    # Whether noise is drawn at all is part of the program, how much is data.
+    off = tuple(name for name, value in options.items() if _is_off(value))
+    data = key, z, levels, told, {name: value for name, value in options.items() if name not in off}
+    denoise = jax.tree_util.Partial(denoise) if jax.tree_util.all_leaves([denoise]) else denoise
+    return _program(denoise)(denoise, *data, METHODS[method], off)
 
-    def call(state, log_snr):
-        return denoise(state.astype(z.dtype), jnp.broadcast_to(log_snr, (len(z),))).astype(z.dtype)
+
+def _program(denoise):
+    """`_scan`, compiled outside all transformations: within one, functions may close over tracers, which nothing may keep."""
+    if get_opaque_trace_state(convention="noisesched") != _OUTSIDE:
+        return _scan
+    try:
+        return _compiled(jax.tree.structure(denoise))
+    except TypeError:  # a callable that has no hash, as it may change
+        return _scan
+
+
+_OUTSIDE = get_opaque_trace_state(convention="noisesched")
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(structure):
+    return jax.jit(functools.partial(_scan), static_argnums=(6, 7))  # a function of its own, with which JAX drops its programs
+
+
+def _scan(denoise, key, z, levels, told, options, method, off):
+    options = options | dict.fromkeys(off, 0.0)
+    keys = _example_keys(key, len(z))
+    batch = lambda number: jnp.broadcast_to(number, (len(z),))
+
+    def call(state, log_snr, index):
+        extra = () if told is None else (batch(told[index]),)
+        return denoise(state.astype(z.dtype), batch(log_snr), *extra).astype(z.dtype)
 
     def advance(carry, inputs):
         state, memory = carry
-        index, now, following = inputs
-        interval = Interval(now, following, len(levels) - 1)
-        noise_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+        interval = Interval(*inputs, len(levels) - 1)
+        noise_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, interval.index)
         state, memory = method.move(interval, state, call, memory, noise_keys, **options)
         return (state.astype(z.dtype), memory), None
 
     steps = (jnp.arange(len(levels) - 1), levels[:-1], levels[1:])
     (state, _), _ = jax.lax.scan(advance, (z, method.memory(z, levels)), steps)
-    return call(state, levels[-1])
+    return call(state, levels[-1], len(levels) - 1)
 
 
 # -- the methods: each moves z from interval.now to interval.next
@@ -138,18 +181,12 @@ def sample(denoise, key, z, log_snrs, method="ddim", **options):
 @sampler(calls=1)
 def ddim(interval, z, denoise, memory, keys, eta=0.0):
     """Song, Meng & Ermon 2021, eq. 12 and 16. eta = 0: deterministic, Euler's step of the ODE; eta = 1: DDPM's posterior."""
-    x = denoise(z, interval.now)
+    x = denoise(z, interval.now, interval.index)
     eps = eps_from(x, z, interval.now)
     if not _is_off(eta):
         fresh = eta * jnp.sqrt(interval.removed)
         eps = jnp.sqrt(jnp.maximum(1 - fresh**2, 0)) * eps + fresh * _normal(keys, z)
     return alpha(interval.next) * x + sigma(interval.next) * eps, memory
-
-
-@sampler(calls=1)
-def euler(interval, z, denoise, memory, keys):
-    """Euler's method for the probability-flow ODE: another name of ddim with eta = 0."""
-    return ddim(interval, z, denoise, memory, keys)
 
 
 @sampler(calls=1)
@@ -159,7 +196,7 @@ def ancestral(interval, z, denoise, memory, keys, variance=0.0):
     variance = 0: the posterior's, beta_tilde; 1: the forward step's, beta; between: interpolated in the logarithm
     (Nichol & Dhariwal 2021, eq. 15). At 0 it equals ddim with eta = 1.
     """
-    x = denoise(z, interval.now)
+    x = denoise(z, interval.now, interval.index)
     removed, sigma_now, sigma_next = interval.removed, sigma(interval.now), sigma(interval.next)
     kept = jnp.sqrt(1 - removed) * sigma_next / sigma_now  # = (alpha_now / alpha_next) (sigma_next / sigma_now)^2
     std = jnp.sqrt(removed) * sigma_next ** (1 - variance) * sigma_now**variance
@@ -182,13 +219,13 @@ def heun(interval, z, denoise, memory, keys, churn=0.0, churn_noise=1.0, churn_f
         z = more_noise(z, churn_noise * _normal(keys, z), interval.now, start)
 
     # Euler step.
-    x = denoise(z, start)
+    x = denoise(z, start, interval.index)
     eps = eps_from(x, z, start)
     euler = alpha(interval.next) * x + sigma(interval.next) * eps
 
     # Trapezoidal correction: z/alpha moves along the mean of the two slopes, over the step in sigma_ve; from SNR = 0,
     # z/sigma along the mean of the two x_hat, over the step in alpha/sigma, which is finite there.
-    x_next = denoise(euler, interval.next)
+    x_next = denoise(euler, interval.next, interval.index + 1)
     change = eps_from(x_next, euler, interval.next) - eps
     width = jnp.exp(-interval.next / 2) - jnp.exp(-start / 2)
     correction = jnp.where(jnp.isfinite(width), jnp.where(jnp.isfinite(width), width, 0.0) * change, x_next - x)
@@ -201,7 +238,7 @@ def dpmpp_2m(interval, z, denoise, memory, keys):
 
     The step after one from SNR = 0, whose length in half log-SNR is infinite, is of first order, as the first one is.
     """
-    x = denoise(z, interval.now)
+    x = denoise(z, interval.now, interval.index)
     x_before, step_before = memory
     step = (interval.next - interval.now) / 2
     slope = jnp.where((step_before > 0) & jnp.isfinite(step), step / (2 * jnp.where(step_before > 0, step_before, 1)), 0.0)

@@ -17,9 +17,9 @@ def make_sampler(config, definition, method):
     """The compiled `draw(params, log_snrs [N], told [N] or None, guide, seed, index [B], labels [B] or None)` -> images uint8
     [B, H, W, C], finite [B].
 
-    Image i is a function of (params, log_snrs, told, guide, seed, i, its label): not of the batch it is made in. One
-    compilation serves all schedules of a length, and all numbers of a kind of guidance. `told`: see `told_raw`; None tells
-    the network the levels as they are. `guide`: a Guidance, or None.
+    Image i is a function of (params, log_snrs, told, guide, seed, i, its label), not of the batch it is made in. One
+    compilation serves all schedules of a length, and all numbers of one kind of guidance. `told`: the levels that the network
+    is told, as from `told_raw`; None for the true ones. `guide`: a Guidance, or None.
     """
     name, options = samplers.parse(method)
     shape = (config.data.image_size, config.data.image_size, config.data.channels)
@@ -29,43 +29,39 @@ def make_sampler(config, definition, method):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
         noise_keys, step_keys = jax.vmap(lambda key: jax.random.split(key), out_axes=1)(keys)
         z = jax.vmap(lambda key: loss.noise(key, shape, config.noise_offset))(noise_keys)
-        network = denoiser.merge(definition, params)
-        # A level of the array is found exactly, -inf too; one between two (churned) counts as the cleaner.
-        tell = (lambda level: None) if told is None else lambda level: told[jnp.searchsorted(log_snrs, level)]
-        answer = lambda z, log_snr, labels: network(z, log_snr, labels, tell(log_snr))
-        denoise = guidance.guided(answer, guide, labels, config.model.num_classes)
-        x = samplers.sample(denoise, step_keys, z, log_snrs, name, **options)
+        denoise = guidance.guided(denoiser.merge(definition, params), guide, labels, config.model.num_classes)
+        x = samplers.sample(denoise, step_keys, z, log_snrs, name, told=told, **options)
         return pictures.unscale(x), jnp.isfinite(x).all(axis=(1, 2, 3))
 
     return draw
 
 
 def told_raw(config, n, spacing="trailing"):
-    """What people tell a network that knows timesteps when they change its schedule and forget the network: the levels [n] of
-    the steps of its own table, spaced as ever, float32. More levels than steps repeat them."""
+    """A common mistake: the schedule is changed, but the network is still told the timesteps of its own table. Returns the
+    levels [n] of those steps, spaced as usual, float32; more levels than steps repeat them."""
     steps = schedules.make(config.conditioning.table)
     levels = schedules.levels(steps, n, spacing) if n <= steps.table.num_steps else steps(schedules.positions(n, spacing))
     return np.asarray(levels, np.float32)
 
 
 def generate(draw, params, log_snrs, num_images, *, seed, told=None, guide=None, labels=None, progress=None):
-    """uint8 [num_images, H, W, C], in batches of one size, each spread over the devices of all processes, which all call this.
+    """Images uint8 [num_images, H, W, C], in equal batches over the devices of all processes, all of which must call this.
 
-    Raises ValueError, and keeps nothing, if a value is not finite.
+    Raises ValueError, and returns no image, if a value is not finite.
     """
     devices = jax.device_count()
     size = math.ceil(min(num_images, BATCH * devices) / devices) * devices
     params, log_snrs, told, guide, seed = sharding.on_all((params, log_snrs, told, guide, jnp.uint32(seed)))
     images = []
     for first in range(0, num_images, size):
-        index = np.arange(first, first + size) % num_images  # the last batch is filled up with images already made
+        index = np.arange(first, first + size) % num_images  # the last batch repeats the first images
         chosen = None if labels is None else np.asarray(labels, np.int32)[index]
         rows = sharding.rows_over_all((index, chosen))
         made, finite = sharding.collected(draw(params, log_snrs, told, guide, seed, *rows))
         if not finite.all():
             raise ValueError(
-                f"{(~finite).sum()} of {size} images came out with values that are not finite, at log-SNRs from "
-                f"{float(log_snrs[0]):.4g} to {float(log_snrs[-1]):.4g}; none of them is kept"
+                f"{(~finite).sum()} of {size} images have values that are not finite, at log-SNRs from "
+                f"{float(log_snrs[0]):.4g} to {float(log_snrs[-1]):.4g}; none is kept"
             )
         images.append(made)
         if progress:
@@ -74,7 +70,7 @@ def generate(draw, params, log_snrs, num_images, *, seed, told=None, guide=None,
 
 
 def cycled_labels(config, num_images, chosen=()):
-    """Labels [num_images] that go round `chosen` (or all classes), or None for a network without classes."""
+    """Labels int32 [num_images] that cycle through `chosen`, or all classes; None for a network without classes."""
     if not config.model.num_classes:
         return None
     return np.resize(np.asarray(chosen or range(config.model.num_classes), np.int32), num_images)
