@@ -237,7 +237,7 @@ def extractor(name):
 def _raw(config_data, inception_weights, kept, say):
     """Pixels in [-1, 1], flattened."""
     about = {"dimension": config_data.image_size**2 * config_data.channels}
-    return Extractor(lambda images: {"features": np.asarray(pictures.scale(images)).reshape(len(images), -1)}, about, None)
+    return Extractor(lambda images: {"features": pictures.scale(images).reshape(len(images), -1)}, about, None)
 
 
 @extractor("inception")  # before the classifier: a fault in the weights shows before that is trained

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from noisesched import spec
+from noisesched.runtime import pictures
 
 BLACK, WHITE = -0.9, 0.9  # an image whose mean is below the one is black, above the other white
 BINS = 20  # of the histogram
@@ -81,7 +82,7 @@ def check(found):
 
 def means(images):
     """The mean over pixels and channels of each image, float64 [n], on the scale of x."""
-    return images.mean((1, 2, 3), dtype=np.float64) / 127.5 - 1
+    return pictures.scale(images.mean((1, 2, 3), dtype=np.float64), np.float64)
 
 
 def histogram(images):

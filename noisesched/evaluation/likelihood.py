@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from noisesched import diffusion, schedules
+from noisesched.runtime import pictures
 
 GREY_LEVELS = 256
 LOG_SNR_MIN = -12.0  # the prior term is then below 1e-5 bits
@@ -220,7 +221,7 @@ def estimates(denoise, seed, x, index, draw, log_snr):
 
 def prior(images, log_snr_min):
     """KL(q(z | x) || N(0, I)) at the noisiest level, in nats, [n]: what it still shows of uint8 images [n, ...]. 0 at -inf."""
-    x = (images.reshape(len(images), -1).astype(np.float64) - 127.5) / 127.5
+    x = pictures.scale(images.reshape(len(images), -1), np.float64)
     alpha_bar = math.exp(-np.logaddexp(0.0, -log_snr_min))
     return 0.5 * (alpha_bar * (x**2 - 1) + np.logaddexp(0.0, log_snr_min)).sum(axis=1)
 

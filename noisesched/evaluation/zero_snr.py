@@ -14,6 +14,8 @@ import typing
 
 import numpy as np
 
+from noisesched.runtime import pictures
+
 PAIRS = 64  # images whose noise is drawn twice for zero SNR: a standard deviation is then known to a tenth
 BATCH = 2**22  # values that are compared at once
 NO_ESTIMATE = "it predicts eps, and no image follows from the noise where z is nothing but noise"
@@ -84,7 +86,7 @@ def average(images, classes, num_classes=1, mirrored=False):
     for number in range(num_classes):
         its = images[classes == number]
         means[number] = its.mean(axis=0, dtype=np.float64) if len(its) else everything
-    means = (means - 127.5) / 127.5
+    means = pictures.scale(means, np.float64)
     if mirrored:
         means = (means + means[:, :, ::-1]) / 2
     squares, brightness = deviations(images, classes, means)
@@ -96,7 +98,7 @@ def deviations(images, classes, mean):
     squares, brightness, size = np.empty(len(images)), np.empty(len(images)), max(BATCH // images[0].size, 1)
     for first in range(0, len(images), size):
         part = slice(first, first + size)
-        away = (images[part].astype(np.float64) - 127.5) / 127.5 - mean[classes[part]]
+        away = pictures.scale(images[part], np.float64) - mean[classes[part]]
         squares[part], brightness[part] = np.square(away).sum(axis=(1, 2, 3)), away.mean(axis=(1, 2, 3))
     return squares, brightness
 

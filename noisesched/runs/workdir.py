@@ -7,9 +7,6 @@ tensorboard/ is the business of `noisesched.runs.checkpoints` and `noisesched.ru
 A workdir may come from anybody. So no link in it is followed: it could lead what is written, or deleted, into another folder.
 Nor is anything read that is not a file of a plausible size: a pipe would never end, and a device never stop.
 A workdir is a local path, or a bucket such as gs://bucket/run where the packages for that are installed.
-
-JSON is strict here. Floats that JSON cannot say are written as the strings "inf", "-inf" and "nan", and read back as floats; so
-those three are refused as string settings.
 """
 
 import contextlib
