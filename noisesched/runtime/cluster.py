@@ -173,7 +173,7 @@ def _differing(mine, first, name=""):
 
 
 def _client():
-    """The key-value store that all processes share, at the coordinator. JAX has no public name for it; orbax uses this one too."""
+    """The key-value store that all processes share. JAX has no public name for it; orbax uses this one too."""
     from jax._src import distributed
 
     return distributed.global_state.client
@@ -241,6 +241,6 @@ def _report_aborts():
 def _stop(gone):
     os.write(
         sys.__stderr__.fileno(),
-        f"noisesched: error: {gone}; this process stops too. Start all of them again to continue from the last checkpoint\n".encode(),
+        f"noisesched: error: {gone}; this process stops too. Start all again to continue from the last checkpoint\n".encode(),
     )
     os._exit(1)
