@@ -147,13 +147,13 @@ def test_values_are_those_at_the_call(workdir):
 
 def test_the_newest_are_kept(workdir):
     with Checkpoints(workdir, None) as checkpoints:
-        assert checkpoints.latest_step() is None
+        assert checkpoints.steps() == []
         with pytest.raises(CheckpointError, match=r"holds no checkpoint \(complete: none\)"):
             checkpoints.restore(state(0))
     assert not workdir.path.exists()  # opened for reading only
     write(workdir, 1, 2, 10, 9 + 11, max_to_keep=2)
     with Checkpoints(workdir, 2) as checkpoints:
-        assert checkpoints.steps() == [10, 20] and checkpoints.latest_step() == 20
+        assert checkpoints.steps() == [10, 20] and workdir.latest_step() == 20
         assert_is(checkpoints.restore(state(0), 10), 10)
         with pytest.raises(CheckpointError, match=r"holds no checkpoint of step 2 \(complete: 10, 20\)"):
             checkpoints.restore(state(0), 2)
@@ -249,7 +249,7 @@ def test_what_a_killed_save_left_is_ignored_and_cleaned(workdir):
     shutil.copytree(workdir.checkpoints / "1", torn)
     assert read(workdir)[0] == 1 and torn.exists()  # a reader must not touch what may be a save in progress
     with Checkpoints(workdir, 2) as checkpoints:
-        assert checkpoints.latest_step() == 1
+        assert checkpoints.steps() == [1] and workdir.latest_step() == 1
         eventually(lambda: not torn.exists())
         checkpoints.save(2, state(2))
     assert read(workdir)[0] == 2
@@ -333,7 +333,7 @@ from noisesched.runs.workdir import Workdir
 import numpy as np
 workdir = Workdir(sys.argv[1])
 with Checkpoints(workdir, 2) as checkpoints:
-    start = checkpoints.latest_step()
+    start = workdir.latest_step()
     with Metrics(workdir, start) as metrics:
         print(start, flush=True)
         for step in range((start or 0) + 1, 100_000):
@@ -359,7 +359,7 @@ def test_killed_at_any_moment_the_last_complete_checkpoint_is_found(workdir):
             child.send_signal(signal.SIGKILL)
         with Checkpoints(workdir, None) as checkpoints:
             step, restored = checkpoints.restore(killed_state(0))
-            assert step == checkpoints.latest_step() >= max(last, 1)
+            assert step == workdir.latest_step() == checkpoints.steps()[-1] >= max(last, 1)
         assert_same(restored, killed_state(step))
         last = step
         lines = [record["step"] for record in read_metrics(workdir.metrics)]
