@@ -164,8 +164,8 @@ def draw(key, index, batch_size, shape, noise_offset=0.0):
 def noise(key, shape, noise_offset=0.0):
     """Standard normal noise [H, W, C], plus `noise_offset` (from 0 up) times one normal number for all pixels of a channel.
 
-    Offset noise (Guttenberg 2023, "Diffusion with offset noise") has covariance I + noise_offset^2 1 1^T. The noise on the mean of
-    a channel's d pixels then has variance 1/d + noise_offset^2 instead of 1/d, which drowns the mean at the levels that would leak
+    Offset noise (Guttenberg 2023, "Diffusion with offset noise") has covariance I + noise_offset^2 1 1^T. The noise on the mean
+    of a channel's d pixels then has variance 1/d + noise_offset^2 instead of 1/d, which drowns the mean at levels that would leak
     it. A network trained with it must sample from it: from plain noise its images are drawn to mid-grey more than without it.
     """
     plain = jax.random.normal(key, shape)

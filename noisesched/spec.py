@@ -13,8 +13,6 @@ import math
 import os
 import stat
 
-import numpy as np
-
 CONSTANTS = {"inf": math.inf, "nan": math.nan}
 
 
@@ -116,6 +114,8 @@ def read_numbers(path):
     Somebody else's config may name the file, so it is only read, and only if it is a regular file of a plausible size: a pipe
     would never end.
     """
+    import numpy as np  # not needed to show help
+
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without waiting for the other end of a pipe
         try:

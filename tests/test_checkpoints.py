@@ -1,6 +1,7 @@
 """Checkpoints come back bit for bit or not at all, whatever was killed, cut, flipped or full."""
 
 import inspect
+import itertools
 import logging
 import os
 import pathlib
@@ -147,13 +148,13 @@ def test_values_are_those_at_the_call(workdir):
 
 def test_the_newest_are_kept(workdir):
     with Checkpoints(workdir, None) as checkpoints:
-        assert checkpoints.latest_step() is None
+        assert checkpoints.steps() == []
         with pytest.raises(CheckpointError, match=r"holds no checkpoint \(complete: none\)"):
             checkpoints.restore(state(0))
     assert not workdir.path.exists()  # opened for reading only
     write(workdir, 1, 2, 10, 9 + 11, max_to_keep=2)
     with Checkpoints(workdir, 2) as checkpoints:
-        assert checkpoints.steps() == [10, 20] and checkpoints.latest_step() == 20
+        assert checkpoints.steps() == [10, 20] and workdir.latest_step() == 20
         assert_is(checkpoints.restore(state(0), 10), 10)
         with pytest.raises(CheckpointError, match=r"holds no checkpoint of step 2 \(complete: 10, 20\)"):
             checkpoints.restore(state(0), 2)
@@ -163,14 +164,16 @@ def test_the_newest_are_kept(workdir):
     assert_is(read(workdir), 20)
 
 
-@pytest.mark.parametrize("damage", [flip, halve, os.unlink])
-def test_no_damaged_file_gives_wrong_numbers(workdir, damage, caplog):
-    """Every file of the newest checkpoint in turn: right numbers from it, or a warning and the one before."""
+def test_no_damaged_file_gives_wrong_numbers(workdir, caplog):
+    """Every file of the newest checkpoint in turn: right numbers from it, or a warning and the one before.
+
+    With one of three kinds of damage each; tests/test_faults.py has every kind for every file of a trained checkpoint.
+    """
     write(workdir, 1, 2)
     newest, sound = workdir.checkpoints / "2", workdir.path / "sound"
     shutil.copytree(newest, sound)
     used = {1: 0, 2: 0}
-    for path in files(sound):
+    for path, damage in zip(files(sound), itertools.cycle([flip, halve, os.unlink])):
         caplog.clear()
         damage(newest / path.relative_to(sound))
         step, restored = read(workdir)
@@ -182,7 +185,7 @@ def test_no_damaged_file_gives_wrong_numbers(workdir, damage, caplog):
         used[step] += 1
         shutil.rmtree(newest)
         shutil.copytree(sound, newest)
-    assert used[1] > 5 and used[2] > 0  # some files, such as commit_success.txt, matter to nobody
+    assert used[1] > 5
 
 
 def test_flipped_bits_in_array_data_are_found(workdir):
@@ -249,7 +252,7 @@ def test_what_a_killed_save_left_is_ignored_and_cleaned(workdir):
     shutil.copytree(workdir.checkpoints / "1", torn)
     assert read(workdir)[0] == 1 and torn.exists()  # a reader must not touch what may be a save in progress
     with Checkpoints(workdir, 2) as checkpoints:
-        assert checkpoints.latest_step() == 1
+        assert checkpoints.steps() == [1] and workdir.latest_step() == 1
         eventually(lambda: not torn.exists())
         checkpoints.save(2, state(2))
     assert read(workdir)[0] == 2
@@ -333,7 +336,7 @@ from noisesched.runs.workdir import Workdir
 import numpy as np
 workdir = Workdir(sys.argv[1])
 with Checkpoints(workdir, 2) as checkpoints:
-    start = checkpoints.latest_step()
+    start = workdir.latest_step()
     with Metrics(workdir, start) as metrics:
         print(start, flush=True)
         for step in range((start or 0) + 1, 100_000):
@@ -350,7 +353,7 @@ def killed_state(step):
 def test_killed_at_any_moment_the_last_complete_checkpoint_is_found(workdir):
     moments, last = random.Random(0), 0
     command = [sys.executable, "-c", inspect.getsource(killed_state) + SAVER, workdir.path]
-    for _ in range(5):
+    for _ in range(3):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as child:
             assert child.stdout.readline().strip() == (str(last) if last else "None")
             complete = lambda: [int(path.name) for path in workdir.checkpoints.iterdir() if path.name.isdigit()]  # noqa: E731
@@ -359,11 +362,11 @@ def test_killed_at_any_moment_the_last_complete_checkpoint_is_found(workdir):
             child.send_signal(signal.SIGKILL)
         with Checkpoints(workdir, None) as checkpoints:
             step, restored = checkpoints.restore(killed_state(0))
-            assert step == checkpoints.latest_step() >= max(last, 1)
+            assert step == workdir.latest_step() == checkpoints.steps()[-1] >= max(last, 1)
         assert_same(restored, killed_state(step))
         last = step
         lines = [record["step"] for record in read_metrics(workdir.metrics)]
         assert lines == list(range(1, len(lines) + 1)) and len(lines) >= last
     with Checkpoints(workdir, 2):
         eventually(lambda: all(path.name.isdigit() for path in workdir.checkpoints.iterdir()))
-    assert last >= 5
+    assert last >= 3

@@ -27,7 +27,7 @@ from noisesched.training import step as training_step
 
 ASKED = evaluate.Request(num_images=6, noises=4, profile_levels=9)
 TABLE = "discrete(linear,num_steps=50)"
-DRAW = evaluate.draw
+PLOT_PROFILE = evaluate.plot_profile
 KINDS = {
     "plain": {},
     "eps": {"model.prediction": "eps", "schedule": "linear"},
@@ -87,7 +87,7 @@ def runs(small, one_layer, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_batches_and_no_picture(monkeypatch):
     monkeypatch.setattr(evaluate, "BATCH", 8)
-    monkeypatch.setattr(evaluate, "draw", lambda path, result, config: path.touch())
+    monkeypatch.setattr(evaluate, "plot_profile", lambda path, result, config: path.touch())
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def stored(folder):
 
 
 def test_what_is_written(evaluated, runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "draw", DRAW)
+    monkeypatch.setattr(evaluate, "plot_profile", PLOT_PROFILE)
     result, lines = evaluated(discrete=(("cosine", 20), ("karras", 20)))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"evaluation.json", "profile.png"}
     assert (tmp_path / "out" / "profile.png").stat().st_size > 10_000
@@ -225,7 +225,7 @@ def test_zero_snr_of_a_network_that_predicts_eps_is_told_apart(small):
     zero, last = made["zero_snr"], made["last_level"]
     assert zero["spread"] is zero["off_mean"] is zero["brightness_spread"] is None and "predicts eps" in zero["reason"]
     assert last["log_snr"] == pytest.approx(-10.05, abs=0.01) and 0 < last["eps"] < 10
-    assert [zero["reason"] in line for line in evaluate.zero_snr.told(last, zero)] == [False, True]
+    assert [zero["reason"] in line for line in evaluate.zero_snr.lines(last, zero)] == [False, True]
 
 
 def test_the_mean_of_many_images_is_taken_of_some_evenly_spaced(small, monkeypatch):
@@ -270,7 +270,7 @@ def test_an_image_s_part_does_not_depend_on_the_others(small, runs):
     images = pipeline.examples(pipeline.open_split("digits", split="test", image_size=8, channels=1), 12)["image"]
     levels = np.linspace(-5, 5, 36).reshape(12, 3)
     all_of_them, some = (
-        evaluate.spread(definition, params, images[:n], None, 0, lambda count: None)(levels[:n]) for n in (12, 5)
+        evaluate.squared_errors(definition, params, images[:n], None, 0, lambda count: None)(levels[:n]) for n in (12, 5)
     )
     np.testing.assert_allclose(all_of_them[:5], some, rtol=1e-4)
 
@@ -330,7 +330,7 @@ def test_a_damaged_evaluation_is_made_again(evaluated, tmp_path):
     first, _ = evaluated()
     for damage in ("{", "[]", "{}"):
         (tmp_path / "out" / "evaluation.json").write_text(damage)
-        assert evaluate.read(tmp_path / "out", 0) is None
+        assert evaluate.existing(tmp_path / "out", 0) is None
     assert evaluated()[0] == first == stored(tmp_path / "out")
 
 
@@ -340,7 +340,7 @@ def test_an_evaluation_of_an_earlier_version_is_made_again(evaluated, tmp_path, 
     first, _ = evaluated()
     path = tmp_path / "out" / "evaluation.json"
     path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != part}))
-    assert evaluate.read(tmp_path / "out", 0) is None
+    assert evaluate.existing(tmp_path / "out", 0) is None
     again, lines = evaluated()
     assert again == first == stored(tmp_path / "out") and len(lines) > 1
 
@@ -521,9 +521,13 @@ def test_the_likelihood_is_kept_when_sampling_fails(evaluated, features, monkeyp
         (
             "plain",
             {"noises": 10**6, "num_images": 0},
-            "noises=1000000 of 297 images: 16777216 draws fit in memory, so up to 56488;",
+            "noises=1000000 for 297 images: memory is limited to 16777216 draws, so give up to 56488,",
         ),
-        ("plain", {"best_levels": 42, "log_snr_max": -10.0}, "best_levels=42: there are 41 to choose among, 0.05 apart"),
+        (
+            "plain",
+            {"best_levels": 42, "log_snr_max": -10.0},
+            "best_levels=42: the measured range of log-SNR, -12 to -10, has only 41 levels",
+        ),
         ("plain", {"profile_levels": 2}, "profile_levels=2"),
         ("plain", {"log_snr_min": 14.0}, "log-SNR 14 to 13.3, must rise"),
         ("plain", {"log_snr_max": float("inf")}, "log-SNR -12 to inf"),
@@ -538,8 +542,8 @@ def test_the_likelihood_is_kept_when_sampling_fails(evaluated, features, monkeyp
         ("plain", {"metrics": ("brightness",), "schedule": "kosine"}, "did you mean 'cosine'"),
         ("plain", {"schedule": "linear", "steps": 3}, "schedule='linear', steps=3: samples are made only for metrics; give some"),
         ("plain", {"inception_weights": "nowhere"}, "inception_weights='nowhere': samples are made only for metrics"),
-        ("plain", {"metrics": ("brightness",), "inception_weights": "nowhere"}, "none of the metrics sees with them"),
-        ("plain", {"metrics": ("frechet(classifier, n=5)",)}, "n is given apart, by --num_samples of evaluate"),
+        ("plain", {"metrics": ("brightness",), "inception_weights": "nowhere"}, "none of the metrics uses them"),
+        ("plain", {"metrics": ("frechet(classifier, n=5)",)}, "n is given separately, by --num_samples of evaluate"),
     ],
 )
 def test_refused_in_one_line(evaluated, features, tmp_path, kind, changes, message):
@@ -566,7 +570,7 @@ def test_an_estimate_that_is_not_finite_names_its_level(small):
     config = small()
     definition, shapes = shapes_of(config)
     broken = jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan, np.float32), shapes)
-    errors = evaluate.spread(definition, broken, np.zeros((3, 8, 8, 1), np.uint8), None, 0, lambda count: None)
+    errors = evaluate.squared_errors(definition, broken, np.zeros((3, 8, 8, 1), np.uint8), None, 0, lambda count: None)
     with pytest.raises(ValueError, match=r"not finite at log-SNR 2.5 \(3 of 3 estimates, from 2.5 to 2.5\)"):
         errors(np.full((3, 1), 2.5))
 

@@ -295,7 +295,7 @@ class Numbered:
         ({"test": 1, "validation": 1}, "7 images of test"),
         ({"test": -1, "validation": 1}, "7 images of validation"),
         ({"validation": 1}, "7 images of validation"),
-        ({"test": -1}, "10 images of train, kept from training"),
+        ({"test": -1}, "10 images of train, not trained on"),
     ],
 )
 def test_held_out_images_have_labels_and_are_not_trained_on(monkeypatch, others, where):
@@ -325,7 +325,7 @@ def test_a_folder_of_photographs_has_a_classifier_too(folder, quick):
     made = features.reference(
         folder({"train": {"cat": 30, "dog": 10}}), 15, ["kernel(classifier)"], split="train", say=lambda text: None
     )
-    assert made.about["extractors"]["classifier"]["held_out"] == "4 images of train, kept from training"
+    assert made.about["extractors"]["classifier"]["held_out"] == "4 images of train, not trained on"
     assert made.about["data"].startswith("image_folder_8x3_")
 
 
@@ -378,7 +378,7 @@ def refused(*arguments, kind=ValueError, **options):
 @pytest.mark.parametrize("n", [0, 899, 10**9])
 def test_a_number_that_the_split_has_not_twice_is_refused_with_the_largest_that_it_has(home, quick, n):
     text = refused(home, n=n, measures=["brightness", *FEW])
-    assert "needs sets of at least 1; got n=0" in text or "1797 images, of which two sets of n are taken: n is 1 to 898" in text
+    assert "needs sets of at least 1; got n=0" in text or "1797 images, and two sets of n are needed: choose 1 to 898" in text
     assert not quick
 
 

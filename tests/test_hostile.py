@@ -216,11 +216,11 @@ def replaced(path, make):
 @pytest.mark.parametrize(
     "attack, says",
     [
-        (lambda step: tampered(step / "ema", LEAF, **HUGE), "says that it is <f4 [1000000, 1000000, 1, 8]"),
-        (lambda step: tampered(step / "ema", LEAF, chunks=[2**40, 3, 1, 8]), "says that it lies in pieces of [1099511627776,"),
-        (lambda step: tampered(step / "ema", LEAF, dtype="|O"), "says that it is |O"),
-        (lambda step: tampered(step / "ema", LEAF, dtype="<U9"), "says that it is <U9"),
-        (lambda step: tampered(step / "ema", LEAF, dtype=[["a", "<f4"]]), "says that it is"),
+        (lambda step: tampered(step / "ema", LEAF, **HUGE), "claims to be <f4 [1000000, 1000000, 1, 8]"),
+        (lambda step: tampered(step / "ema", LEAF, chunks=[2**40, 3, 1, 8]), "claims to have chunks of [1099511627776,"),
+        (lambda step: tampered(step / "ema", LEAF, dtype="|O"), "claims to be |O"),
+        (lambda step: tampered(step / "ema", LEAF, dtype="<U9"), "claims to be <U9"),
+        (lambda step: tampered(step / "ema", LEAF, dtype=[["a", "<f4"]]), "claims to be"),
         (lambda step: record(step, lambda content: content["items"]["ema"][LEAF].update(shape=[10**9, 10**9])), "is wanted"),
         (lambda step: record(step, lambda content: content["items"]["ema"][LEAF].update(dtype="object")), "is wanted"),
         (

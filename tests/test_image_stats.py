@@ -110,7 +110,7 @@ def test_a_new_statistic_is_described_and_checked(monkeypatch):
     ],
 )
 def test_other_arrays_are_named(images, got):
-    with pytest.raises(ValueError, match=rf"^images to be described are uint8 \[n, H, W, C\][^\n]*; got {got}$"):
+    with pytest.raises(ValueError, match=rf"^statistics take uint8 images \[n, H, W, C\][^\n]*; got {got}$"):
         image_stats.describe(images)
 
 

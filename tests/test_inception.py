@@ -224,7 +224,7 @@ def headers_alone(path, shapes, kind="<f4"):
             {FIRST: None, "conv0.kernel": (32, 3, 3, 3)},
             "no tensor Conv2d_1a_3x3.conv.weight [32, 3, 3, 3], but conv0.kernel, which",
         ),
-        ({"AuxLogits.fc.bias": (10**12,)}, "tensor AuxLogits.fc.bias is none of the network's"),
+        ({"AuxLogits.fc.bias": (10**12,)}, "tensor AuxLogits.fc.bias is not one of the network's"),
     ],
 )
 def test_names_and_shapes_are_checked_before_data_is_read(tmp_path, change, said):
@@ -243,7 +243,7 @@ def test_values_that_no_network_has_are_refused(tmp_path, arrays, monkeypatch):
     monkeypatch.setitem(inception.READERS, ".npz", lambda path, wanted: {name: bad[name] for name in wanted})
     (path := tmp_path / "weights.npz").touch()
     bad["Mixed_6b.branch1x1.bn.running_var"] = np.full(192, -0.25, np.float32)
-    assert "Mixed_6b.branch1x1.bn.running_var is a variance, and has values down to -0.25" in refused(path)
+    assert "Mixed_6b.branch1x1.bn.running_var is a variance, but has values down to -0.25" in refused(path)
     bad["Mixed_5c.branch5x5_1.bn.bias"] = np.full(48, np.nan, np.float32)
     assert refused(path).startswith("tensor Mixed_5c.branch5x5_1.bn.bias has values that are not finite")
 
@@ -254,7 +254,7 @@ def test_damaged_files_are_refused(tmp_path, file):
     no_data = headers_alone(path, SHAPES).read_bytes()
     for damaged in (b"", b"nothing of the kind", pickle.dumps({}), no_data, whole[: len(whole) // 2]):
         path.write_bytes(damaged)
-        assert refused(path).startswith("no .npz file, or damaged, or cut short: ")
+        assert refused(path).startswith("not a .npz file, or damaged, or cut short: ")
     whole[len(whole) // 2] ^= 1  # one bit of one weight
     path.write_bytes(whole)
     assert "Bad CRC-32" in refused(path)

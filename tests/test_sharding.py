@@ -111,7 +111,7 @@ class CompilationCount(logging.Handler):
 
 
 def simple(step, state):
-    """The same steps with nothing of `parallel`: one jitted step after the other, on one device."""
+    """The same steps with nothing of `sharding`: one jitted step after the other, on one device."""
     jitted, metrics = jax.jit(lambda state, batch: step(state, batch, None)), []
     for batch in batches():
         state, results = jitted(state, batch)
@@ -246,9 +246,9 @@ def test_same_numbers_for_the_unet(small, monkeypatch):
 
 def test_accumulation_shares_every_part_among_all_devices(tiny_step):
     """Under sharded jit a part must not lie on a few devices: the only communication is that of sums."""
-    compiled, spread = sharding.compilable(tiny_step(4), "jit", jax.devices())
+    compiled, shard = sharding.compilable(tiny_step(4), "jit", jax.devices())
     state = sharding.placed(initial(TinyNetwork.initial()), "jit")
-    program = compiled.lower(state, jax.tree.map(spread, loop.stacked(batches()[:1]))).compile().as_text()
+    program = compiled.lower(state, jax.tree.map(shard, loop.stacked(batches()[:1]))).compile().as_text()
     assert "all-reduce" in program
     assert not re.search(r"collective-permute|all-gather|all-to-all", program)
     assert {int(n) for n in re.findall(rf"f32\[(\d+),{SIZE},{SIZE},1\]", program)} == {BATCH // 8 // 4}

@@ -220,7 +220,7 @@ def test_viewers_see_events_before_the_next_checkpoint(tmp_path, monkeypatch, wa
 
 def test_a_damaged_log_says_what_to_do(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"steps": 1}\n')
-    with pytest.raises(ValueError, match="line 1: it has no whole-number step; move that file away to go on without"):
+    with pytest.raises(ValueError, match="line 1: it has no whole-number step; move that file away"):
         Metrics(Workdir(tmp_path), resume_step=1)
 
 

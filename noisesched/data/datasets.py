@@ -1,10 +1,8 @@
-"""The data sets themselves: prepared through tensorflow-datasets, without TensorFlow.
+"""The data sets: prepared and read by tensorflow-datasets, without TensorFlow.
 
-`digits` is scikit-learn's handwritten digits, `brightness` the same from black to white, and
-`image_folder` a converted folder of photographs: all are written once, under a cache folder, as array_record
-files of uint8 images. `find_prepared` opens what was
-prepared elsewhere. All return the tfds builder that reads the data. `noisesched.data.pipeline` imports this module
-when a data set is opened.
+`digits` is scikit-learn's handwritten digits, `brightness` the same digits at brightnesses from black to white, `image_folder`
+a converted folder of photographs: each is written once, to a cache folder, as array_record files of uint8 images.
+`find_prepared` opens a data set that was prepared elsewhere. All return the tfds builder that reads the data.
 """
 
 import concurrent.futures
@@ -26,7 +24,10 @@ from absl import logging
 from etils import epath
 from PIL import Image, ImageOps
 
-_VERSION = "1.0.0"  # part of every prepared path: raise it when what a builder writes changes
+from noisesched.runtime.files import reason
+from noisesched.spec import shortened
+
+_VERSION = "1.0.0"  # part of every prepared path: raise it when the output of a builder changes
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -38,11 +39,11 @@ class _Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _info(self):
         features = _features(8, 1, tfds.features.ClassLabel(num_classes=10))
-        # The published order mixes the digits already: it is kept, and `test` is the last 297.
+        # The published order, which mixes the digits already, is kept: `test` is the last 297.
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager):
-        from sklearn.datasets import load_digits  # a second to import, needed only this once
+        from sklearn.datasets import load_digits  # takes a second to import, needed only here
 
         digits = load_digits()
         ink = digits.images / 16  # [1797, 8, 8] in [0, 1]
@@ -57,10 +58,10 @@ class _Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 class _Brightness(_Digits, skip_registration=True):
-    """The digits, 32x32, at every mean brightness from black to white, and one in five images flat (label 10).
+    """The digits at 32x32 pixels and every mean brightness from black to white; one image in five is flat (label 10).
 
-    The mean is uniform on [0, 1], stratified over the split, so that in [-1, 1] its deviation is 0.577. Contrast is the
-    largest, up to 0.5, that no pixel is clipped at: a digit near black or white is faint.
+    The mean is uniform on [0, 1], stratified over the split, so its standard deviation on the scale of x is 0.577. Contrast is
+    the largest up to 0.5 at which no pixel is clipped: a digit near black or white is faint.
     """
 
     VERSION = tfds.core.Version(_VERSION)
@@ -96,8 +97,8 @@ class _ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _info(self):
         classes = sorted({file.split("/")[1] for files in self.listing.values() for file, *_ in files})
         features = _features(self.image_size, self.channels, tfds.features.ClassLabel(names=classes))
-        # tfds orders examples by a hash of their file name. A folder is sorted by class, and 'train[:90%]' of
-        # a sorted data set would lack the last classes.
+        # tfds orders examples by a hash of their file name: in a folder's own order, sorted by class, 'train[:90%]' would lack
+        # the last classes.
         return tfds.core.DatasetInfo(builder=self, features=features)
 
     def _split_generators(self, dl_manager):
@@ -109,7 +110,7 @@ class _ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
         files = [file for file, *_ in self.listing[split]]
         bar = tqdm.tqdm(total=len(files), desc=f"preparing {split}", unit=" images", disable=None)
-        # Pillow releases the GIL while it decodes and resizes. Chunks bound what is held in memory.
+        # Pillow releases the GIL while it decodes and resizes. Chunks bound the memory.
         with bar, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(files), 256):
                 for file, image in pool.map(convert, files[start : start + 256]):
@@ -118,7 +119,7 @@ class _ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def _features(size: int, channels: int, label: tfds.features.ClassLabel) -> tfds.features.FeaturesDict:
-    # encoding="bytes" keeps the raw pixels in one string, the fastest form to read back at these sizes.
+    # encoding="bytes" stores the raw pixels as one string, which is the fastest to read at these sizes.
     image = tfds.features.Tensor(shape=(size, size, channels), dtype=np.uint8, encoding="bytes")
     return tfds.features.FeaturesDict({"image": image, "label": label})
 
@@ -129,35 +130,33 @@ def square(image: Image.Image, size: int) -> Image.Image:
         return image
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    # Not resize(.., box=..), whose filter reaches beyond the box.
+    # Not resize(.., box=..): its filter reads pixels beyond the box.
     image = image.crop((left, top, left + side, top + side))
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def read_image(file: pathlib.Path, size: int, channels: int) -> np.ndarray:
-    """Decodes a JPEG or PNG to uint8 [size, size, channels]: upright, gray or RGB, no alpha, centre square.
+    """Decodes a JPEG or PNG to uint8 [size, size, channels]: upright, grey or RGB, without alpha, the centre square.
 
     Raises ValueError, naming the file, if it cannot be decoded.
     """
     try:
         with Image.open(file) as image:
-            # A JPEG far larger than needed is decoded at 1/2, 1/4 or 1/8, which leaves `square` at least a
-            # halving.
+            # A JPEG far larger than needed is decoded at 1/2, 1/4 or 1/8 of its size, still at least twice the final one.
             image.draft(None, (2 * size, 2 * size))
             image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits, which convert() would clip at 255 rather than scale
+            if image.mode.startswith("I"):  # 16 bits, which convert() would clip at 255 instead of scaling
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             image = square(image.convert("L" if channels == 1 else "RGB"), size)
             return np.asarray(image).reshape(size, size, channels)
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and more
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"cannot read the image {file}: {reason}") from error
+        raise ValueError(f"cannot read the image {file}: {reason(error)}") from error
 
 
 def list_folder(path: str) -> dict[str, list[tuple[str, int, int]]]:
     """`{split: [("split/class/file", bytes, mtime in ns), ..]}` of a folder of images, sorted by name.
 
-    Raises FileNotFoundError if there is no such folder, ValueError if it holds no `split/class/image`.
+    Raises FileNotFoundError if the folder does not exist, ValueError if it holds no `split/class/image`.
     """
     if not path:
         raise ValueError("'image_folder' needs a path: a folder laid out as split/class/*.jpg|jpeg|png")
@@ -187,20 +186,20 @@ def _subfolders(path) -> list[os.DirEntry]:
 
 
 def digits(data_dir: str = ""):
-    """The builder of the digits, prepared on first use under `data_dir` (default: the user's cache)."""
+    """The builder of the digits, prepared under `data_dir` (default: the user's cache) on first use."""
     return _prepared_once(_local(data_dir), "digits", _Digits)
 
 
 def brightness(data_dir: str = ""):
-    """The builder of the digits from black to white, prepared on first use under `data_dir` (default: the user's cache)."""
+    """The builder of the digits from black to white, prepared under `data_dir` (default: the user's cache) on first use."""
     return _prepared_once(_local(data_dir), "brightness", _Brightness)
 
 
 def image_folder(listing: dict, path: str, image_size: int, channels: int, data_dir: str = ""):
-    """The builder of a folder of images, converted on first use under `data_dir` (default: the user's cache).
+    """The builder of a folder of images, converted under `data_dir` (default: the user's cache) on first use.
 
-    The converted copy is keyed by the names, sizes and modification times in `listing`, by `image_size` and
-    by `channels`: a folder that changed is converted anew.
+    The converted copy is keyed by the names, sizes and modification times in `listing`, by `image_size` and `channels`: a folder
+    that has changed is converted again.
     """
     if channels not in (1, 3):
         raise ValueError(f"channels={channels} for an image folder: choose 1 (gray) or 3 (RGB)")
@@ -216,18 +215,17 @@ def image_folder(listing: dict, path: str, image_size: int, channels: int, data_
 
 def _local(data_dir: str) -> pathlib.Path:
     if "://" in data_dir:
-        raise ValueError(f"data_dir={data_dir!r}: this data set is prepared in a local folder only")
+        raise ValueError(f"data_dir={data_dir!r}: this data set can only be prepared in a local folder")
     if data_dir:
         return pathlib.Path(data_dir).expanduser()
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "noisesched"
 
 
 def _prepared_once(root: pathlib.Path, name: str, make_builder):
-    """The builder of `root/name/version`, prepared first unless it is there.
+    """The builder of `root/name/version`, which is prepared first if it does not exist.
 
-    Processes that start together wait on a lock for the first one's work. The lock is advisory and void on
-    some network disks; that no one ever sees a half-written data set, kill -9 included, rests on the rename
-    alone.
+    Processes that start together wait on a lock while the first one works. The lock is advisory, and has no effect on some
+    network disks: only the rename guarantees that nobody ever sees a half-written data set, even after kill -9.
     """
     final = root / name / _VERSION
     if not final.exists():
@@ -241,7 +239,7 @@ def _prepared_once(root: pathlib.Path, name: str, make_builder):
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not final.exists():
-                for stale in final.parent.glob("incomplete-*"):  # its process was killed: it held the lock
+                for stale in final.parent.glob("incomplete-*"):  # of a process that was killed: it would hold the lock
                     shutil.rmtree(stale, ignore_errors=True)
                 _prepare(final, make_builder)
     return tfds.builder_from_directory(final)
@@ -252,33 +250,32 @@ def _prepare(final: pathlib.Path, make_builder) -> None:
     try:
         builder = make_builder(data_dir=work)
         tfds.disable_progress_bar()  # several nested bars, none of which counts images
-        with contextlib.redirect_stdout(io.StringIO()):  # tfds prints "Downloading .. 0 bytes", always
-            # Its default format, tfrecord, can be neither written nor read without TensorFlow.
+        with contextlib.redirect_stdout(io.StringIO()):  # tfds always prints "Downloading .. 0 bytes"
+            # The default format, tfrecord, needs TensorFlow.
             builder.download_and_prepare(file_format="array_record")
         try:
             os.rename(builder.data_dir, final)
         except OSError:
-            if not final.exists():  # otherwise another process was first, with the same content
+            if not final.exists():  # otherwise another process has written the same content first
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 def find_prepared(name: str, data_dir: str):
-    """The builder of a data set prepared elsewhere as array_record, in `data_dir/name[/config][/version]`.
+    """The builder of a data set that was prepared elsewhere as array_record, in `data_dir/name[/config][/version]`.
 
-    `data_dir` is local or a bucket; '' is TFDS's own default. The newest version is taken unless `name`
-    states one, as in 'cifar10:3.0.2'. Raises FileNotFoundError that says where it looked and how to prepare
-    the data.
+    `data_dir` is local or a bucket; '' is TFDS's own default. The newest version is taken unless `name` gives one, as in
+    'cifar10:3.0.2'. Raises FileNotFoundError that says where it looked and how to prepare the data.
     """
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*(:\w[\w.]*)?", name):  # which "../elsewhere" is not
-        raise ValueError(f"data.name={name!r} is no name of a data set, such as 'cifar10', 'cifar10:3.0.2' or 'name/config'")
+        raise ValueError(f"data.name={name!r} is not the name of a data set, such as 'cifar10', 'cifar10:3.0.2' or 'name/config'")
     base = epath.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     root = base / name.replace(":", "/")
     try:
         below = list(root.iterdir()) if root.is_dir() else []
         found = [folder for folder in [root, *below] if (folder / "dataset_info.json").exists()]
-    except ImportError as error:  # the library that reads that kind of path
+    except ImportError as error:  # of the library that reads such paths
         raise ValueError(f"cannot read data_dir={data_dir!r}: {error}") from error
     if not found:
         raise FileNotFoundError(
@@ -300,11 +297,13 @@ def find_prepared(name: str, data_dir: str):
 
 
 def _check_features(folder: epath.Path) -> None:
-    """ValueError if a prepared data set names classes of features that are not tensorflow-datasets' own, for it would import
-    the modules of any others: the data set that a config names may be somebody else's."""
+    """ValueError if a prepared data set names feature classes outside tensorflow-datasets.
+
+    tfds would import their modules, and the data set that a config names may come from anybody.
+    """
     path = folder / "features.json"
     if not path.exists():
-        return  # an old data set, whose features stand in the package
+        return  # an old data set, whose features are defined in the package
 
     def named(value):
         if isinstance(value, dict):
@@ -319,7 +318,7 @@ def _check_features(folder: epath.Path) -> None:
         raise ValueError(f"{path} is not valid: {' '.join(str(error).split())}") from None
     for name in names:
         if "." in name and not name.startswith("tensorflow_datasets."):
-            raise ValueError(f"{path} names the class {name[:100]!r}: only those of tensorflow_datasets are loaded")
+            raise ValueError(f"{path} names the class {shortened(name, 100)!r}: only those of tensorflow_datasets are loaded")
 
 
 def _version(folder: epath.Path) -> tuple[int, ...]:

@@ -1,8 +1,7 @@
 """Images in, batches out: tensorflow-datasets stores them, Grain reads ahead.
 
-Images stay uint8 on the host and are scaled to [-1, 1] on the device (`scale`). The batch of a step is a
-function of (seed, step) alone, whatever the number of processes, worker processes and restarts: resuming
-needs no state.
+Images stay uint8 on the host and are scaled to [-1, 1] on the device (`runtime.pictures.scale`). The batch of a step is a
+function of (seed, step) alone, whatever the number of processes, worker processes and restarts: resuming needs no state.
 """
 
 import collections.abc
@@ -16,24 +15,24 @@ import numpy as np
 from etils import epath
 
 from noisesched.data import workers
+from noisesched.runtime.files import reason
 
-_CACHE_BYTES = 512 * 2**20  # a split whose decoded images fit is kept in memory as it is read
-PATIENCE = 300  # seconds without a batch after which the input is given up: reading may be slow, but must not stop for ever
+_CACHE_BYTES = 512 * 2**20  # a split whose decoded images fit into so many is kept in memory once read
+PATIENCE = 300  # seconds without a batch after which reading counts as stuck: it may be slow, but must not block forever
 
 
 class _Images:
     """Random access to the images and labels of a tfds data source: decoded, checked, resized.
 
-    What has been read is kept if the whole split fits in `_CACHE_BYTES`: decoding a record costs 30 us or
-    more, a row of an array next to nothing. Safe to read from several threads; a copy sent to another process
-    starts empty.
+    Images read once stay in memory if the whole split fits into `_CACHE_BYTES`: decoding a record costs 30 us or more, copying
+    a row of an array next to nothing. Safe to read from several threads; a copy sent to another process starts empty.
     """
 
     def __init__(self, records, name: str, shape: tuple[int, int, int], labelled: bool):
         self.records, self.name, self.shape, self.labelled = records, name, shape, labelled
         self._cache = None
         if len(records) * int(np.prod(shape)) <= _CACHE_BYTES:
-            self._cache = self._empty(len(records))  # takes no memory until it is written
+            self._cache = self._empty(len(records))  # takes memory only as it is filled
             self._known = np.zeros(len(records), bool)
         logging.getLogger("absl").addFilter(_not_about_opencv)
 
@@ -44,14 +43,14 @@ class _Images:
         return len(self.records)
 
     def read(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The examples of those numbers, as new arrays: images uint8 [n, H, W, C] and labels int32 [n]."""
+        """The examples with these numbers, as new arrays: images uint8 [n, H, W, C] and labels int32 [n]."""
         if self._cache is None:
             return self._decode(numbers)
         images, labels = self._cache
         new = np.unique(numbers[~self._known[numbers]])
         if new.size:
             images[new], labels[new] = self._decode(new)
-            self._known[new] = True  # last, for another thread trusts it
+            self._known[new] = True  # last, since other threads rely on it
         return images[numbers], labels[numbers]
 
     def _empty(self, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -60,8 +59,8 @@ class _Images:
     def _decode(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images, labels = self._empty(len(numbers))
         try:
-            examples = self.records.__getitems__(numbers.tolist())  # in one call: a third cheaper
-        except Exception:  # RuntimeError from array_record, OSError from Pillow, and more: find which it is
+            examples = self.records.__getitems__(numbers.tolist())  # one call for all is a third cheaper
+        except Exception:  # RuntimeError from array_record, OSError from Pillow, and more: find the example at fault
             examples = [self._decode_one(number) for number in numbers.tolist()]
         for row, example in enumerate(examples):
             images[row] = self._fit(example["image"], numbers[row])
@@ -75,11 +74,11 @@ class _Images:
         except MemoryError:
             raise
         except Exception as error:
-            reason = "its file is cut short" if self._is_missing(number) else workers.line(error)
-            raise ValueError(f"{self.name}: cannot read example {number}: {reason}") from error
+            why = "its file is cut short" if self._is_missing(number) else reason(error)
+            raise ValueError(f"{self.name}: cannot read example {number}: {why}") from error
 
     def _is_missing(self, number: int) -> bool:
-        # Of a file that was truncated after it was opened, array_record gives what is no longer there as an empty record.
+        # If a file is truncated after it was opened, array_record returns the lost records as empty ones.
         try:
             return not self.records.data_source[number]
         except Exception:
@@ -94,13 +93,13 @@ class _Images:
 
         from noisesched.data import datasets
 
-        size = self.shape[0]  # by channel, so that any number of channels will do
+        size = self.shape[0]  # channel by channel, so that any number of channels works
         planes = [datasets.square(Image.fromarray(plane), size) for plane in np.moveaxis(image, -1, 0)]
         return np.stack(planes, axis=-1)
 
 
 def _not_about_opencv(record: logging.LogRecord) -> bool:
-    # tfds recommends OpenCV when it decodes its first image; Pillow, a tenth of the size, is a choice.
+    # tfds recommends OpenCV when it decodes its first image. We chose Pillow, a tenth of the size.
     return not str(record.msg).startswith("OpenCV is not installed")
 
 
@@ -108,8 +107,8 @@ def _not_about_opencv(record: logging.LogRecord) -> bool:
 class Split:
     """One split of a data set; `split[i]` is {"image": uint8 [H, W, C], "label": int32 scalar}.
 
-    If the data set has no class labels, `num_classes` is 0 and so is every label. `folder` is where the
-    prepared data set lies, `.../name/version`, local or in a bucket; '' if it is not on disk.
+    If the data set has no class labels, `num_classes` and all labels are 0. `folder` is the folder of the prepared data set,
+    `.../name/version`, local or in a bucket; '' if it is not on disk.
     """
 
     source: _Images
@@ -122,10 +121,10 @@ class Split:
 
     @property
     def identity(self) -> str:
-        """What tells a prepared data set from others, and from itself prepared anew: "digits/1.0.0, info crc32 0123abcd"."""
+        """Identifies a prepared data set, and changes if it is prepared again: "digits/1.0.0, info crc32 0123abcd"."""
         if not self.folder:
             return ""
-        # Shards, their lengths and bytes are in this file.
+        # This file lists the shards, their lengths and sizes.
         info = zlib.crc32((epath.Path(self.folder) / "dataset_info.json").read_bytes())
         return f"{'/'.join(epath.Path(self.folder).parts[-2:])}, info crc32 {info:08x}"
 
@@ -135,18 +134,18 @@ class Split:
 
 
 def open_split(name: str, *, split: str, image_size: int, channels: int, path: str = "", data_dir: str = "") -> Split:
-    """Opens one split of a data set, preparing it first if it is one that this package prepares.
+    """Opens one split of a data set, which is prepared first if it is one of this package's own.
 
     name        'digits' or 'brightness' (built in), 'image_folder' (at `path`), or any TFDS image data set in `data_dir`
     split       TFDS syntax: 'train', 'test', 'train[:90%]', 'train[100:200]', 'train+test'
-    image_size  images of another size are cut to their centre square and resized, antialiased
-    channels    1 or 3: an image folder is converted, any other data set must have that many
+    image_size  images of another size are cropped to their centre square and resized, with antialiasing
+    channels    1 or 3: an image folder is converted, any other data set must have this number
     path        the image folder, laid out as split/class/*.jpg|jpeg|png
-    data_dir    where prepared data lie; '' is the user's cache for the first three, TFDS's default for others
+    data_dir    the folder of prepared data; '' is the user's cache for the first three, TFDS's default for others
 
-    Raises ValueError or FileNotFoundError, with one line that says what to change.
+    Raises ValueError or FileNotFoundError, in one line that says what to change.
     """
-    from noisesched.data import datasets  # loads tensorflow-datasets: not before it is needed
+    from noisesched.data import datasets  # here, as it loads tensorflow-datasets
 
     if image_size < 1:
         raise ValueError(f"{image_size=} must be at least 1")
@@ -165,7 +164,7 @@ def open_split(name: str, *, split: str, image_size: int, channels: int, path: s
 
 
 def open_config(given, split: str = "") -> Split:
-    """The split that a Config's `data` names, or another `split` of the same images; raises as `open_split` does."""
+    """The split that a Config's `data` names, or another `split` of the same data set; raises as `open_split` does."""
     return open_split(
         given.name,
         split=split or given.split,
@@ -189,19 +188,19 @@ def _open(builder, title: str, split: str, image_size: int, channels: int) -> Sp
     try:
         num_examples = builder.info.splits[split].num_examples
     except Exception as error:  # tfds raises ValueError, AssertionError and more, some over several lines
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        reason = "no such notation" if "://" in reason else reason.rstrip(".")  # of its notation it only says where to read
-        raise ValueError(f"split {split!r} of {title}: {reason}; write 'train', 'train[:90%]' or 'train[100:200]'") from error
+        # For a bad notation tfds only gives the address of its documentation.
+        why = "no such notation" if "://" in reason(error) else reason(error).rstrip(".")
+        raise ValueError(f"split {split!r} of {title}: {why}; write 'train', 'train[:90%]' or 'train[100:200]'") from error
     if num_examples < 1:
         raise ValueError(f"split {split!r} of {title} is empty")
     features = builder.info.features
     image = features["image"] if "image" in features else None
     if image is None or image.np_dtype != np.uint8 or len(image.shape) != 3:
-        raise ValueError(f"{title} has no uint8 'image' [height, width, channels], but {', '.join(features)}")
+        raise ValueError(f"{title} has no uint8 'image' [height, width, channels]; its features are {', '.join(features)}")
     if image.shape[-1] not in (channels, None):
         raise ValueError(f"{title} has channels={image.shape[-1]}, not {channels}: set channels to match")
     labelled = "label" in features and isinstance(features["label"], tfds.features.ClassLabel)
-    # What is not used is not decoded: that costs time, and video or audio would ask for more libraries.
+    # Other features are not decoded: that would cost time, and video or audio would need further libraries.
     unused = {key: tfds.decode.SkipDecoding() for key in features if key not in ("image", "label")}
     records = builder.as_data_source(split, decoders=unused)
     source = _Images(records, f"{title}, {split}", (image_size, image_size, channels), labelled)
@@ -214,16 +213,16 @@ def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def _numbers(n: int, seed: int, start: int, stop: int) -> np.ndarray:
-    """The example numbers at positions start..stop-1 of an endless row of epochs, each a permutation of n."""
-    # Not Grain's shuffle: it hashes one index at a time, which costs 1 ms for a batch of 64 against 0.1 ms
-    # for all the rest, time taken from the training step on a machine without spare cores.
+    """The example numbers at positions start..stop-1 of an endless sequence of epochs, each a permutation of n."""
+    # Not Grain's shuffle: it hashes one index at a time, which takes 1 ms for a batch of 64, against 0.1 ms for everything
+    # else. Without spare cores the training step would lose that time.
     epochs = range(start // n, (stop - 1) // n + 1)
     return np.concatenate([_permutation(n, seed, e)[max(start - e * n, 0) : stop - e * n] for e in epochs])
 
 
 @dataclasses.dataclass(frozen=True)
 class _Assemble:
-    """Makes a process's rows of the global batch of a step; `rng` is Grain's, a function of (seed, step)."""
+    """Makes this process's rows of the global batch of a step; `rng` is Grain's, a function of (seed, step)."""
 
     source: _Images
     batch_size: int
@@ -242,16 +241,16 @@ class _Assemble:
 
 
 class InputFault(RuntimeError):
-    """No more batches, and why, in one line. `stuck`: what reads them cannot be ended, only the process as a whole."""
+    """Reading failed; the message is one line. `stuck`: the reading thread cannot be ended except with the process."""
 
     stuck = False
 
 
 class Batches:
-    """An endless iterator of batches made ahead in the background. Close it, or use it in a `with`.
+    """An endless iterator of batches that are made ahead in the background. Close it, or use it in a `with`.
 
-    Raises InputFault, at the latest after PATIENCE seconds: an example that cannot be read, a worker process that died, no
-    memory, files that do not answer.
+    Raises InputFault, at the latest after PATIENCE seconds: for an example that cannot be read, a worker process that died, a
+    lack of memory, or a file system that does not answer.
     """
 
     def __init__(self, iterator, name: str):
@@ -293,17 +292,15 @@ def batches(
     num_threads: int = 2,
     prefetch: int = 8,
 ) -> Batches:
-    """Shuffled batches of a split without end, from step `start_step` on (steps count from 0).
+    """Endless shuffled batches of a split, from step `start_step` on (steps count from 0).
 
-    `batch_size` counts the global batch. With b = batch_size / process_count, process p gets its rows p b to
-    (p + 1) b - 1: {"image": uint8 [b, H, W, C], "label": int32 [b], "index": int32 [b]}, where `index` is the
-    position in the global batch. The global batch is a function of (seed, step) alone. Every epoch is a new
-    permutation of the split, each example once; a batch may span epochs. `flip` mirrors an image left to
-    right with probability 1/2.
+    `batch_size` is that of the global batch. With b = batch_size / process_count, process p gets rows p b to (p + 1) b - 1 of it:
+    {"image": uint8 [b, H, W, C], "label": int32 [b], "index": int32 [b]}, where `index` is the position in the global batch. The
+    global batch is a function of (seed, step) alone. Every epoch is a new permutation of the split; a batch may span epochs.
+    `flip` mirrors an image left to right with probability 1/2.
 
-    `num_threads` threads keep `prefetch` batches ready. `num_workers` > 0 moves that work to as many
-    processes, for images slow to decode: they are spawned, so the main script needs its `if __name__ ==
-    "__main__":`.
+    `num_threads` threads keep `prefetch` batches ready. With `num_workers` > 0 that many processes do this work, for images that
+    are slow to decode: they are spawned, so the main script needs `if __name__ == "__main__":`.
     """
     if batch_size < 1 or process_count < 1 or batch_size % process_count:
         raise ValueError(f"{batch_size=} is not a positive multiple of {process_count=}")
@@ -326,7 +323,7 @@ def batches(
 
 def _read_ahead(assemble: _Assemble, start_step: int, worker: int, count: int, num_threads: int, prefetch: int):
     """An iterator over the batches of every count-th step, made ahead by threads."""
-    import grain  # a third of a second
+    import grain  # here, as it takes a third of a second
 
     steps = grain.MapDataset.range(sys.maxsize).random_map(assemble, seed=assemble.seed)[start_step:][worker::count]
     return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)))

@@ -1,8 +1,8 @@
-"""An iterator run ahead in the background, so that whatever dies or stands still there, its reader is told, and soon.
+"""Iterators that run ahead in the background, in a thread or in processes, and report quickly whatever dies or hangs there.
 
-A thread, or processes. Each process writes to a pipe of its own, whose other end closes when it dies: by kill -9, and in the
-middle of a message, too. Queues and events that processes share have locks, and one that a killed process held stays locked: of
-such are `concurrent.futures.ProcessPoolExecutor` and Grain's `mp_prefetch`, which wait for it for ever.
+Each process writes to a pipe of its own, whose other end closes when it dies, even by kill -9 in the middle of a message. Queues
+and events that processes share have locks, and a lock held by a killed process stays locked: `ProcessPoolExecutor` of
+concurrent.futures and Grain's `mp_prefetch` are built on these, and then wait forever.
 """
 
 import atexit
@@ -12,17 +12,17 @@ import queue
 import signal
 import threading
 
+from noisesched.runtime.files import reason
+
 
 class Fault(RuntimeError):
-    """What happened in the background, in one line. `stuck`: something still runs there that cannot be ended."""
-
-    stuck = False
+    """What went wrong in the background, in one line."""
 
 
 class Ahead:
     """An iterator read one element ahead, by a thread. Close it.
 
-    `iterator` has a `close()`. Raises Fault where `iterator` raises, and if it gives nothing for `patience` seconds.
+    `iterator` has a `close()`. Raises Fault if `iterator` raises, or yields nothing for `patience` seconds.
     """
 
     def __init__(self, iterator, patience):
@@ -47,22 +47,26 @@ class Ahead:
         except queue.Empty:
             raise Fault(f"nothing was read for {self._patience:g} s") from None
         if error is not None:
-            raise error if isinstance(error, Fault) else Fault(line(error)) from error
+            raise error if isinstance(error, Fault) else Fault(reason(error)) from error
         return element
 
     def close(self):
+        """Ends the thread and closes the iterator; False if the thread is stuck in it."""
         self._stop.set()
         if hasattr(self._iterator, "kill"):
             self._iterator.kill()
         while self._thread.is_alive() and not self._ready.empty():
-            self._ready.get()  # makes room for what the thread may be about to put there
+            self._ready.get()  # makes room for an element that the thread may be about to put
         self._thread.join(timeout=min(self._patience, 10))
         return not self._thread.is_alive()
 
 
 class Processes:
-    """What the iterators that `makers` make would yield in turn, each iterator in a process of its own (spawned: the main script
-    needs its `if __name__ == "__main__":`). Raises Fault where one of them raises, and when one dies."""
+    """An iterator over the elements of several iterators in turn, each made by one of `makers` in a process of its own.
+
+    The processes are spawned: the main script needs `if __name__ == "__main__":`. Raises Fault if an iterator raises or a process
+    dies.
+    """
 
     def __init__(self, makers):
         context = multiprocessing.get_context("spawn")
@@ -71,10 +75,10 @@ class Processes:
             reader, writer = context.Pipe(duplex=False)
             process = context.Process(target=_work, args=(maker, writer), daemon=True)
             process.start()
-            writer.close()  # now that process alone holds it
+            writer.close()  # so that only that process holds it
             self._readers.append(reader)
             self._processes.append(process)
-        # Before multiprocessing's own, which sends a SIGTERM, and waits for the end of the process.
+        # To run before multiprocessing's own exit handler, which sends SIGTERM and waits for the process to end.
         atexit.register(self.kill)
 
     def __next__(self):
@@ -98,7 +102,7 @@ class Processes:
 
     def kill(self):
         for process in self._processes:
-            process.kill()  # it only reads: there is nothing that it could leave half done
+            process.kill()  # it only reads, so it leaves nothing half done
 
     def close(self):
         self.kill()
@@ -109,30 +113,23 @@ class Processes:
 
 
 def _work(make, writer):
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all of a job: its main process sees to them, and ends this one
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a job: the main one handles them and ends this one
         signal.signal(number, signal.SIG_IGN)
     try:
         for message in _messages(make):
             writer.send(message)
     except OSError:
-        pass  # nobody reads any more
-    except Exception as error:  # no memory for the message, say
-        writer.send((None, line(error)))
+        pass  # the reader is gone
+    except Exception as error:  # for example no memory for the message
+        writer.send((None, reason(error)))
     finally:
         os._exit(0)  # without waiting for the iterator's threads
 
 
 def _messages(make):
-    """(element, None) of an iterator, and (None, what went wrong) if something does."""
+    """(element, None) for each element of an iterator, then (None, the fault in one line) if it raises."""
     try:
         for element in make():
             yield element, None
     except Exception as error:
-        yield None, line(error)
-
-
-def line(error):
-    """An exception in one line."""
-    if isinstance(error, MemoryError):
-        return "out of memory"
-    return (str(error) or type(error).__name__).splitlines()[0]
+        yield None, reason(error)

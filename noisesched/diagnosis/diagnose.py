@@ -16,10 +16,10 @@ import numpy as np
 from noisesched import spec
 from noisesched.data import pipeline
 from noisesched.diagnosis import checks, leak, scheduler_file
-from noisesched.diagnosis.plot import COLOURS
 from noisesched.runs import config as configuration
 from noisesched.runs.workdir import Workdir
 from noisesched.runtime.files import replacing, write_json
+from noisesched.runtime.pictures import COLOURS
 
 IMAGES = 2048  # of the training split: the first so many
 VALUES = 2**27  # pixel values that are read, and that are noised: a few seconds

@@ -17,6 +17,7 @@ sampler that starts so, at a level of some R^2, makes images whose mean is drawn
 import numpy as np
 
 from noisesched import diffusion
+from noisesched.runtime import pictures
 
 BATCH = 2**22  # values that are noised at once
 
@@ -35,7 +36,7 @@ def read_out(log_snr, variance, dimensions, noise_offset=0.0):
 
 def mean_variance(images):
     """Var(m) of uint8 images [n, H, W, C], scaled to [-1, 1]: over the images, averaged over the channels."""
-    return float((_scaled(images).mean(axis=(1, 2), dtype=np.float64)).var(axis=0).mean())
+    return float(pictures.scale(images).mean(axis=(1, 2), dtype=np.float64).var(axis=0).mean())
 
 
 def measured(images, log_snr, noises=1, seed=0, noise_offset=0.0):
@@ -48,7 +49,7 @@ def measured(images, log_snr, noises=1, seed=0, noise_offset=0.0):
     rng, size = np.random.default_rng(seed), max(BATCH // images[0].size, 1)
     truth, read = [], []
     for first in range(0, len(images), size):
-        x = _scaled(images[first : first + size])
+        x = pictures.scale(images[first : first + size])
         truth.append(x.mean(axis=(1, 2), dtype=np.float64))
         draws = []
         for _ in range(noises):
@@ -70,7 +71,3 @@ def measured(images, log_snr, noises=1, seed=0, noise_offset=0.0):
         return 0.0, 0.0
     missed = errors.sum() / spread.sum()
     return float(1 - missed), float(np.sqrt(np.square(errors - missed * spread).sum()) / spread.sum())
-
-
-def _scaled(images):
-    return (images.astype(np.float32) - 127.5) / 127.5

@@ -1,4 +1,4 @@
-"""A small convolutional classifier, trained on a data set's own labels, whose last hidden layer metrics see by."""
+"""A small convolutional classifier, trained on a data set's own labels; metrics compare features from its last hidden layer."""
 
 import functools
 import math
@@ -12,18 +12,29 @@ from tqdm import tqdm
 from noisesched.data import pipeline
 from noisesched.runtime import pictures
 
-SEED = 0  # of its parameters, its batches and what it is trained on
-WIDTHS = (16, 32, 64)  # channels of its convolutions; the last stands for all further ones
-FEATURES = 64  # of its last hidden layer
+SEED = 0  # of its parameters, its batches and the choice of training images
+WIDTHS = (16, 32, 64)  # channels of its convolutions; the last also of all further ones
+FEATURES = 64  # size of its last hidden layer
 STEPS, BATCH, RATE = 1000, 128, 4e-3
 TRAINED_ON, HELD_OUT = 50_000, 10_000  # images at most
 VERSION = 2  # raise it when anything about the classifier changes
 
 
-def labelled(config_data, train):
-    """((images, labels) to train on, (images, labels) held out, where the latter are from): chosen at random where limited.
+def training_split(config_data):
+    """The split 'train' of a Config's `data`; ValueError unless it has two classes or more."""
+    train = pipeline.open_config(config_data, "train")
+    if train.num_classes < 2:
+        raise ValueError(
+            f"{train.name}: a classifier needs images of two or more labelled classes, not {train.num_classes}; "
+            "measure by raw instead, e.g. frechet(raw)"
+        )
+    return train
 
-    Held out are images of the split 'test' or 'validation', or else a tenth of 'train', which is then not trained on.
+
+def labelled(config_data, train):
+    """((images, labels) to train on, (images, labels) held out, a name for the latter); random choices if there are many.
+
+    Images of the split 'test' or 'validation' are held out, or else a tenth of 'train', which is then not trained on.
     """
     rng = np.random.default_rng(SEED)
     numbers = rng.permutation(len(train))
@@ -33,10 +44,10 @@ def labelled(config_data, train):
         except ValueError:  # there is none
             continue
         held = other.source.read(rng.permutation(len(other))[:HELD_OUT])
-        if held[1].min() >= 0:  # the labels of some tests are kept secret: -1
+        if held[1].min() >= 0:  # some data sets keep the labels of their test split secret: -1
             break
     else:
-        split, count = "train, kept from training", max(1, min(len(train) // 10, HELD_OUT))
+        split, count = "train, not trained on", max(1, min(len(train) // 10, HELD_OUT))
         held, numbers = train.source.read(numbers[:count]), numbers[count:]
     if not len(numbers):
         raise ValueError(f"{train.name} has one image: too few for a classifier; measure by raw instead")
@@ -57,25 +68,25 @@ def network(params, images):
 
 
 def _convolutions(size):
-    return 1 + max(0, math.ceil(math.log2(size / 4)))  # the first keeps the size, each other halves it
+    return 1 + max(0, math.ceil(math.log2(size / 4)))  # the first keeps the size, the others halve it
 
 
-def _start(size, channels, num_classes):
-    """Random parameters: {name: float32}, normal of variance 2 / inputs, biases 0."""
+def _initial(size, channels, num_classes):
+    """Random parameters {name: float32}: normal with variance 2 / inputs, biases 0."""
     rng, params = np.random.default_rng(SEED), {}
-    draw = lambda *shape: (rng.standard_normal(shape) * math.sqrt(2 / math.prod(shape[:-1]))).astype(np.float32)
+    weights = lambda *shape: (rng.standard_normal(shape) * math.sqrt(2 / math.prod(shape[:-1]))).astype(np.float32)
     for i in range(_convolutions(size)):
         width = WIDTHS[min(i, len(WIDTHS) - 1)]
-        params |= {f"kernel_{i}": draw(3, 3, channels, width), f"bias_{i}": np.zeros(width, np.float32)}
+        params |= {f"kernel_{i}": weights(3, 3, channels, width), f"bias_{i}": np.zeros(width, np.float32)}
         size, channels = -(-size // 2) if i else size, width
-    params |= {"dense": draw(size * size * channels, FEATURES), "dense_bias": np.zeros(FEATURES, np.float32)}
-    return params | {"head": draw(FEATURES, num_classes), "head_bias": np.zeros(num_classes, np.float32)}
+    params |= {"dense": weights(size * size * channels, FEATURES), "dense_bias": np.zeros(FEATURES, np.float32)}
+    return params | {"head": weights(FEATURES, num_classes), "head_bias": np.zeros(num_classes, np.float32)}
 
 
 def fit(images, labels, num_classes):
-    """The classifier's parameters after STEPS of AdamW on images uint8 [n, H, W, C], labels int [n]: a function of these."""
+    """The parameters after STEPS of AdamW on images uint8 [n, H, W, C] and labels int [n]; deterministic."""
     optimizer = optax.adamw(optax.warmup_cosine_decay_schedule(0, RATE, STEPS // 20, STEPS), weight_decay=0.1)
-    params, reach = jax.device_put(_start(*images.shape[2:], num_classes)), max(1, images.shape[1] // 8)
+    params, reach = jax.device_put(_initial(*images.shape[2:], num_classes)), max(1, images.shape[1] // 8)
 
     def shifted(image, corner):
         return jax.lax.dynamic_slice(jnp.pad(image, ((reach, reach), (reach, reach), (0, 0)), "edge"), corner, image.shape)
@@ -83,7 +94,7 @@ def fit(images, labels, num_classes):
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, state, images, labels, i):
         corners = jax.random.randint(jax.random.fold_in(jax.random.key(SEED), i), (len(images), 2), 0, 2 * reach + 1)
-        moved = jax.vmap(shifted)(images, jnp.pad(corners, ((0, 0), (0, 1))))  # up to an eighth, in any direction
+        moved = jax.vmap(shifted)(images, jnp.pad(corners, ((0, 0), (0, 1))))  # by up to an eighth of the size, in any direction
         targets = optax.smooth_labels(jax.nn.one_hot(labels, num_classes), 0.1)
         loss = lambda p: optax.softmax_cross_entropy(network(p, moved)[1], targets).mean()
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)

@@ -1,12 +1,12 @@
-"""Evaluation: what a checkpoint knows of images that it was not trained on, whatever schedule it is sampled with.
+"""Evaluation of a checkpoint on images that it was not trained on, independent of the schedule that it is sampled with.
 
-The bound in bits per dimension, in continuous time and for the levels of inference schedules; the loss profile, which is the
-network's error at every level; what it knows at its last trained level and at zero SNR (`noisiest`); and, when metrics are asked
-for, the quality of samples. `evaluation.json` holds them, and `profile.png` shows the errors over the levels that training
-drew. The bound has the same two ends whatever the training schedule, so that runs can be compared, and it is told how much of
-it comes from levels that training never drew. All noise is standard normal, without the offset that training's may have had.
+It computes the bound in bits per dimension, in continuous time and for the levels of inference schedules; the loss profile, which
+is the network's error at every level; its answers at the last trained level and at zero SNR (`zero_snr`); and, if metrics are
+requested, the quality of samples. `evaluation.json` holds the numbers, `profile.png` shows the errors above the levels that
+training drew. The bound has the same two ends whatever the training schedule, so that runs can be compared, and the share of it
+that comes from levels that training never drew is reported. All noise is standard normal, without training's noise offset.
 
-An evaluation that is there already, of the same request, checkpoint, config, data and files, is not made again.
+An existing evaluation of the same request, checkpoint, config, data and files is not repeated.
 """
 
 import dataclasses
@@ -34,11 +34,11 @@ from noisesched.runtime.files import read_json, replacing, write_atomically, wri
 from noisesched.spec import shortened
 
 BATCH = 128  # images per dispatch and device
-PROFILE_NOISES = 2  # of each image at each level of the profile: the fewest that tell the error of its integral
-PROFILE_DRAWS = 2**20  # the number of its first draw: it shares no noise with the bound
+PROFILE_NOISES = 2  # draws per image and level of the profile: the fewest that give an error of its integral
+PROFILE_DRAWS = 2**20  # the number of the profile's first draw: it shares no noise with the bound
 NOISIEST_DRAWS = 2**21  # the number of the first draw at the last level and at zero SNR
 MOST_DRAWS = 2**24  # of all images together: these take 2 GB of the host's memory
-MEAN_VALUES = 2**26  # the data's mean is of so many values at most: of 21845 images of CIFAR-10
+MEAN_VALUES = 2**26  # the data's mean is taken over at most so many values: 21845 images of CIFAR-10
 HOLDS = ("checkpoint", "bits_per_dim", "profile", "last_level", "zero_snr")  # what a complete evaluation.json holds
 WHERE = ("workdir", "out", "checkpoint", *(field.name for field in dataclasses.fields(Job)))  # what decides no number
 OF_SAMPLES = ("schedule", "steps", "method", "guidance", "num_samples", "inception_weights")  # for samples alone
@@ -48,10 +48,10 @@ OF_SAMPLES = ("schedule", "steps", "method", "guidance", "num_samples", "incepti
 
 
 def run(request, say=tqdm.write):
-    """Carries out a `requests.Evaluate`; returns what evaluation.json holds. For all processes of a job, the first one writes.
+    """Carries out a `requests.Evaluate`; returns the content of evaluation.json. All processes call it, the first one writes.
 
-    Raises ValueError or FileNotFoundError, in one line, before long work, if the request is invalid; and ValueError,
-    naming the level, if the network's estimates are not finite.
+    Raises ValueError or FileNotFoundError, in one line and before any long work, if the request is invalid; ValueError that names
+    the level if the network's estimates are not finite.
     """
     workdir = Workdir(request.workdir)
     with cluster.own(request.out or workdir.path / "evaluation") as out:
@@ -59,7 +59,7 @@ def run(request, say=tqdm.write):
 
 
 def _run(workdir, request, out, say):
-    # ---- The run; an evaluation that is there already.
+    # ---- The run, and whether it is evaluated already.
     stored = workdir.read_config()
     config = configuration.from_dict(stored)
     check(config, request)
@@ -67,12 +67,12 @@ def _run(workdir, request, out, say):
     split = cluster.in_turn(lambda: held_out(config, request))
     subject, plain = (identity(stored, config, each, split) for each in (request, without_metrics(request)))
     wanted = cluster.by_first(workdir.latest_step) if request.checkpoint is None else request.checkpoint
-    found = cluster.by_first(lambda: read(out, request.best_levels))
+    found = cluster.by_first(lambda: existing(out, request.best_levels))
     if found and found["checkpoint"] == wanted and subject.items() <= found.items():
-        say(f"{out}: step {found['checkpoint']} is evaluated already, as asked")
+        say(f"{out}: step {found['checkpoint']} is evaluated already")
         return found
 
-    # ---- The network and the images, real ones to compare samples with too.
+    # ---- The network, the images, and those to compare samples with.
     definition, template = build.abstract_denoiser(config, request.translation)
     with Checkpoints(workdir, max_to_keep=None, say=say) as checkpoints:
         step, items = checkpoints.restore({request.parameters: template}, request.checkpoint)
@@ -83,7 +83,7 @@ def _run(workdir, request, out, say):
     reference = cluster.in_turn(lambda: real_images(config, request, say))
     out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
 
-    # ---- Likelihood: on disk before any sample is made.
+    # ---- Likelihood, written to disk before any sample is made.
     result = {
         "checkpoint": step,
         "parameters": request.parameters,
@@ -96,14 +96,14 @@ def _run(workdir, request, out, say):
     result |= noisiest_of(config, definition, params, images, labels, request.seed, average)
     for line in summary(result, config):
         say(line)
-    draw(out / "profile.png", result, config)
+    plot_profile(out / "profile.png", result, config)
     path, profile = best_path(out, request.best_levels), result["profile"]
-    path.unlink(missing_ok=True)  # one of another evaluation
+    path.unlink(missing_ok=True)  # of another evaluation
     write_json(out / "evaluation.json", result)
     if request.best_levels:
         found = likelihood.best_schedule(profile["log_snr"], profile["x"], images, request.best_levels)
         write_atomically(path, "".join(f"{level:.6f}\n" for level in found))
-        say(f"  the {request.best_levels} levels of the least bound in discrete time: \"piecewise('{path}')\"")
+        say(f"  the {request.best_levels} levels with the lowest bound in discrete time: \"piecewise('{path}')\"")
     if not reference:
         return result
 
@@ -130,10 +130,10 @@ def _run(workdir, request, out, say):
 
 
 def identity(stored, config, request, split):
-    """All that decides the numbers of an evaluation, but the checkpoint, as JSON holds it: equal for equal requests.
+    """Everything but the checkpoint that determines the numbers of an evaluation, in JSON's types.
 
-    `stored`: the run's config.json. Schedules are as they print, so that a file's content counts and not its name; the data
-    and the file of Inception's weights have checksums.
+    `stored`: the run's config.json. Schedules are printed with the numbers of their files, so that a file's content counts, not
+    its name; the data and the file of Inception's weights have checksums.
     """
     left_out = [*WHERE, *(() if request.metrics else OF_SAMPLES)]
     asked = {name: value for name, value in dataclasses.asdict(request).items() if name not in left_out}
@@ -142,7 +142,7 @@ def identity(stored, config, request, split):
     if request.metrics:
         asked["schedule"] = str(schedules.make(request.schedule or config.schedule))
     if request.metrics and request.inception_weights:
-        from noisesched.evaluation import inception  # idle without them
+        from noisesched.evaluation import inception
 
         asked["inception_weights_crc32"] = zlib.crc32(inception.find(request.inception_weights).read_bytes())
     return {
@@ -154,13 +154,13 @@ def identity(stored, config, request, split):
 
 
 def without_metrics(request):
-    """The same request for no samples."""
+    """The same request without samples."""
     fields = {field.name: field.default for field in dataclasses.fields(Evaluate)}
     return dataclasses.replace(request, **{name: fields[name] for name in ("metrics", *OF_SAMPLES)})
 
 
 def check(config, request):
-    """Raises ConfigError for a request that this run cannot answer."""
+    """Raises ConfigError if the request is invalid for this run."""
 
     def require(condition, message):
         if not condition:
@@ -171,14 +171,14 @@ def check(config, request):
     require(-30 <= low < high <= 20, f"the ends of the bound, log-SNR {low:g} to {high:g}, must rise and lie in -30 to 20")
     require(
         2 <= request.noises < PROFILE_DRAWS and request.noises % 2 == 0,
-        f"noises={request.noises}: draws come in pairs, which tell the error; give an even number, 2 to {PROFILE_DRAWS - 2}",
+        f"noises={request.noises}: draws come in pairs, which give the error; give an even number from 2 to {PROFILE_DRAWS - 2}",
     )
     require(0 <= request.best_levels <= 200, f"best_levels={request.best_levels} must be 0 to 200")
     known = len(likelihood.candidates(low, high))
     require(
         request.best_levels <= known,
-        f"best_levels={request.best_levels}: there are {known} to choose among, "
-        f"{likelihood.RESOLUTION} apart, in the measured range of log-SNR, {low:g} to {high:g}",
+        f"best_levels={request.best_levels}: the measured range of log-SNR, {low:g} to {high:g}, has only {known} levels to "
+        f"choose from, {likelihood.RESOLUTION} apart",
     )
     require(5 <= request.profile_levels <= 10_000, f"profile_levels={request.profile_levels} must be 5 to 10000")
     require(request.num_images != 1 and request.num_images >= 0, f"num_images={request.num_images}: give 2 or more, or 0 for all")
@@ -190,34 +190,32 @@ def check(config, request):
     given = [name for name in OF_SAMPLES if getattr(request, name) != getattr(plain, name)]
     require(
         request.metrics or not given,
-        f"{', '.join(f'{name}={getattr(request, name)!r}' for name in given)}: samples are "
-        "made only for metrics; give some, such as --metrics 'frechet(classifier)'",
+        f"{', '.join(f'{name}={getattr(request, name)!r}' for name in given)}: samples are only made for metrics; give "
+        "some, such as --metrics 'frechet(classifier)'",
     )
     extractors = {metrics.parse(text).extractor for text in request.metrics}
     require(
         "inception" in extractors or not request.inception_weights,
-        f"inception_weights={request.inception_weights!r}: none "
-        f"of the metrics sees with them; given: {', '.join(request.metrics)}",
+        f"inception_weights={request.inception_weights!r}: none of the metrics uses them; given: {', '.join(request.metrics)}",
     )
     if request.metrics:
-        text = request.schedule or config.schedule
+        text = str(request.schedule or config.schedule)
         configuration.check_levels(config, text, np.asarray(schedules.levels(schedules.make(text), request.steps)))
         samplers.parse(request.method)
         configuration.check_guidance(config, request.guidance)
 
 
 def discrete_paths(config, request):
-    """[(schedule, number of levels, path)] of `request.discrete`: the levels that sampling visits, and `likelihood.end_of` them.
+    """[(schedule, number of levels, path)] for `request.discrete`: the levels that sampling visits, and where they end.
 
-    Levels that are cleaner than log_snr_max are left out. The first level may be -inf.
+    Levels cleaner than log_snr_max are left out. The first level may be -inf.
     """
     paths = []
     for text, n in request.discrete:
         log_snrs = np.asarray(schedules.levels(schedules.make(text), n), np.float64)
         configuration.check_levels(config, text, log_snrs)
         log_snrs = log_snrs[log_snrs < request.log_snr_max]
-        end = np.log1p(2 * np.exp(log_snrs[-1:]))  # finite also if the only level is -inf
-        log_snrs = np.append(log_snrs, np.minimum(end, request.log_snr_max))
+        log_snrs = np.append(log_snrs, np.minimum(likelihood.end_of(log_snrs[-1:]), request.log_snr_max))
         try:
             paths.append((text, len(log_snrs) - 1, likelihood.discrete(log_snrs)))
         except ValueError as error:
@@ -226,7 +224,7 @@ def discrete_paths(config, request):
 
 
 def held_out(config, request):
-    """The data.Split asked for. ConfigError if it has other classes than the network knows, or too few or too many images."""
+    """The requested pipeline.Split. ConfigError if its classes are not the network's, or it has too few or too many images."""
     split = pipeline.open_config(config.data, request.split)
     if config.model.num_classes not in (0, split.num_classes):
         raise configuration.ConfigError(
@@ -236,22 +234,22 @@ def held_out(config, request):
         raise configuration.ConfigError(f"num_images={request.num_images}: {split.name} has {len(split)} images")
     count = request.num_images or len(split)
     if count < 2:
-        raise configuration.ConfigError(f"{split.name} has one image, and no error can be told by it: give 2 or more")
+        raise configuration.ConfigError(f"{split.name} has one image, which gives no standard error: give 2 or more")
     for name, draws in (("noises", 1), ("profile_levels", PROFILE_NOISES)):
         most = MOST_DRAWS // (count * draws) // 2 * 2
         if getattr(request, name) > most:
             raise configuration.ConfigError(
-                f"{name}={getattr(request, name)} of {count} images: {MOST_DRAWS} draws fit in "
-                f"memory, so up to {most}; or take fewer images, or several seeds"
+                f"{name}={getattr(request, name)} for {count} images: memory is limited to {MOST_DRAWS} draws, so give up to "
+                f"{most}, or take fewer images, or several seeds"
             )
     return split
 
 
 def real_images(config, request, say):
-    """What samples are compared with, of the split that was trained on; None if no metrics are asked for."""
+    """The `features.Reference` for samples, from the split that was trained on; None without metrics."""
     if not request.metrics:
         return None
-    from noisesched.evaluation import features  # idle without metrics
+    from noisesched.evaluation import features
 
     return features.reference(
         config.data,
@@ -264,7 +262,7 @@ def real_images(config, request, say):
 
 
 def trained_average(config):
-    """The `noisiest.Average` of the images that a run learned from, by class if it knows any: of evenly spaced ones, if many."""
+    """The `zero_snr.Average` of a run's training images, by class if the network has classes; of evenly spaced ones if many."""
     split = pipeline.open_config(config.data)
     count = min(len(split), max(MEAN_VALUES // (config.data.image_size**2 * config.data.channels), 1))
     images, labels = split.source.read(np.arange(count) * len(split) // count)
@@ -278,8 +276,8 @@ def trained_average(config):
 def likelihood_of(config, definition, params, images, labels, request, paths=(), step=0):
     """{"bits_per_dim": .., "discrete": [..], "profile": ..} of held-out images, uint8 [n, H, W, C], and labels [n] or None.
 
-    `paths`: from `discrete_paths`; `step`: the checkpoint's, for what training had drawn by then. All parts go through one
-    compiled program, and all bounds use the same positions and noise.
+    `paths`: from `discrete_paths`; `step`: the checkpoint's, which decides the range that training had drawn by then. All parts
+    use one compiled program, and all bounds the same positions and noise.
     """
     low, high = request.log_snr_min, request.log_snr_max
     everywhere = likelihood.continuous(f"uniform_log_snr(log_snr_max={high!r}, log_snr_min={low!r})")
@@ -288,7 +286,7 @@ def likelihood_of(config, definition, params, images, labels, request, paths=(),
     repeated = np.tile(np.repeat(profile_levels, PROFILE_NOISES), (len(images), 1))
     total = len(images) * request.noises * (1 + len(paths)) + repeated.size
     with tqdm(total=total, desc="likelihood", unit="image", unit_scale=True, disable=None) as bar:
-        errors = spread(definition, params, images, labels, request.seed, bar.update)
+        errors = squared_errors(definition, params, images, labels, request.seed, bar.update)
 
         def bounded(path):
             drawn = likelihood.plan(path, request.seed, index, request.noises)
@@ -314,8 +312,8 @@ def likelihood_of(config, definition, params, images, labels, request, paths=(),
 
 
 def noisiest_of(config, definition, params, images, labels, seed, average):
-    """{"last_level": .., "zero_snr": ..} of held-out images, as `noisiest` defines them: through the same compiled program."""
-    errors = spread(definition, params, images, labels, seed, lambda count: None)
+    """{"last_level": .., "zero_snr": ..} of held-out images, as defined in `zero_snr`: by the same compiled program."""
+    errors = squared_errors(definition, params, images, labels, seed, lambda count: None)
     ask = lambda log_snrs, first_draw=0, out=None: errors(log_snrs, NOISIEST_DRAWS + first_draw, out)
     classes = np.zeros(len(images), int) if labels is None else labels
     last = zero_snr.last_level(ask, float(config.schedule(1.0)), images, classes, average)
@@ -323,11 +321,11 @@ def noisiest_of(config, definition, params, images, labels, seed, average):
     return {"last_level": dataclasses.asdict(last), "zero_snr": dataclasses.asdict(zero)}
 
 
-def spread(definition, params, images, labels, seed, progress):
+def squared_errors(definition, params, images, labels, seed, progress):
     """The function (log_snrs [n, K], number of the first draw, out) -> squared errors float64 [n, K] of the first n images.
 
-    The estimates x_hat are written to `out`, if given: float32 [n, K, H, W, C]. In batches of one size, each spread over the
-    devices of all processes, on which the errors do not depend.
+    The estimates x_hat are written to `out`, if given: float32 [n, K, H, W, C]. It works in batches of one size, each split over
+    the devices of all processes, and the errors do not depend on these.
     """
     size = BATCH * jax.device_count()
     params, seed = sharding.on_all((params, jnp.uint32(seed)))
@@ -335,7 +333,7 @@ def spread(definition, params, images, labels, seed, progress):
     def errors(log_snrs, first_draw=0, out=None):
         draws, levels, results = log_snrs.shape[1], log_snrs.ravel().astype(np.float32), np.empty(log_snrs.size)
         for first in range(0, levels.size, size):
-            rows = np.arange(first, first + size) % levels.size  # the last batch is filled up with what has been done
+            rows = np.arange(first, first + size) % levels.size  # the last batch is filled up with earlier rows
             index, draw = (rows // draws).astype(np.int32), (first_draw + rows % draws).astype(np.int32)
             batch = sharding.rows_over_all(
                 (images[index], None if labels is None else labels[index].astype(np.int32), index, draw, levels[rows])
@@ -359,17 +357,17 @@ def spread(definition, params, images, labels, seed, progress):
 
 @functools.partial(jax.jit, static_argnums=0)
 def estimates(definition, params, seed, images, labels, index, draw, log_snr):
-    """`likelihood.estimates` of a network, of images uint8 [B, H, W, C]. Compiled once for all runs of one network."""
+    """`likelihood.estimates` of a network for images uint8 [B, H, W, C]. Compiled once for all runs of one network."""
     network = denoiser.merge(definition, params)
     denoise = lambda z, log_snr: network(z, log_snr, labels)
     return likelihood.estimates(denoise, seed, pictures.scale(images), index, draw, log_snr)
 
 
-# -- on disk and on paper
+# -- files, tables, plots
 
 
-def read(out, n):
-    """The evaluation in a folder, or None if there is none that holds all it would today, with the file of its n best levels."""
+def existing(out, n):
+    """The evaluation in a folder, or None if it is missing or incomplete, the file of its n best levels included."""
     try:
         found = read_json(out / "evaluation.json")
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -383,7 +381,7 @@ def best_path(out, n):
 
 
 def summary(result, config):
-    """The table of an evaluation, line by line."""
+    """The lines of an evaluation's table."""
     bits, profile, untrained = result["bits_per_dim"], result["profile"], result["bits_per_dim"]["untrained"]
     yield (
         f"step {result['checkpoint']} ({result['parameters']}), {result['num_images']} images of {result['split']!r}, bits "
@@ -402,11 +400,11 @@ def summary(result, config):
         f"  {'at levels never drawn':28} {untrained['noisier']:.4f} noisier, {untrained['cleaner']:.4f} cleaner than training "
         f"with {shortened(str(config.schedule))} went, together {untrained['share']:.1%} of the bound"
     )
-    yield from zero_snr.told(result["last_level"], result["zero_snr"])
+    yield from zero_snr.lines(result["last_level"], result["zero_snr"])
 
 
-def draw(path, result, config):
-    """The loss profile as eps, x and v error, over the density of the levels that training drew."""
+def plot_profile(path, result, config):
+    """Writes the picture of the loss profile as eps, x and v error, above the density of the levels that training drew."""
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and looks for a display
 
     profile, bits = result["profile"], result["bits_per_dim"]
@@ -418,12 +416,12 @@ def draw(path, result, config):
         error, margin = np.asarray(profile[kind]), 2 * np.asarray(profile[f"{kind}_std_error"])
         below = panel.twinx()
         below.set(ylim=(0, 2.5 * max(density.max(), 1)), yticks=[])
-        below.stairs(density, edges, fill=True, color="#56B4E9", alpha=0.3)
+        below.stairs(density, edges, fill=True, color=pictures.COLOURS[5], alpha=0.3)
         below.spines[["top", "right"]].set_visible(False)
         panel.set_zorder(below.get_zorder() + 1)
         panel.patch.set_visible(False)
-        panel.fill_between(log_snr, error - margin, error + margin, color="#D55E00", alpha=0.3, linewidth=0)
-        panel.plot(log_snr, error, color="#D55E00", linewidth=1.6)
+        panel.fill_between(log_snr, error - margin, error + margin, color=pictures.COLOURS[3], alpha=0.3, linewidth=0)
+        panel.plot(log_snr, error, color=pictures.COLOURS[3], linewidth=1.6)
         panel.set(title=f"{kind} error", xlabel="log-SNR: noise left, clean right", xlim=log_snr[[0, -1]], ylim=(0, None))
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)

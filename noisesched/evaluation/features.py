@@ -1,14 +1,14 @@
-"""The real side of a comparison: as many real images as samples, and the features by which metrics see both.
+"""The real half of a comparison: as many real images as samples, and the features in which metrics compare both.
 
 Three extractors turn images into features:
 
-- `raw`: the pixels themselves. Needs nothing; near images are those of equal pixels, not of equal content.
-- `classifier`: the last hidden layer of a small convolutional network, trained here on the data set's own labels, if it has
-  any. `about` has its accuracy on images it was not trained on; those compared are partly ones it was.
-- `inception`: Inception-V3 from a file of weights (`noisesched.evaluation.inception`), which published FIDs are about.
+- `raw`: the pixels themselves. Needs nothing; similar means equal in pixels, not in content.
+- `classifier`: the last hidden layer of a small convolutional network, trained here on the data set's own labels if it has any.
+  `about` has its accuracy on images it was not trained on; the images compared are partly ones it was trained on.
+- `inception`: Inception-V3 from a file of weights (`noisesched.evaluation.inception`), as in published FIDs.
 
-What is computed from real images alone is kept beside the prepared data set, in `noisesched_features/`: each file is named
-after, and holds, all that decided its content, so it is found again only by the same (the .json next to it is for people).
+Results that depend on real images alone are kept beside the prepared data set, in `noisesched_features/`. Each file is named by,
+and holds, everything that determined its content, so no other request finds it (the .json next to it is for people).
 """
 
 import dataclasses
@@ -28,6 +28,7 @@ from tqdm import tqdm
 from noisesched.data import pipeline
 from noisesched.evaluation import classifier, image_stats, inception, metrics
 from noisesched.runtime import pictures
+from noisesched.runtime.files import reason
 
 FOLDER = "noisesched_features"
 SEED = 0  # of the choice of real images, and of the classifier
@@ -38,22 +39,22 @@ SEED = 0  # of the choice of real images, and of the classifier
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """n real images as the metrics need them; `measure` compares n samples with them."""
+    """n real images, prepared for the metrics; `measure` compares n samples with them."""
 
     shape: tuple[int, ...]  # of the images: (n, H, W, C)
-    labels: np.ndarray  # of the images, int32 [n]: samples of the same classes are what they are to be compared with
-    floor: dict[str, float]  # the same numbers of n other real images: what a perfect sampler would get
-    appearance: dict[str, dict]  # {"real", "floor"}: what these and the others look like, `appearance.describe`
-    about: dict  # what samples are compared with, for JSON
+    labels: np.ndarray  # of the images, int32 [n]: compare with samples of the same classes
+    floor: dict[str, float]  # the same numbers for n other real images: what a perfect sampler would get
+    appearance: dict[str, dict]  # {"real", "floor"}: `image_stats.describe` of these and the other images
+    about: dict  # a description for JSON
     extractors: dict
     distances: dict[str, tuple[metrics.Measure, Callable]]  # of each number's name
 
     def measure(self, images):
-        """{name: float} of samples, uint8 [n, H, W, C]. ValueError for another number, shape or kind of images."""
+        """{name: float} for samples, uint8 [n, H, W, C]. ValueError for another number, shape or type of images."""
         if getattr(images, "dtype", None) != np.uint8 or np.shape(images) != self.shape:
             got = f"{getattr(images, 'dtype', type(images).__name__)} {list(np.shape(images))}"
             raise ValueError(f"these metrics compare uint8 images {list(self.shape)}; got {got}")
-        return _compare(self.distances, _see(self.extractors, np.asarray(images)))
+        return _compare(self.distances, _extracted(self.extractors, np.asarray(images)))
 
 
 def reference(config_data, n, measures, *, split, inception_weights="", say=tqdm.write):
@@ -61,12 +62,12 @@ def reference(config_data, n, measures, *, split, inception_weights="", say=tqdm
 
     config_data        a Config's `data`: which data set, at which image size
     measures           metrics.Measure or their texts, e.g. "frechet(classifier)"
-    split              the real images to choose from, e.g. "train+test": of a seeded random permutation, the first n are
-                       what samples are compared with, the next n give the floor
+    split              the real images to choose from, e.g. "train+test": the first n of a seeded random permutation are compared
+                       with samples, the next n give the floor
     inception_weights  the file of weights that `inception` needs
 
-    Raises ValueError or FileNotFoundError, in one line, if the split holds less than 2 n images, n is too small for a metric,
-    or the data or the files cannot give what an extractor needs. Trains the classifier if need be, which takes a while.
+    Raises ValueError or FileNotFoundError, in one line, if the split has fewer than 2 n images, n is too small for a metric, or
+    the data or files lack what an extractor needs. Trains the classifier if it is needed and not kept, which takes a while.
     """
     measures = _parsed(measures)
     real = _real(config_data, n, measures, split)
@@ -79,7 +80,7 @@ def reference(config_data, n, measures, *, split, inception_weights="", say=tqdm
     numbers = _chosen(real, 2 * n)
     (images, labels), (others, _) = real.source.read(numbers[:n]), real.source.read(numbers[n:])
     key = {"data": real.identity, "split": split, "image_size": config_data.image_size, "channels": config_data.channels, "n": n}
-    seen, distances = [_see(made, half, kept, key) for half in (images, others)], {}
+    seen, distances = [_extracted(made, half, kept, key) for half in (images, others)], {}
     for each in measures:
         metric = metrics.METRICS[each.metric]
         distances[metrics.name(each, n)] = each, metric.against(seen[0][each.extractor][metric.takes])
@@ -96,10 +97,11 @@ def reference(config_data, n, measures, *, split, inception_weights="", say=tqdm
 
 
 def check(config_data, n, measures, *, split, inception_weights="", num_classes=0):
-    """Raises what `reference` would for its arguments, but trains and extracts nothing. Returns what their names stand for
-    today: {"data": the data set's identity, "split", "n", "version": of the extractors, "weights_crc32": Inception's or None}.
+    """Raises what `reference` would raise for its arguments, without training or extracting anything.
 
-    `num_classes`: of a network that is told classes, and whose samples are to be of the real images'; 0: of none.
+    Returns what the arguments refer to now: {"data": the data set's identity, "split", "n", "version": of the extractors,
+    "weights_crc32": Inception's or None}. `num_classes`: of a network with classes, whose samples are made for the real images'
+    labels; 0: without classes.
     """
     measures = _parsed(measures)
     real = _real(config_data, n, measures, split)
@@ -107,12 +109,12 @@ def check(config_data, n, measures, *, split, inception_weights="", num_classes=
         labels = real.source.read(_chosen(real, n))[1]
         if not 0 <= labels.min() <= labels.max() < num_classes:
             raise ValueError(
-                f"{real.name} has labels {labels.min()} to {labels.max()} (-1: kept secret), and the network knows "
+                f"{real.name} has labels {labels.min()} to {labels.max()} (-1: kept secret), and the network has "
                 f"0 to {num_classes - 1}: take another split, such as 'train'"
             )
     wanted, crc32 = {each.extractor for each in measures}, None
     if "classifier" in wanted:
-        _labelled_train(config_data)
+        classifier.training_split(config_data)
     if "inception" in wanted:
         crc32 = EXTRACTORS["inception"](config_data, inception_weights, None, None).about["weights_crc32"]
     return {"data": real.identity, "split": split, "n": n, "version": classifier.VERSION, "weights_crc32": crc32}
@@ -127,19 +129,17 @@ def _real(config_data, n, measures, split):
         metrics.METRICS[each.metric].check(n)
     real = pipeline.open_config(config_data, split)
     if not 0 < 2 * n <= len(real):
-        raise ValueError(
-            f"n={n}: {real.name} has {len(real)} images, of which two sets of n are taken: n is 1 to {len(real) // 2}"
-        )
+        raise ValueError(f"n={n}: {real.name} has {len(real)} images, and two sets of n are needed: choose 1 to {len(real) // 2}")
     return real
 
 
 def _chosen(real, count):
-    """The numbers of the first so many images of the seeded permutation."""
+    """The numbers of the first `count` images of the seeded permutation."""
     return np.random.default_rng(SEED).permutation(len(real))[:count]
 
 
-def _see(extractors, images, kept=None, key=None):
-    """{name: what that extractor makes of the images}, and under None the images themselves; `kept` for real ones."""
+def _extracted(extractors, images, kept=None, key=None):
+    """{extractor: its output for the images}, and under None the images themselves; through `kept`, if given."""
     seen = {None: {"images": images}}
     for name, each in extractors.items():
         extract = functools.partial(each.extract, images)
@@ -160,19 +160,19 @@ def _compare(distances, seen):
     }
 
 
-# -- what is kept beside the data set
+# -- results kept beside the data set
 
 
 class Kept:
-    """Arrays computed once, in a folder within the prepared data set's own, `.../name/version`, local or in a bucket."""
+    """Arrays computed once, in a subfolder of the prepared data set's folder, `.../name/version`, local or in a bucket."""
 
     def __init__(self, folder, say):
         self.path, self.say, self.writable = epath.Path(folder) / FOLDER, say, True
 
     def get(self, what, key, make):
-        """{name: array} that `key` (JSON's kinds, all that decides the arrays) made before, or else makes now by `make()`.
+        """{name: array} kept under `key` (of JSON's types, everything that determines the arrays), or else from make().
 
-        A file that cannot be read is made anew, one that cannot be written is not kept, and `say` is told of either.
+        If a file is damaged the arrays are computed again, if it cannot be written they are not kept; `say` reports both.
         """
         text = json.dumps(key, sort_keys=True)
         path = self.path / f"{what.replace(' ', '_')}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
@@ -186,14 +186,13 @@ class Kept:
         try:
             if not path.exists():
                 return None
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:  # its checksums are checked as it is read
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:  # which checks the file's checksums
                 arrays = dict(file)
             if str(arrays.pop("made_by")) != text:
-                raise ValueError("made by something else")
+                raise ValueError("it was made by something else")
             return arrays
-        except Exception as error:  # a damaged file makes the readers raise almost anything
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            self.say(f"{path} is damaged ({reason}): made anew")
+        except Exception as error:  # damaged files raise almost anything
+            self.say(f"{path} is damaged ({reason(error)}): it is made again")
 
     def _write(self, path, what, text, arrays):
         if not self.writable:
@@ -209,7 +208,7 @@ class Kept:
                 temporary.write_bytes(content)
                 temporary.replace(target)
         except OSError as error:
-            self.writable = False  # said once
+            self.writable = False  # and this is said only once
             self.say(f"{self.path} cannot be written ({error.strerror}): {what} and others are not kept for the next time")
 
 
@@ -218,18 +217,18 @@ class Kept:
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
-    """images uint8 [n, H, W, C] -> {"features": float32 [n, d]}, and "probabilities" [n, classes] where there are any."""
+    """images uint8 [n, H, W, C] -> {"features": float32 [n, d]}, for some also "probabilities" [n, classes]."""
 
     extract: Callable
-    about: dict  # for JSON, next to the numbers
-    identity: dict | None  # what decides its output, beside the images; None: too cheap to keep
+    about: dict  # a description for JSON
+    identity: dict | None  # what determines its output, besides the images; None: its output is too cheap to keep
 
 
 EXTRACTORS = {}  # name -> function of (config_data, inception_weights, kept, say) -> Extractor
 
 
 def extractor(name):
-    """Enrols an extractor: a function that makes it ready."""
+    """Registers an extractor: a function that prepares it."""
     return lambda ready: EXTRACTORS.setdefault(name, ready)
 
 
@@ -237,12 +236,12 @@ def extractor(name):
 def _raw(config_data, inception_weights, kept, say):
     """Pixels in [-1, 1], flattened."""
     about = {"dimension": config_data.image_size**2 * config_data.channels}
-    return Extractor(lambda images: {"features": np.asarray(pictures.scale(images)).reshape(len(images), -1)}, about, None)
+    return Extractor(lambda images: {"features": pictures.scale(images).reshape(len(images), -1)}, about, None)
 
 
-@extractor("inception")  # before the classifier: a fault in the weights shows before that is trained
+@extractor("inception")  # before the classifier, so that faulty weights are found before it is trained
 def _inception(config_data, inception_weights, kept, say):
-    """Inception-V3's 2048 pooled features and its class probabilities. Gray images are shown as RGB."""
+    """Inception-V3's 2048 pooled features and its class probabilities. Grey images are repeated to RGB."""
     if not inception_weights:
         raise ValueError("the extractor inception needs a file, inception_weights; without one, measure by classifier or raw")
     params = inception.load(inception_weights)
@@ -257,7 +256,7 @@ def _inception(config_data, inception_weights, kept, say):
 
 
 def in_batches(network, images, batch):
-    """{name: float32 [n, ..]} that `network` makes of images [n, ..], `batch` at a time; the last is filled up to that."""
+    """{name: float32 [n, ..]} from network(images [batch, ..]), for images [n, ..]; the last batch is padded."""
     made = []
     with tqdm(total=len(images), desc="features", unit="image", delay=2, leave=False, disable=None) as bar:
         for start in range(0, len(images), batch):
@@ -268,13 +267,10 @@ def in_batches(network, images, batch):
     return {name: np.concatenate([each[name] for each in made]) for name in made[0]}
 
 
-# -- the classifier
-
-
 @extractor("classifier")
 def _classifier(config_data, inception_weights, kept, say):
     """The last hidden layer of a classifier of the data set's own classes, trained once on its split 'train'."""
-    train = _labelled_train(config_data)
+    train = classifier.training_split(config_data)
     key = {
         "data": train.identity,
         "image_size": config_data.image_size,
@@ -300,13 +296,3 @@ def _classifier(config_data, inception_weights, kept, say):
         about,
         {"version": classifier.VERSION, "weights_crc32": crc32},
     )
-
-
-def _labelled_train(config_data):
-    train = pipeline.open_config(config_data, "train")
-    if train.num_classes < 2:
-        raise ValueError(
-            f"{train.name}: a classifier needs images of two or more labelled classes, not {train.num_classes}; "
-            "measure by raw instead, e.g. frechet(raw)"
-        )
-    return train

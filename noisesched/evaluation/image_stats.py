@@ -1,10 +1,9 @@
-"""What a set of images looks like, beside its distance from another: brightness, contrast, saturation, clipped pixels.
+"""Statistics of a single set of images: brightness, contrast, saturation, clipped pixels.
 
-All numbers are on the scale of x, on which black is -1 and white is 1, and lie in [-1, 1]. They belong to one set alone: what
-they should be is what they are of real images.
+All numbers are on the scale of x, where black is -1 and white is 1. Their values for real images are what samples should have.
 
-To add a statistic, write it below and put `@statistic(..)` over it: a function of uint8 images [n, H, W, C]. `describe`
-and the tables of `report` have it from then on.
+To add a statistic, write it below with `@statistic(..)` above it: a function of uint8 images [n, H, W, C]. `describe` and the
+report's tables then include it.
 """
 
 import dataclasses
@@ -13,25 +12,26 @@ from collections.abc import Callable
 import numpy as np
 
 from noisesched import spec
+from noisesched.runtime import pictures
 
-BLACK, WHITE = -0.9, 0.9  # an image whose mean is below the one is black, above the other white
+BLACK, WHITE = -0.9, 0.9  # an image counts as black if its mean is below the first, as white if above the second
 BINS = 20  # of the histogram
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistic:
-    """of(uint8 images [n, H, W, C]) -> a number in [-1, 1], or None where it means nothing."""
+    """of(uint8 images [n, H, W, C]) -> a number in [-1, 1], or None where it is not defined."""
 
     of: Callable
     meaning: str  # in one line
-    relative: bool  # a share that is read as a part of the share among real images
+    relative: bool  # a share, to be compared with that among real images by their ratio
 
 
 STATISTICS = {}  # name -> Statistic, in the order of this file
 
 
 def statistic(meaning, relative=False):
-    """Enrols a statistic under its function's name."""
+    """Registers a statistic under its function's name."""
 
     def enrol(function):
         STATISTICS[function.__name__] = Statistic(function, meaning, relative)
@@ -41,10 +41,9 @@ def statistic(meaning, relative=False):
 
 
 def describe(images):
-    """{name: float or None} of all STATISTICS, and "histogram": how many images have their mean in each of BINS equal bins of
-    [-1, 1], [int]. In JSON's kinds.
+    """{name: float or None} for all STATISTICS, and "histogram": the counts of `histogram`. All in JSON's types.
 
-    images: uint8 [n, H, W, C], C 1 (gray) or 3 (RGB). Raises ValueError for other arrays, and empty ones.
+    images: uint8 [n, H, W, C], C 1 (grey) or 3 (RGB). Raises ValueError for other arrays, and empty ones.
     """
     if (
         not isinstance(images, np.ndarray)
@@ -54,16 +53,16 @@ def describe(images):
         or (images.shape[3] not in (1, 3))
     ):
         got = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
-        raise ValueError(f"images to be described are uint8 [n, H, W, C], none of n, H, W zero and C 1 or 3; got {got}")
+        raise ValueError(f"statistics take uint8 images [n, H, W, C], n, H, W at least 1, C 1 or 3; got {got}")
     values = {name: each.of(images) for name, each in STATISTICS.items()}
     found = {name: None if value is None else float(value) for name, value in values.items()}
     return found | {"histogram": histogram(images)}
 
 
 def check(found):
-    """Raises ValueError, in one line, unless `found` is what `describe` returns, now or before a statistic was added."""
+    """Raises ValueError, in one line, unless `found` is a result of `describe`, now or before a statistic was added."""
     if not isinstance(found, dict):
-        raise ValueError(f"a description of images is a dictionary; got {_short(found)}")
+        raise ValueError(f"a description of images is a dictionary; got {spec.shortened(repr(found))}")
     counts = found.get("histogram")
     if (
         not isinstance(counts, list)
@@ -71,30 +70,26 @@ def check(found):
         or not all(type(n) is int and 0 <= n < 2**53 for n in counts)
         or (not any(counts))
     ):
-        raise ValueError(f"'histogram' must be {BINS} whole numbers of images, not all 0; got {_short(counts)}")
+        raise ValueError(f"'histogram' must be {BINS} whole numbers of images, not all 0; got {spec.shortened(repr(counts))}")
     for name, each in STATISTICS.items():
         value, least = found.get(name), 0 if each.relative else -1
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and least <= value <= 1 + 1e-9):  # rounding may pass 1
-            raise ValueError(f"{name!r} must be a number from {least} to 1; got {_short(value)}")
+            raise ValueError(f"{name!r} must be a number from {least} to 1; got {spec.shortened(repr(value))}")
 
 
 def means(images):
     """The mean over pixels and channels of each image, float64 [n], on the scale of x."""
-    return images.mean((1, 2, 3), dtype=np.float64) / 127.5 - 1
+    return pictures.scale(images.mean((1, 2, 3), dtype=np.float64), np.float64)
 
 
 def histogram(images):
-    """How many images have their mean in each of BINS equal bins of [-1, 1], the lower end of each in it: [int].
+    """How many images have their mean in each of BINS equal bins of [-1, 1], lower ends included: [int].
 
-    In whole numbers: flat images lie on ends of bins, where rounding would decide.
+    In integer arithmetic: flat images lie on the ends of bins, where rounding would decide.
     """
     totals = images.sum((1, 2, 3), dtype=np.int64)
     return np.bincount(np.minimum(totals * BINS // (255 * images[0].size), BINS - 1), minlength=BINS).tolist()
-
-
-def _short(value):
-    return spec.shortened(repr(value))
 
 
 # -- the statistics
@@ -122,7 +117,7 @@ def white(images):
 
 @statistic("the standard deviation of an image's pixels, averaged over images")
 def contrast(images):
-    return np.mean([image.std() for image in images]) / 127.5  # one by one: float64 of them all is eight times as much memory
+    return np.mean([image.std() for image in images]) / 127.5  # one by one: all in float64 would take eight times the memory
 
 
 @statistic("the saturation of a pixel, (max - min) / max of its channels and 0 in black (HSV), averaged over pixels")
@@ -133,6 +128,6 @@ def saturation(images):
     return np.divide(high - low, high, out=np.zeros(high.shape), where=high > 0).mean()
 
 
-@statistic("the share of pixel values that are the darkest or the brightest there are, 0 or 255")
+@statistic("the share of pixel values that are the darkest or the brightest possible, 0 or 255")
 def clipped(images):
     return ((images == 0) | (images == 255)).mean()

@@ -1,18 +1,19 @@
-"""FID's Inception-V3: 8-bit images to the 2048 features behind FID and KID and the 1008 logits behind the Inception Score.
+"""FID's Inception-V3: from 8-bit images to the 2048 features of FID and KID and the 1008 logits of the Inception Score.
 
-Published numbers were computed with one particular frozen network, the TensorFlow graph "inception-2015-12-05", and count on
-its oddities; another Inception-V3 gives other numbers. This is that graph, from the image to the features:
+Published numbers come from one particular frozen network, the TensorFlow graph "inception-2015-12-05", with all its oddities;
+another Inception-V3 gives other numbers. This is that graph, from the image to the features:
 
-- **resize** inside the graph, to 299x299, by TensorFlow 1's bilinear rule: output pixel i is read at i * length / 299, so that
-  corners, not pixel centres, are aligned, and nothing is smoothed when an image shrinks. This is the definition of FID (Heusel
-  et al. 2017) and of IS (Salimans et al. 2016), both of which feed 0..255 images to the graph, and what torch-fidelity and ADM's
-  evaluator reproduce. pytorch-fid resizes from pixel centres instead: other FIDs, most of all for small images.
+- **resize** to 299x299 inside the graph, by TensorFlow 1's bilinear rule: output pixel i is read at i * length / 299, so corners
+  and not pixel centres are aligned, and nothing is smoothed when an image shrinks. FID (Heusel et al. 2017) and IS (Salimans et
+  al. 2016) are defined so, by feeding 0..255 images to the graph, and torch-fidelity and ADM's evaluator reproduce it.
+  pytorch-fid resizes from pixel centres instead, which changes FIDs, most for small images.
 - **scale** to (x - 128) / 128, in [-1, 0.992]. pytorch-fid: x / 127.5 - 1.
-- **average pools** leave the padding out of the mean, and the last block's pool takes the maximum, where the paper has a mean.
-- **logits** are without the last layer's bias: the Inception Score's original code multiplies by the weights alone. 1008 classes.
+- **average pools** exclude the padding from the mean, and the last block's pool takes the maximum where the paper has a mean.
+- **logits** omit the last layer's bias: the Inception Score's original code multiplies by the weights alone. 1008 classes.
 
-The weights are a file of the user's, with the tensors of pytorch-fid's pt_inception-2015-12-05-6726825d.pth under their own
-names, as .npz or .safetensors. Architecture: Szegedy et al. 2016, "Rethinking the Inception Architecture".
+The user provides the weights as a .npz or .safetensors file, with the tensors of pytorch-fid's
+pt_inception-2015-12-05-6726825d.pth under their own names. Architecture: Szegedy et al. 2016, "Rethinking the Inception
+Architecture".
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ import numpy as np
 SIZE = 299  # of the images inside the network
 CLASSES, FEATURES = 1008, 2048
 EPSILON = 1e-3  # of the batch normalisations
-EXACT = jax.lax.Precision.HIGHEST  # float32 throughout: accelerators would round the products' inputs to 10 or 7 bits
+EXACT = jax.lax.Precision.HIGHEST  # float32 throughout: by default accelerators round the inputs of products to 10 or 7 bits
 
 
 # -- the network, as data: a chain is a list of steps, each a Conv, a Fork or a pooling function
@@ -45,7 +46,7 @@ class Conv:
 
 @dataclasses.dataclass(frozen=True)
 class Fork:
-    """Chains that all start from the same input; their outputs are joined along the channels."""
+    """Chains with the same input; their outputs are concatenated along the channels."""
 
     prefix: str  # of the names inside
     chains: list[list]
@@ -57,7 +58,7 @@ def max_pool(x, stride=1, padding="SAME"):
 
 
 def mean_pool(x):
-    """The mean of each 3x3 neighbourhood, over the pixels that are inside the image. x [B, H, W, C]."""
+    """The mean of each 3x3 neighbourhood, over its pixels inside the image. x [B, H, W, C]."""
     count = [np.convolve(np.ones(length, np.float32), np.ones(3, np.float32))[1:-1] for length in x.shape[1:3]]  # 2, 3, .., 3, 2
     total = jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
     return total / np.outer(*count)[None, :, :, None]
@@ -166,11 +167,11 @@ NETWORK = [
 def apply(params, images):
     """(features [B, 2048], logits [B, 1008]), float32, of images uint8 [B, H, W, 3] in 0..255, of any height and width.
 
-    `params` is what `load` returned. Features are pool_3's, which FID and KID compare; softmax(logits) are the class
-    probabilities of the Inception Score. Compiled once for each shape of `images`. ValueError for images of another kind.
+    `params`: from `load`. The features are pool_3's, which FID and KID compare; softmax(logits) are the class probabilities of
+    the Inception Score. Compiled once for each shape of `images`. ValueError for images of another type.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
-        raise ValueError(f"images are uint8 [B, H, W, 3], none of them empty; got {images.dtype} {list(images.shape)}")
+        raise ValueError(f"images must be uint8 [B, H, W, 3], and not empty; got {images.dtype} {list(images.shape)}")
     return _apply(params, images)
 
 
@@ -200,7 +201,7 @@ def resize(x, size=SIZE):
     """x [B, H, W, C] -> [B, size, size, C] by TensorFlow 1's `tf.image.resize_bilinear` (align_corners=False).
 
     Output pixel i is the linear interpolation at i * H / size between input pixels floor and floor + 1, the last one repeated.
-    Positions are rounded to float32, as TensorFlow rounds them.
+    Positions are rounded to float32, as in TensorFlow.
     """
     for axis in (2, 1):
         position = np.arange(size, dtype=np.float32) * (np.float32(x.shape[axis]) / np.float32(size))
@@ -216,7 +217,7 @@ def resize(x, size=SIZE):
 
 
 def tensors():
-    """Name -> shape of every tensor that a weights file holds, in the network's order: 472 tensors, 23,885,392 numbers."""
+    """{name: shape} of every tensor in a weights file, in the network's order: 472 tensors, 23,885,392 numbers."""
     convolutions = {}
     _trace(NETWORK, 3, convolutions)
     shapes = {}
@@ -227,7 +228,7 @@ def tensors():
 
 
 def _trace(chain, channels, shapes, prefix=""):
-    """Notes in `shapes` the kernel [outputs, inputs, height, width] of every Conv; returns the channels that come out."""
+    """Adds the kernel shape [outputs, inputs, height, width] of every Conv to `shapes`; returns the output channels."""
     for step in chain:
         if isinstance(step, Conv):
             shapes[prefix + step.name] = (step.channels, channels, *step.size)
@@ -238,11 +239,11 @@ def _trace(chain, channels, shapes, prefix=""):
 
 
 def load(path):
-    """The parameters for `apply`, from a file .npz or .safetensors that holds the float32 arrays of `tensors()`.
+    """The parameters for `apply`, from a .npz or .safetensors file with the float32 arrays of `tensors()`.
 
-    Returns {convolution: (kernel [height, width, inputs, outputs], bias [outputs]), "fc": [2048, 1008]}, float32: batch
-    normalisation is folded in, in float64. The file's `num_batches_tracked` and fc.bias go unused. Names, kinds and shapes are
-    checked before any data is read. Raises FileNotFoundError, and ValueError naming the first tensor that is at fault.
+    Returns {convolution: (kernel [height, width, inputs, outputs], bias [outputs]), "fc": [2048, 1008]}, float32, with batch
+    normalisation folded in (computed in float64). The file's `num_batches_tracked` and fc.bias are not used. Names, types and
+    shapes are checked before any data is read. Raises FileNotFoundError, and ValueError that names the first faulty tensor.
     """
     path, wanted = find(path), tensors()
     try:
@@ -251,16 +252,16 @@ def load(path):
     except _Unfit as fault:
         raise ValueError(f"{path}: {fault}; wanted: the tensors of pytorch-fid's pt_inception-2015-12-05-6726825d.pth") from None
     except ImportError:
-        raise ValueError(f'{path}: to read it: pip install "noisesched[inception]"; a .npz needs nothing more') from None
-    except Exception as error:  # a damaged file makes the parsers raise almost anything
+        raise ValueError(f'{path}: to read it, pip install "noisesched[inception]"; a .npz needs nothing more') from None
+    except Exception as error:  # damaged files raise almost anything
         said = " ".join([f"{type(error).__name__}:", *str(error).split()])
-        raise ValueError(f"{path}: no {path.suffix} file, or damaged, or cut short: {said}") from None
+        raise ValueError(f"{path}: not a {path.suffix} file, or damaged, or cut short: {said}") from None
     convolutions = [name.removesuffix(".conv.weight") for name in wanted if name.endswith(".conv.weight")]
     return jax.device_put({name: _fold(name, arrays) for name in convolutions} | {"fc": arrays["fc.weight"].T.astype(np.float32)})
 
 
 def find(path):
-    """The Path of a file of weights, unread. Raises FileNotFoundError, and ValueError for what cannot be one by its name."""
+    """The Path of a file of weights, unread. Raises FileNotFoundError, and ValueError if its name shows another format."""
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; Inception's weights are a file {' or '.join(READERS)}")
@@ -284,20 +285,20 @@ def _fold(name, arrays):
 
 
 class _Unfit(ValueError):
-    """A readable file does not hold this network's weights: which tensor first, and how."""
+    """A readable file without this network's weights: names the first faulty tensor, and its fault."""
 
 
 def _check(held, wanted):
-    """Raises _Unfit unless a file with tensors `held`, {name: (kind, shape)}, has just the wanted ones."""
+    """Raises _Unfit unless the tensors `held`, {name: (dtype, shape)}, are exactly the wanted ones."""
     unknown = [name for name in held if name not in wanted and not name.endswith(".num_batches_tracked")]
     for name, shape in wanted.items():
         if name not in held:
-            instead = f", but {unknown[0]}, which is none of the network's" if unknown else ""
+            instead = f", but {unknown[0]}, which is not one of the network's" if unknown else ""
             raise _Unfit(f"no tensor {name} {list(shape)}{instead}")
         if held[name] != ("float32", shape):
             raise _Unfit(f"tensor {name} is {held[name][0]} {list(held[name][1])}, not float32 {list(shape)}")
     if unknown:
-        raise _Unfit(f"tensor {unknown[0]} is none of the network's")
+        raise _Unfit(f"tensor {unknown[0]} is not one of the network's")
 
 
 def _check_values(arrays):
@@ -305,15 +306,15 @@ def _check_values(arrays):
         if not np.isfinite(array).all():
             raise _Unfit(f"tensor {name} has values that are not finite")
         if name.endswith("running_var") and array.min() < 0:
-            raise _Unfit(f"tensor {name} is a variance, and has values down to {array.min():g}")
+            raise _Unfit(f"tensor {name} is a variance, but has values down to {array.min():g}")
 
 
 def _read_npz(path, wanted):
     form = np.lib.format
 
     def header(file):
-        parse = {(1, 0): form.read_array_header_1_0, (2, 0): form.read_array_header_2_0}[form.read_magic(file)]
-        shape, _, dtype = parse(file)
+        read = {(1, 0): form.read_array_header_1_0, (2, 0): form.read_array_header_2_0}[form.read_magic(file)]
+        shape, _, dtype = read(file)
         return dtype.name, shape
 
     with zipfile.ZipFile(path) as archive:
@@ -325,7 +326,7 @@ def _read_npz(path, wanted):
                     yield name, read(file)
 
         _check(dict(each(members, header)), wanted)
-        return dict(each(wanted, form.read_array))  # its allow_pickle is False
+        return dict(each(wanted, form.read_array))  # which reads no pickles by default
 
 
 def _read_safetensors(path, wanted):

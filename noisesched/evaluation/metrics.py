@@ -1,15 +1,14 @@
-"""Distances between sets of images: one number for how far n samples are from n real images.
+"""Metrics: one number for how far n samples are from n real images.
 
-A metric compares two sets of equal size. Most see the images only through a feature extractor (`noisesched.evaluation.features`),
-and a distance says nothing without its extractor and its n, for both change it: a number is always named with them, as in
-"frechet(classifier, n=256)". What a distance should be compared with is its own value between two sets of n real images, the
-floor: of these metrics only the kernel distance expects 0 there.
+A metric compares two sets of equal size. Most see the images only as an extractor's features (`noisesched.evaluation.features`).
+The value depends on the extractor and on n, so a number is always named with both, as in "frechet(classifier, n=256)". Compare a
+value with the floor, the same metric between two sets of n real images: only for `kernel` is that 0 on average.
 
-All are computed from whole sets, without subsets, in float64; where all pairs of 10,000 images of 3,072 numbers are needed,
-in products of blocks in float32, in which rounding is averaged (`kernel`) or decides nothing alone (`precision`, `recall`).
+All use the whole sets, without subsets, in float64; where all pairs of 10,000 images of 3,072 numbers are needed, products of
+blocks are in float32, whose rounding is averaged (`kernel`) or decides nothing alone (`precision`, `recall`).
 
-To add a metric, write it below and put `@metric(..)` over it: a function of (the real set, the fake set), or of what
-`prepare` makes of the real set, once, and the fake set.
+To add a metric, write it below with `@metric(..)` above it: a function of (the real set, the fake set); or with `prepare`, of
+(prepare(the real set), the fake set).
 """
 
 import dataclasses
@@ -21,10 +20,10 @@ from noisesched import spec
 from noisesched.evaluation import image_stats
 
 EXTRACTORS = ("raw", "classifier", "inception")
-# What a metric may compare: how it looks, and the extractors that give it.
+# What a metric may compare, and the extractors that provide it.
 INPUTS = {"features": EXTRACTORS, "probabilities": ("inception",), "images": ()}
 NEIGHBOURS = 3  # k of precision and recall, as published
-CANDIDATES = 8  # neighbours found in float32 whose distances are then computed in float64
+CANDIDATES = 8  # nearest points found in float32, whose distances are then computed in float64
 PROJECTIONS = 512  # of the sliced Wasserstein distance
 BLOCK = 1024  # rows at a time: 1024 x 10,000 float32 are 40 MB
 
@@ -40,10 +39,10 @@ class Metric:
     at_least: int
 
     def against(self, real):
-        """The distance from one real set as a function of the fake set; what depends on `real` alone is computed here, once.
+        """The distance from one real set as a function of the fake set; the part that depends on `real` alone is computed once.
 
         Features are float [n, d], probabilities float [n, classes], images uint8 [n, H, W, C]. Raises ValueError for other
-        arrays, fewer than `at_least` rows, values that are not finite and sets of different shapes.
+        arrays, fewer than `at_least` rows, values that are not finite, and sets of different shapes.
         """
         real = self._checked(real)
         statistics, shape = self.prepare(real), real.shape
@@ -79,7 +78,7 @@ METRICS = {}  # name -> Metric, in the order of this file
 
 
 def metric(takes="features", better="lower", at_least=1, prepare=lambda real: real):
-    """Enrols a metric under its function's name."""
+    """Registers a metric under its function's name."""
 
     def enrol(distance):
         METRICS[distance.__name__] = Metric(distance, prepare, takes, better, at_least)
@@ -93,7 +92,7 @@ def metric(takes="features", better="lower", at_least=1, prepare=lambda real: re
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """A metric and the extractor of what it compares; None where it compares the images themselves. Prints as its spec."""
+    """A metric and its extractor, None if it compares the images themselves. Prints as its spec."""
 
     metric: str
     extractor: str | None
@@ -103,19 +102,19 @@ class Measure:
 
 
 def parse(text):
-    """The Measure that a text such as "frechet(classifier)" or "brightness" names. ValueError, in one line, if there is none."""
+    """The Measure for a text such as "frechet(classifier)" or "brightness". ValueError, in one line, for any other."""
     call = spec.parse(text)
     spec.bind(spec.Call(call.name), {name: known.distance for name, known in METRICS.items()}, "metric", skip=2)
     choices = [Measure(call.name, extractor) for extractor in INPUTS[METRICS[call.name].takes] or (None,)]
     for measure in choices:
         if str(measure) == str(call):
             return measure
-    hint = "; n is given apart, by --num_samples of evaluate or num_images of compare" if "n" in dict(call.kwargs) else ""
+    hint = "; n is given separately, by --num_samples of evaluate or num_images of compare" if "n" in dict(call.kwargs) else ""
     raise ValueError(f"metric {text!r}: write {' or '.join(map(str, choices))}{hint}")
 
 
 def name(measure, n):
-    """The name of a number: the measure with its sample count, e.g. "frechet(classifier, n=256)", "brightness(n=256)"."""
+    """A number's name: the measure with its sample count, such as "frechet(classifier, n=256)" or "brightness(n=256)"."""
     return f"{measure.metric}({measure.extractor}, n={n})" if measure.extractor else f"{measure.metric}(n={n})"
 
 
@@ -128,12 +127,12 @@ def _gaussian(real):
     if len(real) <= real.shape[1]:
         return mean, np.vdot(centred, centred), centred.T
     values, vectors = np.linalg.eigh(centred.T @ centred)
-    kept = values > values[-1] * max(real.shape) * np.finfo(float).eps  # directions without variance add nothing but rounding
+    kept = values > values[-1] * max(real.shape) * np.finfo(float).eps  # directions without variance only add rounding errors
     return mean, values.sum(), vectors[:, kept] * np.sqrt(values[kept])
 
 
 def _centred(features):
-    """(mean, (features - mean) / sqrt(n - 1)) in float64: the covariance is the latter's Gram matrix."""
+    """(mean, (features - mean) / sqrt(n - 1)) in float64; the Gram matrix of the latter is the covariance."""
     mean = features.mean(0, dtype=np.float64)
     return mean, (features - mean) / np.sqrt(len(features) - 1)
 
@@ -142,9 +141,9 @@ def _centred(features):
 def frechet(real, fake):
     """Squared Frechet distance of two Gaussians, |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1^.5 C2 C1^.5)^.5; FID with `inception`.
 
-    With factors C1 = A A^T, C2 = B B^T the last trace is the sum of the singular values of A^T B: symmetric problems only,
-    real whatever the ranks. Sets of n <= d are their own factors, n x n; else the eigenvalues of A^T C2 A, at most d x d.
-    Biased upwards, the more the smaller n is. Heusel et al. 2017; Dowson & Landau 1982.
+    With factors C1 = A A^T, C2 = B B^T the last trace is the sum of the singular values of A^T B, so all problems are symmetric
+    and the result is real for any ranks. For n <= d the sets are their own factors, n x n; else it takes the eigenvalues of
+    A^T C2 A, at most d x d. Biased upwards, more so for small n. Heusel et al. 2017; Dowson & Landau 1982.
     """
     (mean, trace, factor), (fake_mean, centred) = real, _centred(fake)
     if len(fake) <= fake.shape[1]:
@@ -158,7 +157,7 @@ def frechet(real, fake):
 def _own_kernel(features):
     """(features float32, mean kernel of its pairs of different rows)."""
     x, total = features.astype(np.float32), 0.0
-    for start in range(0, len(x), BLOCK):  # each pair once: a block of rows with itself and with what follows it
+    for start in range(0, len(x), BLOCK):  # each pair once: a block of rows with itself and with all later rows
         values = _cubed(x[start : start + BLOCK], x[start:])
         square = values[:, : len(values)]
         total += square.sum(dtype=np.float64) - np.trace(square, dtype=np.float64)
@@ -172,7 +171,7 @@ def _cubed(x, y):
 
 @metric(at_least=2, prepare=_own_kernel)
 def kernel(real, fake):
-    """Squared maximum mean discrepancy under the kernel (x.y / d + 1)^3, unbiased: of mean 0, either sign, at equality.
+    """Squared maximum mean discrepancy with the kernel (x.y / d + 1)^3, unbiased: for equal distributions of mean 0, either sign.
 
     The U-statistic over the whole sets, not a mean over subsets. KID with `inception`. Binkowski et al. 2018.
     """
@@ -183,16 +182,18 @@ def kernel(real, fake):
 
 
 def _manifold(features):
-    """(features, squared distance [n] from each row to its NEIGHBOURS-th nearest other)."""
+    """(features, squared distance [n] from each row to its NEIGHBOURS-th nearest other row)."""
     return features, np.sort(_nearest(features, features, itself=True)[1])[:, NEIGHBOURS - 1]
 
 
 def _nearest(x, y, slack=0.0, itself=False):
-    """For each row of x, the CANDIDATES rows of y of least |x - y|^2 - slack: their numbers, and |x - y|^2 in float64.
+    """For each row of x, the CANDIDATES rows of y with the lowest |x - y|^2 - slack: their numbers, and |x - y|^2 in float64.
 
-    `slack`: [len(y)] or 0. `itself`: x is y, and a row is no candidate of its own. Which they are is decided in float32, on
-    sets centred and scaled, so that little cancels.
+    `slack`: [len(y)] or 0. `itself`: x is y, and a row is not its own candidate. The candidates are found in float32, on centred
+    and scaled sets, so that little cancels.
     """
+    # Not sklearn.neighbors: it has no radius per point, and its distances of equal points are not exactly 0, so points on the
+    # boundary of a ball, frequent among pixels of few values, are counted wrongly.
     centre = y.mean(0, dtype=np.float64)
     near, far = ((values - centre) for values in (x, y))
     scale = max(np.abs(near).max(), np.abs(far).max()) or 1.0
@@ -214,7 +215,7 @@ def _nearest(x, y, slack=0.0, itself=False):
 
 
 def _covered(x, manifold):
-    """The share of the rows of x that lie in a ball of the manifold, its boundary included."""
+    """The share of the rows of x that lie in a ball of the manifold, boundaries included."""
     y, radii = manifold
     numbers, squared = _nearest(x, y, slack=radii)
     return (squared <= radii[numbers]).any(1).mean()
@@ -222,7 +223,7 @@ def _covered(x, manifold):
 
 @metric(better="higher", at_least=NEIGHBOURS + 1, prepare=_manifold)
 def precision(real, fake):
-    """The share of fake points within the real manifold: balls about each real point, to its 3rd nearest other. In [0, 1].
+    """The share of fake points in the real manifold: the balls around real points up to their 3rd nearest other. In [0, 1].
 
     Kynkaanniemi et al. 2019. Its floor, between two real sets, is well below 1.
     """
@@ -258,14 +259,14 @@ def _brightness(images):
 def brightness(real, fake):
     """Wasserstein-1 distance between the distributions of an image's mean pixel, on the scale of x, [-1, 1].
 
-    What a schedule that ends above zero SNR gets wrong: samples of neither dark nor bright images. Lin et al. 2023.
+    Shows the fault of schedules that end above zero SNR: no sample is dark or bright. Lin et al. 2023.
     """
     return np.abs(real - _brightness(fake)).mean()
 
 
 @metric(takes="probabilities", better="higher", prepare=lambda real: None)
 def inception_score(real, fake):
-    """exp of the mean KL divergence of an image's class probabilities from their mean, of the fake set alone: 1 to #classes.
+    """exp of the mean KL divergence of an image's class probabilities from their mean, for the fake set. In [1, classes].
 
     Over the whole set, not a mean over ten parts. The real set only gives the floor. Salimans et al. 2016.
     """

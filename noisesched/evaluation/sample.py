@@ -1,13 +1,12 @@
-"""Sampling: one checkpoint under any inference schedule, number of steps, spacing and sampler.
+"""Sampling from one checkpoint under any inference schedule, number of steps, spacing and sampler.
 
-Each combination asked for writes `samples.npy` (uint8 [N, H, W, C]), `grid.png` and `settings.json`; several at once also
-leave `overview.png`, a row for each schedule and sampler and a column for each number of network calls, from the same noise.
+Each requested combination writes `samples.npy` (uint8 [N, H, W, C]), `grid.png` and `settings.json`; several combinations also
+write `overview.png`, with a row per schedule and sampler and a column per number of network calls, all from the same noise.
 """
 
 import dataclasses
 import io
 import itertools
-import json
 import math
 import re
 import textwrap
@@ -24,10 +23,10 @@ from noisesched.runs import config as configuration
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.workdir import Workdir
 from noisesched.runtime import cluster, sharding
-from noisesched.runtime.files import replacing, write_atomically
+from noisesched.runtime.files import replacing, write_json
 from noisesched.runtime.pictures import grid, write_png
 
-TRANSLATIONS = (*conditioning.TRANSLATIONS, "raw")  # "raw": the steps of the training table, as if it were still its levels
+TRANSLATIONS = (*conditioning.TRANSLATIONS, "raw")  # "raw": the timesteps of the training table, whatever the levels are
 
 
 # -- the program
@@ -40,11 +39,11 @@ def main(request):
 
 
 def run(request, say=tqdm.write):
-    """Carries out a `requests.Sample`; returns {(schedule, way, steps): uint8 images}. A way is a method with a guidance.
+    """Carries out a `requests.Sample`; returns {(schedule, way, steps): uint8 images}, a way being a method and a guidance.
 
-    Raises ValueError or FileNotFoundError, in one line and before anything is computed, if the request is invalid.
+    Raises ValueError or FileNotFoundError, in one line and before any computation, if the request is invalid.
     """
-    # ---- The run, and what it was trained on.
+    # ---- The run and the requested combinations.
     workdir = Workdir(request.workdir)
     config = configuration.from_dict(workdir.read_config())
     made_from = [schedules.make(text) for text in request.schedule or (config.schedule,)]
@@ -124,7 +123,7 @@ def run(request, say=tqdm.write):
 
 
 def check(config, request):
-    """Raises ConfigError for a request that this run cannot answer."""
+    """Raises ConfigError if the request is invalid for this run."""
     classes = config.model.num_classes
     bad = [label for label in request.labels if not 0 <= label <= classes]
     if request.labels and not classes:
@@ -140,12 +139,12 @@ def check(config, request):
 
 
 def trained_range(config, step):
-    """(lowest, highest) log-SNR that training has drawn: the highest that about one of all its images exceeded."""
+    """(lowest, highest) log-SNR that training has drawn; about one of all its images exceeded the highest."""
     return loss.trained_range(config.schedule, max(step * config.training.batch_size, 1))
 
 
 def outside(config, step, levels):
-    """Lines on levels that the network was never trained on, or cannot be told."""
+    """Lines of text on levels that the network was never trained on, or cannot be told."""
     low, high = trained_range(config, step)
     table = build.make_conditioning(config).table
     for (text, n), log_snrs in levels.items():
@@ -159,42 +158,38 @@ def outside(config, step, levels):
                 )
         if table and (beyond := conditioning.outside(log_snrs, table)).any():
             yield (
-                f"{name}, {n} steps: {(beyond != 0).sum()} of {n} levels lie outside the table of timesteps that the network "
-                f"knows, by up to {np.abs(beyond).max():.2f} in log-SNR: it is told the nearest end's"
+                f"{name}, {n} steps: {(beyond != 0).sum()} of {n} levels lie outside the table of timesteps, by up to "
+                f"{np.abs(beyond).max():.2f} in log-SNR: there the network is told the nearest timestep"
             )
 
 
 def slug(*parts):
-    """A folder name for a combination of settings; a long or nested spec is cut, and marked with a checksum of the whole."""
+    """A folder name for a combination of settings; a long or nested spec is cut and gets a checksum of the whole."""
 
     def short(text):
         name = re.sub(r"[^A-Za-z0-9.=-]+", "_", text).strip("_")
-        plain = len(name) <= 80 and len(re.findall(r"[(\[]", text)) <= 1  # the name tells it from every other spec
+        plain = len(name) <= 80 and len(re.findall(r"[(\[]", text)) <= 1  # then no other spec has this name
         return name if plain else f"{name[:70]}_{zlib.crc32(text.encode()):08x}"
 
     return "-".join(short(str(part)) for part in parts)
 
 
 def write(folder, images, settings):
-    """samples.npy, grid.png and settings.json (strict JSON: an infinite level is the string "-inf")."""
+    """Writes samples.npy, grid.png and settings.json (strict JSON: an infinite level is the string "-inf")."""
     folder.mkdir(parents=True, exist_ok=True)
     np.save(array := io.BytesIO(), images)
     with replacing(folder / "samples.npy") as file:
         file.write(array.getbuffer())
     write_png(folder / "grid.png", grid(images, columns=math.ceil(math.sqrt(len(images)))))
-    finite = [level if math.isfinite(level) else str(level) for level in settings["log_snrs"]]
-    write_atomically(folder / "settings.json", json.dumps(settings | {"log_snrs": finite}, indent=2, allow_nan=False) + "\n")
+    write_json(folder / "settings.json", settings)
 
 
 def overview(path, images, nfe, columns=6):
-    """One picture: a row per schedule and way, a column per number of levels, the same noise throughout.
+    """Writes one picture: a row per schedule and way, a column per number of levels, the same noise throughout.
 
     images: {(schedule, way, number of levels): uint8 [n, H, W, C]}; nfe: {(way, number of levels): network calls}.
     """
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures and looks for a display
 
     texts, steps = list(dict.fromkeys(k[0] for k in images)), sorted({k[2] for k in images})
     ways = list(dict.fromkeys(way for way, _ in nfe))
@@ -203,7 +198,8 @@ def overview(path, images, nfe, columns=6):
     mixed = any(len({nfe[way, n] for way in ways}) > 1 for n in steps)  # then a column's cells differ
     height, width = next(iter(cells.values())).shape[:2]
     size = (0.012 * width * len(steps) + 2.4, (0.012 * height + 0.25 * mixed) * len(rows) + 0.9)
-    figure, axes = plt.subplots(len(rows), len(steps), figsize=size, squeeze=False)
+    figure = Figure(figsize=size)
+    axes = figure.subplots(len(rows), len(steps), squeeze=False)
     for (row, (text, way)), (column, n) in itertools.product(enumerate(rows), enumerate(steps)):
         axis = axes[row, column]
         cell = cells[text, way, n]
@@ -219,4 +215,3 @@ def overview(path, images, nfe, columns=6):
     figure.tight_layout()
     with replacing(path) as file:
         figure.savefig(file, dpi=110, format="png")
-    plt.close(figure)

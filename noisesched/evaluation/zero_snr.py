@@ -1,11 +1,11 @@
-"""What a denoiser knows at its noisiest levels: the last one that its training drew, and zero SNR, where sampling should start.
+"""A denoiser at its noisiest levels: the last one that its training drew, and zero SNR, where sampling should start.
 
-At zero SNR z is nothing but noise, so the best estimate of the image is the mean of the data, whatever the noise. A network that
-was trained up to there says so. One whose schedule ended before takes the noise for what is left of an image, and answers
-another one to every noise: samples then get from their first step what the data do not have (Lin et al. 2023, sec. 3.1).
+At zero SNR z is pure noise, so the best estimate of the image is the mean of the data, whatever the noise. A network trained at
+this level answers that. One whose training schedule ended before takes the noise for the remains of an image, and answers each
+noise with another image: from their first step on, samples then have what the data do not (Lin et al. 2023, sec. 3.1).
 
-Images and estimates are compared with the mean image of their class (of all images, for a network without classes). The
-network is asked through a function `ask`, see `last_level`; everything but its own arithmetic is float64, on the host.
+Images and estimates are compared with the mean image of their class (for a network without classes, of all images). The network
+is called through a function `ask`, see `last_level`; everything but its own arithmetic is float64 on the host.
 """
 
 import dataclasses
@@ -14,13 +14,15 @@ import typing
 
 import numpy as np
 
-PAIRS = 64  # images whose noise is drawn twice for zero SNR: a standard deviation is then known to a tenth
+from noisesched.runtime import pictures
+
+PAIRS = 64  # images with two draws of noise each for zero SNR: a standard deviation is then known to a tenth
 BATCH = 2**22  # values that are compared at once
-NO_ESTIMATE = "it predicts eps, and no image follows from the noise where z is nothing but noise"
+NO_ESTIMATE = "it predicts eps, and where z is pure noise, no image follows from the noise"
 
 
 class Average(typing.NamedTuple):
-    """The mean images of a data set of `num_images`, and how far its images lie from them.
+    """The mean images of a data set of `num_images`, and how far its images are from them.
 
     mean            float64 [K, H, W, C]: of K classes, or with K = 1 of all images
     std             root mean square over images and pixels of an image less its mean
@@ -37,11 +39,11 @@ class Average(typing.NamedTuple):
 class LastLevel:
     """Mean squared errors per dimension at the last level of the training schedule, with standard errors over the images.
 
-    constant_x  the x error of answering the data's mean
-    gain        constant_x - x, the images' differences being one by one: 0 for a network that sees nothing in z
+    constant_x  the x error of the data's mean as the answer
+    gain        constant_x - x, with the error of paired differences: 0 for a network that sees nothing in z
     """
 
-    log_snr: float  # may be -inf; the eps error is then 0, for eps is z
+    log_snr: float  # may be -inf; the eps error is then 0, since eps is z
     eps: float
     eps_std_error: float
     x: float
@@ -55,14 +57,14 @@ class LastLevel:
 
 @dataclasses.dataclass(frozen=True)
 class ZeroSnr:
-    """The estimate of the image at log-SNR -inf. All are root mean squares, of x in [-1, 1].
+    """The estimates of the image at log-SNR -inf. All numbers are root mean squares, on the scale of x.
 
-    off_mean           over pixels, of the mean answer less the data's mean; what is due to the number of noises is taken off
-    spread             over pixels, of an answer less the mean answer: should be 0
-    brightness_spread  of the mean pixel of an answer less that of the mean answer: should be 0
-    reason             why there are no such numbers: they are then None
+    off_mean           over pixels, of the mean answer minus the data's mean, corrected for the finite number of noises
+    spread             over pixels, of an answer minus the mean answer: should be 0
+    brightness_spread  of the mean pixel of an answer minus that of the mean answer: should be 0
+    reason             why these numbers are not defined: they are then None
 
-    `data_std` and `data_brightness_std`: an `Average`'s, of `data_images` images, to measure them by.
+    `data_std` and `data_brightness_std`: for comparison, those of an `Average` of `data_images` images.
     """
 
     noises: int
@@ -78,13 +80,13 @@ class ZeroSnr:
 def average(images, classes, num_classes=1, mirrored=False):
     """The `Average` of uint8 images [n, H, W, C] of the `classes` [n], each below num_classes.
 
-    `mirrored`: every image stands for its mirror image, left to right, too. A class without images has the mean of all.
+    `mirrored`: every image counts together with its left-right mirror image. A class without images gets the mean of all.
     """
     everything, means = images.mean(axis=0, dtype=np.float64), np.empty((num_classes, *images.shape[1:]))
     for number in range(num_classes):
         its = images[classes == number]
         means[number] = its.mean(axis=0, dtype=np.float64) if len(its) else everything
-    means = (means - 127.5) / 127.5
+    means = pictures.scale(means, np.float64)
     if mirrored:
         means = (means + means[:, :, ::-1]) / 2
     squares, brightness = deviations(images, classes, means)
@@ -96,16 +98,16 @@ def deviations(images, classes, mean):
     squares, brightness, size = np.empty(len(images)), np.empty(len(images)), max(BATCH // images[0].size, 1)
     for first in range(0, len(images), size):
         part = slice(first, first + size)
-        away = (images[part].astype(np.float64) - 127.5) / 127.5 - mean[classes[part]]
+        away = pictures.scale(images[part], np.float64) - mean[classes[part]]
         squares[part], brightness[part] = np.square(away).sum(axis=(1, 2, 3)), away.mean(axis=(1, 2, 3))
     return squares, brightness
 
 
 def last_level(ask, log_snr, images, classes, data):
-    """The `LastLevel` of uint8 images [n, H, W, C], n at least 2, noised once each. `data`: the `Average` of the trained ones.
+    """The `LastLevel` of uint8 images [n, H, W, C], n at least 2, noised once each. `data`: the training images' `Average`.
 
-    ask(log_snrs [m, K], first_draw=, out=) -> squared errors ||x - x_hat||^2 float64 [m, K] of the first m images, K draws of
-    noise each, counted from `first_draw`; x_hat is written to `out`, if given: float32 [m, K, H, W, C].
+    ask(log_snrs [m, K], first_draw=, out=) -> squared errors ||x - x_hat||^2, float64 [m, K], of the first m images with K draws
+    of noise each, numbered from `first_draw`; x_hat is written to `out`, if given: float32 [m, K, H, W, C].
     """
     dimensions, snr = images[0].size, math.exp(log_snr)
     x = ask(np.full((len(images), 1), log_snr), first_draw=2)[:, 0] / dimensions
@@ -115,9 +117,10 @@ def last_level(ask, log_snr, images, classes, data):
 
 
 def zero_snr(ask, images, classes, data, answers=True):
-    """The `ZeroSnr` of two noises for each of the first images (at most PAIRS), or of none for a network that `answers` nothing.
+    """The `ZeroSnr` from two noises for each of the first images (at most PAIRS).
 
-    `ask` and `data`: see `last_level`; of the images only the classes matter.
+    `ask`, `data`: see `last_level`; of the images only the classes matter; `answers`: False for a network whose estimate is not
+    defined there.
     """
     if not answers:
         return ZeroSnr(0, None, None, None, *data[1:], NO_ESTIMATE)
@@ -128,7 +131,7 @@ def zero_snr(ask, images, classes, data, answers=True):
 
 
 def about_mean(x_hat, classes, data):
-    """The `ZeroSnr` of answers x_hat [n, H, W, C] to n noises, of the `classes` [n], each with two noises or more."""
+    """The `ZeroSnr` from estimates x_hat [n, H, W, C] for n noises of the `classes` [n], each with two noises or more."""
     x_hat, present, dimensions = x_hat.astype(np.float64), np.unique(classes), x_hat[0].size
     off, spread, brightness = 0.0, 0.0, 0.0
     for number in present:
@@ -138,7 +141,7 @@ def about_mean(x_hat, classes, data):
         spread += np.square(its - centre).sum()
         brightness += np.square((its - centre).mean(axis=(1, 2, 3))).sum()
     n, free = len(x_hat), len(x_hat) - len(present)
-    off -= len(present) * spread / free  # the variance of n answers' mean is an nth of theirs
+    off -= len(present) * spread / free  # the variance of the mean of n answers is an nth of theirs
     return ZeroSnr(
         n,
         math.sqrt(max(off, 0.0) / (n * dimensions)),
@@ -148,8 +151,8 @@ def about_mean(x_hat, classes, data):
     )
 
 
-def told(last, zero):
-    """Two lines on a `LastLevel` and a `ZeroSnr`, as dictionaries."""
+def lines(last, zero):
+    """Two lines of text on a `LastLevel` and a `ZeroSnr`, given as dictionaries."""
     yield (
         f"  {'last trained level':28} log-SNR {last['log_snr']:.4g}: error of eps {last['eps']:.4g}, of v {last['v']:.4g}, "
         f"of x {last['x']:.4g}; that of the data's mean {last['constant_x']:.4g} (difference {last['gain']:.2g} +- "

@@ -39,7 +39,7 @@ def make_sampler(config, definition, method):
 def told_raw(config, n, spacing="trailing"):
     """A common mistake: the schedule is changed, but the network is still told the timesteps of its own table. Returns the
     levels [n] of those steps, spaced as usual, float32; more levels than steps repeat them."""
-    steps = schedules.make(config.conditioning.table)
+    steps = config.conditioning.table
     levels = schedules.levels(steps, n, spacing) if n <= steps.table.num_steps else steps(schedules.positions(n, spacing))
     return np.asarray(levels, np.float32)
 

@@ -1,10 +1,9 @@
-"""The checkpoints of one run, on orbax: asynchronous, checked against damage, safe to kill.
+"""The checkpoints of one run: orbax, made quiet, with checksums, safe to kill at any moment.
 
-A checkpoint is a set of named items ("params", "ema", ...), each a pytree of numeric arrays, so that one can
-be restored without the others. On disk, under checkpoints/<step>/, each item is a flat set of arrays, named
-by their path in the tree ("down/0/kernel"). Beside them is a record of step, shapes, dtypes and checksums,
-because orbax itself restores changed bits in array data without a word, and casts to another dtype without a
-word.
+A checkpoint is a set of named items ("params", "ema", ...), each a pytree of numeric arrays, which can be restored one without
+the others. On disk, under checkpoints/<step>/, each item is a flat set of arrays named by their path in the tree
+("down/0/kernel"). Beside them a record holds the step, the settings of the network, and each array's shape, dtype and checksum:
+orbax itself silently restores array data with changed bits, and silently casts to another dtype.
 """
 
 import json
@@ -21,32 +20,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from noisesched.runs import untrusted
 from noisesched.runs import config as configuration
+from noisesched.runs import untrusted
 from noisesched.runs.workdir import Workdir, differences
 from noisesched.runtime import cluster, sharding
 from noisesched.runtime.files import WriteError
+from noisesched.spec import shortened
 
-# The item that holds {"content": {"step", "network", "loss", "items": {item: {leaf: shape, dtype, crc32}}}, "crc32": its own}
+# The item that holds {"content": {"step", "network", "loss", "items": {item: {leaf: shape, dtype, crc32}}}, "crc32": its own}.
 RECORD = "leaves"
 _log = logging.getLogger("noisesched")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be written, found, trusted or fitted to its target; the message is one line."""
+    """A checkpoint that cannot be written, found or trusted, or does not fit its target; the message is one line."""
 
 
 class NotWritten(CheckpointError, WriteError):
-    """A checkpoint could not be written: the state is not finite, or the disk full."""
+    """A checkpoint could not be written: the state is not finite, or the disk is full."""
 
 
 class Checkpoints:
     """The checkpoints in a workdir; a context manager around one orbax CheckpointManager.
 
-    `max_to_keep`: how many of the newest are kept; saving needs room for one more. None opens them for
-    reading only: nothing is made, moved or deleted, so that a run can be sampled while it trains. Beside the
-    newest are kept those at multiples of `keep_every` steps (0: none), and the `keep_best` of the least loss.
-    `say`: told, in a line, of a damaged checkpoint; by default a warning in the log.
+    max_to_keep  keep the newest so many; saving needs room for one more. None opens them read-only: nothing is created, moved or
+                 deleted, so a run can be sampled while it trains
+    keep_every   also keep those at multiples of so many steps; 0: none
+    keep_best    also keep the so many with the lowest loss
+    say          is called with a line about each damaged checkpoint; default: a warning in the log
     """
 
     def __init__(self, workdir: Workdir, max_to_keep: int | None, *, keep_every=0, keep_best=0, say=None):
@@ -55,10 +56,10 @@ class Checkpoints:
         self._network = _network(workdir)
         self._max_to_keep, self._keep_every = max_to_keep, keep_every
         self._best = _Best(keep_best, self._loss)
-        self._losses: dict[int, float] = {}  # of the steps it was asked of
+        self._losses: dict[int, float] = {}  # of steps, as far as they are known
         self._say = say or _log.warning
-        self._writing: int | None = None  # the step whose files are being written in the background
-        self._ocp = _orbax()
+        self._writing: int | None = None  # the step that is being written in the background
+        self._ocp = _quiet_orbax()
         try:
             self._manager = self._open()
         except (OSError, RuntimeError, ValueError) as error:
@@ -67,7 +68,7 @@ class Checkpoints:
     def _open(self):
         if self._max_to_keep is None:
             options = self._ocp.CheckpointManagerOptions(read_only=True)
-        else:  # without the clean-up, what a killed process had half written would stay for ever
+        else:  # without the clean-up, files half written by a killed process would stay forever
             of = self._ocp.checkpoint_managers
             kept = [of.LatestN(self._max_to_keep), self._best]
             kept += [of.EveryNSteps(self._keep_every)] if self._keep_every else []
@@ -80,30 +81,26 @@ class Checkpoints:
         return self._ocp.CheckpointManager(self.path, options=options)
 
     def _loss(self, step: int) -> float:
-        """The loss that a checkpoint was saved with; inf if there is none, or it is damaged."""
+        """The loss saved with a checkpoint; inf if there is none, or the checkpoint is damaged."""
         if step not in self._losses:
             try:
                 self._losses[step] = float(self._record(step)["loss"])
-            except Exception:  # see `restore`; what to make of damage is not to be settled here
+            except Exception:  # damaged, which `restore` reports
                 self._losses[step] = math.inf
         return self._losses[step]
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, oldest first."""
+        """The steps of the complete checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def latest_step(self) -> int | None:
-        return max(self.steps(), default=None)
-
     def save(self, step: int, items: dict[str, Any], loss: float | None = None) -> None:
-        """Starts writing {item: pytree}. On return the values are copied: donate or change them freely.
-        `loss`: what `keep_best` goes by.
+        """Starts writing {item: pytree} in the background. On return the values are copied: donate or change them freely.
 
-        A step that is already complete is left as it is: the state is a function of config and step. If the
-        save before this one failed in the background, that is raised here (or by `wait`), and nothing is
-        saved.
-        Raises NotWritten: a non-finite value, a PRNG key, a leaf that is not numeric, a failed write; CheckpointError: a step
-        older than one on disk.
+        `loss`: for `keep_best`. A step that is already complete is not written again: the state is a function of config and step.
+        If the previous save failed in the background, that is raised here (or by `wait`), and nothing is saved.
+
+        Raises NotWritten for a value that is not finite, a PRNG key, a leaf that is not numeric and a failed write;
+        CheckpointError for a step older than the newest on disk.
         """
         self.wait()
         known = cluster.by_first(self.steps)
@@ -129,10 +126,10 @@ class Checkpoints:
         }
         args = {RECORD: self._ocp.args.JsonSave({"content": content, "crc32": _crc32_of_json(content)})}
         for item, leaves in arrays.items():
-            if jax.process_count() > 1:  # each writes its part of arrays on the devices of all, the first one what is numpy's
+            if jax.process_count() > 1:  # each process writes its part of JAX arrays, the first one also all numpy arrays
                 leaves = sharding.as_global(_flatten(item, items[item])[0])
-            # Orbax takes neither arrays without elements nor items without arrays: the record alone keeps
-            # those. It deep-copies numpy arrays before it returns, so they are not copied here as well.
+            # Orbax accepts neither empty arrays nor empty items: these are in the record alone. It copies numpy arrays before
+            # it returns, so they are not copied here.
             if stored := {name: array for name, array in leaves.items() if array.size}:
                 args[item] = self._ocp.args.StandardSave(stored)
         self._losses[step] = math.inf if loss is None else float(loss)
@@ -143,7 +140,7 @@ class Checkpoints:
         self._writing = step
 
     def wait(self) -> None:
-        """Returns when the running save, if any, is complete on disk; CheckpointError if it failed."""
+        """Waits until the running save, if any, is complete on disk; CheckpointError if it failed."""
         step, self._writing = self._writing, None
         if step is None:
             return
@@ -153,29 +150,29 @@ class Checkpoints:
             raise self._failed(step, error) from None
 
     def _failed(self, step: int, error: Exception) -> NotWritten:
-        """Clears up after a failed save, so that training may go on; returns what there is to raise."""
+        """Cleans up after a failed save, so that training can continue; returns the exception to raise."""
         steps = [each for each in self.steps() if each != step]
-        if jax.process_count() == 1:  # with more, opening waits for the others, where nothing may have failed
+        if jax.process_count() == 1:  # with more, opening would wait for the others, where nothing may have failed
             try:
                 self._manager.close()
             except Exception:
-                pass  # the same failure once more
+                pass  # the same failure again
             try:
                 self._remove_half_written()
                 self._manager = self._open()
                 steps = self.steps()
             except Exception:
-                pass  # a bucket that refuses this, too: what is left there, the next start removes
+                pass  # a bucket may refuse this too; the next start removes the rest
         return NotWritten(
             f"the checkpoint of step {step} could not be written to {self.path}: {_reason(error)}; "
             f"complete checkpoints there: {_listed(steps)}"
         )
 
     def _remove_half_written(self) -> None:
-        """Removes what a failed save has written: it would keep a full disk full.
+        """Removes the files of a failed save, which would keep a full disk full.
 
-        Orbax's own clean-up fails, and then fails the next save, if others of its threads still write there;
-        and it does not wait for them once one has failed. So this tries again until they have ended.
+        Orbax's own clean-up fails, and makes the next save fail, while others of its threads still write there, and it does not
+        wait for them once one has failed. So this tries until they have ended.
         """
         for _ in range(50):
             left = [path for path in self.path.iterdir() if ".orbax-checkpoint-tmp" in path.name]
@@ -185,21 +182,22 @@ class Checkpoints:
                 try:
                     path.rmtree()
                 except OSError:
-                    pass  # a new file has come up meanwhile
+                    pass  # a new file has appeared meanwhile
             time.sleep(0.1)
 
     def restore(self, items: dict[str, Any], step: int | None = None) -> tuple[int, dict[str, Any]]:
         """Reads {item: target pytree} of a step, or the latest -> (step, {item: pytree of numpy arrays}).
 
-        Target leaves (arrays or ShapeDtypeStructs) give shape and dtype. If the latest checkpoint is damaged,
-        a line names it, and the one before it is used; when open for writing, the damaged one is also
-        moved to <step>.corrupt, where it neither counts as the latest nor blocks a new save of its step.
-        What the files claim is compared with the target before memory is taken for it.
-        Raises CheckpointError: no such step; other names, shapes or dtypes than the target's, or larger than memory; a
-        config.json that now describes another network than the one that was trained; none usable.
+        Target leaves (arrays or ShapeDtypeStructs) give shape and dtype. If the latest checkpoint is damaged, `say` is told, and
+        the one before it is used; if open for writing, the damaged one is also renamed to <step>.corrupt, so that it does not
+        count as the latest or block a new save of its step. The files' metadata are compared with the target before memory is
+        allocated.
+
+        Raises CheckpointError if the step does not exist, names, shapes or dtypes differ from the target's, memory is too small,
+        config.json now describes another network than the one that was trained, or no checkpoint is usable.
         """
         self.wait()
-        steps = cluster.by_first(self.steps)  # a run may be training meanwhile, or a disk be late: all read the same one
+        steps = cluster.by_first(self.steps)  # a run may be training, or a disk lag: all processes read the same step
         if not steps or step not in (None, *steps):
             wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
             raise CheckpointError(f"{self.path} holds no {wanted} (complete: {_listed(steps)})")
@@ -214,7 +212,7 @@ class Checkpoints:
                 raise
             except Exception as error:  # damage comes as almost any exception of orbax, tensorstore or json
                 fault = _reason(error)
-            if first := cluster.by_first(lambda fault=fault: fault):  # one verdict for all processes
+            if first := cluster.by_first(lambda fault=fault: fault):  # all processes take the first one's verdict
                 damaged[candidate] = first
                 continue
             if fault:
@@ -229,14 +227,13 @@ class Checkpoints:
         raise CheckpointError(f"no usable checkpoint in {self.path}: {faults}")
 
     def _read(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
-        """One step, checked. CheckpointError: sound, but it does not fit. Any other exception: damaged."""
+        """Reads one step. Raises CheckpointError if it is sound but does not fit, any other exception if it is damaged."""
         args = self._ocp.args
         content = self._record(step)
-        known = content.get("network", {})  # none in a checkpoint of an earlier version
-        if edits := differences(known, self._network) if known else []:
+        if edits := differences(content["network"], self._network):
             raise CheckpointError(
-                f"config.json was edited since it was written ({'; '.join(edits)}), and now describes another "
-                "network: put that back, or train anew in another workdir"
+                f"config.json was edited since ({'; '.join(edits)}), and now describes another network: "
+                "put that back, or train in another workdir"
             )
         targets, templates, wanted = {}, {}, {}
         try:
@@ -247,7 +244,7 @@ class Checkpoints:
         for item, tree in items.items():
             leaves, _ = targets[item] = _flatten(item, tree)
             _check_fit(item, content["items"], leaves)
-            # Numpy templates give numpy arrays, whatever devices the run was on. These take no memory.
+            # Numpy templates make orbax return numpy arrays, whatever devices the run used. These take no memory.
             templates[item] = {
                 name: np.broadcast_to(np.zeros((), dtype), shape)
                 for name, (shape, dtype) in ((name, _shape_dtype(leaf)) for name, leaf in leaves.items())
@@ -266,7 +263,7 @@ class Checkpoints:
         return restored
 
     def _record(self, step: int) -> dict[str, Any]:
-        """The content of a step's record; any exception: damaged."""
+        """The content of a step's record; raises any exception if it is damaged."""
         untrusted.check_files(self.path / str(step))
         args = self._ocp.args
         record = self._manager.restore(step, args=args.Composite(**{RECORD: args.JsonRestore()}))[RECORD]
@@ -281,7 +278,7 @@ class Checkpoints:
 
         def move():
             aside = self.path / f"{step}.corrupt"
-            if aside.exists():  # damaged before, at the same step
+            if aside.exists():  # the same step was damaged before
                 aside.rmtree()
             (self.path / str(step)).rename(aside)
 
@@ -289,7 +286,7 @@ class Checkpoints:
         self._manager.reload()
 
     def close(self) -> None:
-        """Waits for the running save and ends; CheckpointError if that save failed."""
+        """Waits for the running save and closes; CheckpointError if that save failed."""
         try:
             self.wait()
         finally:
@@ -301,14 +298,14 @@ class Checkpoints:
     def __exit__(self, kind, error, traceback):
         try:
             self.close()
-        except Exception as failure:  # a CheckpointError, or what orbax makes of the same once more
+        except Exception as failure:  # a CheckpointError, or orbax's own for the same fault
             if error is None:
                 raise
-            _log.error("%s", failure)  # the exception on its way out is the one to show
+            _log.error("%s", failure)  # the exception that ended the context is the one to show
 
 
 def _unless_failed(barrier):
-    """An orbax barrier at which a process whose save has failed does not wait: the others stand at another, for 20 minutes."""
+    """An orbax barrier that raises if this process's save has failed: the others wait at another barrier, for 20 minutes."""
 
     def wait(**given):
         if (error := sys.exception()) is not None:
@@ -319,9 +316,9 @@ def _unless_failed(barrier):
 
 
 class _Best:
-    """An orbax preservation policy: the n checkpoints of the least loss, the later of equal ones. Those without one do not count.
+    """An orbax preservation policy: the n checkpoints with the lowest loss, of equal ones the later; those without are ignored.
 
-    Not orbax's BestN, which has the numbers from a file without a checksum, whose damage keeps all checkpoints from being opened.
+    Not orbax's BestN: that reads the losses from a file without a checksum, and if it is damaged opens no checkpoint at all.
     """
 
     def __init__(self, n: int, loss):
@@ -335,13 +332,13 @@ class _Best:
 
 
 def _network(workdir: Workdir) -> dict[str, Any]:
-    """The settings in a workdir's config.json that describe its network; none if it has no config."""
+    """The settings in a workdir's config.json that describe its network; {} if it has no config."""
     config = workdir.read_config() if workdir.config.exists() else {}
     return {name: config[name] for name in configuration.stated("network", configuration.Config) if name in config}
 
 
 def _flatten(item: str, tree: Any) -> tuple[dict[str, Any], Any]:
-    """A pytree as {"down/0/kernel": leaf}, in tree order, and its structure."""
+    """({"down/0/kernel": leaf} in tree order, the structure) of a pytree."""
     paths, structure = jax.tree_util.tree_flatten_with_path(tree)
     leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
     if len(leaves) < len(paths):
@@ -350,7 +347,7 @@ def _flatten(item: str, tree: Any) -> tuple[dict[str, Any], Any]:
 
 
 def _to_host(item: str, tree: Any) -> dict[str, np.ndarray]:
-    """The leaves of a pytree as numpy arrays; CheckpointError for one that must not, or cannot, be stored."""
+    """The leaves of a pytree as numpy arrays; CheckpointError for one that cannot or must not be stored."""
     leaves, _ = _flatten(item, tree)
     for name, leaf in leaves.items():
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -369,7 +366,7 @@ def _to_host(item: str, tree: Any) -> dict[str, np.ndarray]:
 
 
 def _check_fit(item: str, record: dict, leaves: dict[str, Any]) -> None:
-    """CheckpointError unless what was stored has the names, shapes and dtypes of the target's leaves."""
+    """CheckpointError unless the stored arrays have the names, shapes and dtypes of the target's leaves."""
     if item not in record:
         raise CheckpointError(f"it holds no {item!r}, only {', '.join(sorted(record))}")
     stored = {name: (tuple(leaf["shape"]), leaf["dtype"]) for name, leaf in record[item].items()}
@@ -398,39 +395,42 @@ def _crc32_of_json(content: dict) -> int:
 
 
 def _reason(error: Exception) -> str:
-    """An exception in one line; those of orbax and tensorstore can be pages."""
+    """An exception in one short line: those of orbax and tensorstore can be pages."""
     text = " ".join(str(error).split()) or type(error).__name__
     if code := re.search(r"os_error_code='(\d+)'", text):
         return os.strerror(int(code[1]))  # such as "No space left on device"
-    return text[:200]
+    return shortened(text, 200)
 
 
 def _listed(steps: list[int]) -> str:
     return ", ".join(map(str, steps)) or "none"
 
 
-def _quiet(record: logging.LogRecord) -> bool:
-    """Stops the commentary of orbax, errors too: those reach us as exceptions, to be told in one line."""
+# -- orbax, quiet
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    """Drops what orbax logs, errors included: those reach us as exceptions."""
     return record.levelno >= logging.CRITICAL or f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def _not_about_lost_reads(record: logging.LogRecord) -> bool:
-    """When one array cannot be read, the failures of orbax's other reads, which nobody waits for, are told at their end."""
+    """Drops what asyncio logs when one array cannot be read: the failures of orbax's other reads, which nobody awaits."""
     return "exception was never retrieved" not in str(record.msg)
 
 
-def _orbax():
-    """orbax.checkpoint, its chatter silenced; imported here, as not every program needs to wait for it."""
+def _quiet_orbax():
+    """orbax.checkpoint, silenced; imported here, as it takes long and not every program needs it."""
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").addFilter(_quiet)  # has no effect the second time
+    logging.getLogger("absl").addFilter(_not_from_orbax)  # has no effect the second time
     logging.getLogger("asyncio").addFilter(_not_about_lost_reads)
     if getattr(sys.unraisablehook, "__name__", "") != "_without_closed_loops":
         usual = sys.unraisablehook
 
         def _without_closed_loops(event):
-            # When one array cannot be read, orbax closes the event loop under its other reads, and for each
-            # of those tensorstore prints a traceback: thousands of lines around the one that matters.
+            # When one array cannot be read, orbax closes the event loop under its other reads, and tensorstore prints a
+            # traceback for each of them: thousands of lines around the one that matters.
             if event.exc_type is not RuntimeError or str(event.exc_value) != "Event loop is closed":
                 usual(event)
 

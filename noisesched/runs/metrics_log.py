@@ -1,4 +1,7 @@
-"""TensorBoard's event files."""
+"""The log of a run's numbers and pictures: metrics.jsonl for programs, TensorBoard's event files for people.
+
+`Metrics` writes both at once. A run that resumes drops what was logged of later steps, which it does again.
+"""
 
 import contextlib
 import os
@@ -9,59 +12,14 @@ import numpy as np
 from noisesched.runs.workdir import Workdir
 from noisesched.runtime.files import is_local, json_line, read_lines, write_atomically, writing
 
-FLUSH = 120.0  # seconds after which a viewer sees what was written
-
-
-class Events:
-    """One event file in a folder, local or a bucket, for the steps after `resume_step`, or all for None. Raises OSError.
-
-    Written by who calls, at once: tensorboardX's SummaryWriter has a thread for that, which a full disk ends unnoticed, and a
-    queue, which then fills, so that training would wait for ever.
-    """
-
-    def __init__(self, folder, resume_step):
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import SessionLog
-        from tensorboardX.record_writer import directory_check
-
-        self.folder, self._flushed = folder, time.monotonic()
-        directory_check(folder)
-        # Of two starts within a second, the second would write over the file of the first.
-        self._writer = EventsWriter(f"{folder}/events", f".{time.time_ns()}")
-        # Viewers hide what earlier files have of that step and later ones.
-        self._add(0 if resume_step is None else resume_step + 1, session_log=SessionLog(status=SessionLog.START))
-
-    def scalar(self, step, name, value):
-        from tensorboardX import summary
-
-        self._add(step, summary=summary.scalar(name, value))
-
-    def image(self, step, name, grid):
-        """A picture, uint8 [H, W, C] with C 1 or 3."""
-        from tensorboardX import summary
-
-        self._add(step, summary=summary.image(name, grid, dataformats="HWC"))
-
-    def flush(self):
-        self._writer.flush()
-        self._flushed = time.monotonic()
-
-    def close(self):
-        self._writer.close()
-
-    def _add(self, step, **content):
-        from tensorboardX.proto.event_pb2 import Event
-
-        self._writer.write_event(Event(step=step, wall_time=time.time(), **content))
-        if time.monotonic() - self._flushed > FLUSH:
-            self.flush()
+FLUSH = 120.0  # seconds after which a viewer sees new events
 
 
 class Metrics:
-    """Scalars to metrics.jsonl and TensorBoard, pictures to TensorBoard; a context manager.
+    """Writes scalars to metrics.jsonl and TensorBoard, pictures to TensorBoard; a context manager.
 
-    `resume_step`: the step from which the run goes on; what was written of later steps is dropped, since
-    those steps are done again. None starts a new history. Of several processes each has a workdir of its own: `cluster.own`.
+    `resume_step`: the step from which the run continues; entries of later steps are dropped. None starts a new log. Of several
+    processes only the first may write to the workdir: see `cluster.own`.
     """
 
     def __init__(self, workdir: Workdir, resume_step: int | None):
@@ -69,19 +27,19 @@ class Metrics:
         try:
             old = read_metrics(self._path) if resume_step is not None and self._path.exists() else []
         except ValueError as error:
-            raise ValueError(f"{error}; move that file away to go on without what it says") from None
+            raise ValueError(f"{error}; move that file away to continue without it") from None
         self._lines = [json_line(record) for record in old if record["step"] <= resume_step]
         workdir.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, "".join(self._lines))
         self._file = open(self._path, "a", encoding="utf-8") if is_local(self._path) else None
-        self._events = Events(str(workdir.tensorboard), resume_step)
+        self._events = _Events(str(workdir.tensorboard), resume_step)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Adds a line to metrics.jsonl, which no kill of this process undoes, and a point to each scalar."""
+        """Adds a line to metrics.jsonl, which survives a kill of this process, and a point to each scalar in TensorBoard."""
         scalars = {name: float(value) for name, value in scalars.items()}
         line = json_line({"step": int(step)} | scalars)
         if self._file is None:
-            self._lines.append(line)  # buckets cannot append: `flush` writes the whole file
+            self._lines.append(line)  # buckets cannot append, so `flush` writes the whole file
         else:
             with writing(self._path):
                 self._file.write(line)
@@ -96,7 +54,7 @@ class Metrics:
             self._events.image(step, name, grid)
 
     def flush(self) -> None:
-        """Puts everything on disk; to be called at every checkpoint. WriteError if it cannot."""
+        """Forces everything to disk; call it at every checkpoint. WriteError if that fails."""
         with writing(self._path):
             if self._file is None:
                 write_atomically(self._path, "".join(self._lines))
@@ -123,7 +81,7 @@ class Metrics:
 
 
 class Unwritten(contextlib.AbstractContextManager):
-    """What stands for `Metrics` where nothing is to be written."""
+    """Takes the place of `Metrics` where nothing is written."""
 
     def write(self, step, scalars):
         pass
@@ -139,12 +97,57 @@ class Unwritten(contextlib.AbstractContextManager):
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
-    """The lines of a metrics.jsonl, [{"step": 100, "loss": 0.31, ...}, ...]; a torn last line is left out.
+    """The records of a metrics.jsonl, [{"step": 100, "loss": 0.31, ...}, ...]; an unfinished last line is skipped.
 
-    Raises FileNotFoundError, and ValueError that names the line for anything else that is no line of metrics.
+    Raises FileNotFoundError, and ValueError that names the first other line that is not a record of metrics.
     """
     records = read_lines(path)
     for number, record in enumerate(records, 1):
         if type(record.get("step")) is not int:
             raise ValueError(f"{path}, line {number}: it has no whole-number step")
     return records
+
+
+class _Events:
+    """TensorBoard's event file in a folder, local or in a bucket, for the steps after `resume_step` (None: all). Raises OSError.
+
+    Written at once, by the calling thread. tensorboardX's SummaryWriter has a thread for that, which ends unnoticed when the disk
+    is full, and a queue, which then fills up, so that training would wait forever.
+    """
+
+    def __init__(self, folder, resume_step):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
+        from tensorboardX.record_writer import directory_check
+
+        self.folder, self._flushed = folder, time.monotonic()
+        directory_check(folder)
+        # By default a second start within the same second would overwrite the file of the first.
+        self._writer = EventsWriter(f"{folder}/events", f".{time.time_ns()}")
+        # Viewers hide the entries of earlier files from this step on.
+        self._add(0 if resume_step is None else resume_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def scalar(self, step, name, value):
+        from tensorboardX import summary
+
+        self._add(step, summary=summary.scalar(name, value))
+
+    def image(self, step, name, grid):
+        """A picture, uint8 [H, W, C] with C 1 or 3."""
+        from tensorboardX import summary
+
+        self._add(step, summary=summary.image(name, grid, dataformats="HWC"))
+
+    def flush(self):
+        self._writer.flush()
+        self._flushed = time.monotonic()
+
+    def close(self):
+        self._writer.close()
+
+    def _add(self, step, **content):
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._writer.write_event(Event(step=step, wall_time=time.time(), **content))
+        if time.monotonic() - self._flushed > FLUSH:
+            self.flush()

@@ -8,6 +8,8 @@ import dataclasses
 import math
 import types
 
+from noisesched.spec import shortened
+
 
 class ConfigError(ValueError):
     """A fault in a configuration, in one line."""
@@ -90,17 +92,19 @@ def typed(kind, value, where="", known=types.MappingProxyType({})):
 
 
 def named(name, function, *arguments):
+    """What a function returns; its ValueError becomes a ConfigError that names the setting."""
     try:
         return function(*arguments)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from None
 
 
-def shown(value, limit=80):
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+def shown(value):
+    """A value as it appears in an error message."""
+    return shortened(repr(value), 80)
 
 
 def require(condition, message):
+    """Raises ConfigError unless the condition holds."""
     if not condition:
         raise ConfigError(message)

@@ -1,15 +1,12 @@
-"""All that is on disk of one run: config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/.
+"""The directory of one run: config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/.
 
 Every later command needs only this directory. Nothing in it is ever executed: it holds JSON, raw arrays, events and pictures, no
-pickle. A process killed at any moment (kill -9 too) leaves a workdir that the next start can use. What is in checkpoints/ and
-tensorboard/ is the business of `noisesched.runs.checkpoints` and `noisesched.runs.metrics_log`.
+pickle. A process killed at any moment, even by kill -9, leaves a workdir that the next start can use. checkpoints/ is written
+and read by `noisesched.runs.checkpoints`, metrics.jsonl and tensorboard/ by `noisesched.runs.metrics_log`.
 
-A workdir may come from anybody. So no link in it is followed: it could lead what is written, or deleted, into another folder.
-Nor is anything read that is not a file of a plausible size: a pipe would never end, and a device never stop.
-A workdir is a local path, or a bucket such as gs://bucket/run where the packages for that are installed.
-
-JSON is strict here. Floats that JSON cannot say are written as the strings "inf", "-inf" and "nan", and read back as floats; so
-those three are refused as string settings.
+A workdir may come from anybody. So no link in it is followed, since it could redirect writing or deleting to another folder, and
+nothing is read but files of a plausible size, since a pipe or a device may never end. A workdir is a local path, or a bucket such
+as gs://bucket/run if the packages for that are installed.
 """
 
 import contextlib
@@ -27,9 +24,9 @@ from noisesched.runtime.files import is_local, json_line, read_file, read_json, 
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """One run's directory. Making this object touches no disk."""
+    """The directory of one run. Making this object does not touch the disk."""
 
-    path: epath.Path  # from a str or any path; made absolute, since orbax fails late on relative ones
+    path: epath.Path  # made from a str or any path, and absolute, since orbax fails late on relative ones
 
     def __post_init__(self):
         path = epath.Path(self.path)
@@ -58,26 +55,26 @@ class Workdir:
         return self.path / "samples"
 
     def latest_step(self) -> int | None:
-        """The step of the newest checkpoint, or None: seen from folders' names alone, in a moment."""
+        """The step of the newest checkpoint, or None. Quick: it looks at the names of folders only."""
         folders = self.checkpoints.iterdir() if self.checkpoints.exists() else ()
         return max((int(path.name) for path in folders if re.fullmatch("0|[1-9][0-9]{0,9}", path.name)), default=None)
 
     def check_links(self) -> None:
-        """ValueError if something in the workdir is a link; the workdir itself may be one."""
+        """ValueError if an entry of the workdir is a link; the workdir itself may be one."""
         if not is_local(self.path):
             return
         for path in (self.config, self.checkpoints, self.metrics, self.tensorboard, self.samples, self.path / "evaluation"):
             if os.path.islink(path):
                 raise ValueError(
-                    f"{path} is a link, to {os.readlink(path)}: no link in a workdir is followed, as it could lead "
+                    f"{path} is a link, to {os.readlink(path)}: links in a workdir are not followed, as they could lead "
                     "into another run's files; make the whole workdir the link"
                 )
 
     @contextlib.contextmanager
     def held(self):
-        """Holds the workdir for this process alone, until it leaves the context or ends, by kill -9 too.
+        """Locks the workdir for this process, until the context or the process ends, even by kill -9.
 
-        ValueError if another process holds it. A bucket has no such locks: there it is the user's to start one run only.
+        ValueError if another process holds it. Buckets have no locks: there the user must start one run only.
         """
         if not is_local(self.path):
             yield
@@ -86,7 +83,7 @@ class Workdir:
 
         self.path.mkdir(parents=True, exist_ok=True)
         self.check_links()
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # of a link or a pipe an error, rather than to hang
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # a link or a pipe is an error, and does not block
         with open(os.open(self.path / ".lock", flags, 0o666), "rb", closefd=True) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,13 +92,13 @@ class Workdir:
             yield
 
     def mark(self) -> str:
-        """Writes a word of its own into the workdir, and returns it: who reads the same there sees the same workdir."""
+        """Writes a random word into the workdir and returns it: a process that reads it there sees the same workdir."""
         word = os.urandom(8).hex()
         write_atomically(self.path / ".job", word)
         return word
 
     def has_mark(self, word: str, seconds: float = 60) -> bool:
-        """Whether that word is there, waited for: a network disk may show it late."""
+        """Whether the workdir holds that word, within some seconds: a network disk may show it late."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             with contextlib.suppress(OSError, ValueError):  # not there, or not yet
@@ -111,15 +108,15 @@ class Workdir:
         return False
 
     def write_config(self, config: dict) -> None:
-        """Writes config.json atomically, in a workdir made if need be; ValueError for what is not JSON."""
-        json_line(config)  # before anything is made
+        """Writes config.json atomically, and creates the workdir; ValueError if JSON cannot hold the config."""
+        json_line(config)  # fails before anything is created
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.config, config)
 
     def replace_config(self, config: dict, step: int) -> None:
-        """Writes another config.json, for the steps from `step` on; the one before it is kept as config.before_step_N.json.
+        """Writes a new config.json for the steps from `step` on; the previous one is kept as config.before_step_N.json.
 
-        Of several changes at the same step, between which nothing was trained, the config from before all of them is kept.
+        Of several changes at the same step, with no training in between, the config before all of them is kept.
         """
         before = self.path / f"config.before_step_{step}.json"
         if not before.exists():
@@ -127,7 +124,7 @@ class Workdir:
         self.write_config(config)
 
     def read_config(self) -> dict:
-        """The config as written, tuples as lists. FileNotFoundError if missing, ValueError if damaged."""
+        """The config as it was written, tuples as lists. FileNotFoundError if it is missing, ValueError if damaged."""
         self.check_links()
         try:
             return read_json(self.config)
@@ -138,9 +135,9 @@ class Workdir:
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """Settings that differ between two configs, as lines such as "optimizer.learning_rate: 0.001 -> 0.002".
+    """The settings that differ between two configs, as lines such as "optimizer.learning_rate: 0.001 -> 0.002".
 
-    Lists and tuples are the same thing here, as they are in config.json; so are 1 and 1.0.
+    Compared as JSON: lists equal tuples, 1 equals 1.0, and nan equals nan.
     """
 
     def settings(value: Any, name: str = "") -> dict[str, Any]:
@@ -152,7 +149,7 @@ def differences(old: dict, new: dict) -> list[str]:
     def show(of: dict, name: str) -> str:
         return json.dumps(of[name]) if name in of else "absent"
 
-    before, after = settings(to_json(old)), settings(to_json(new))  # as JSON, where nan equals nan
+    before, after = settings(to_json(old)), settings(to_json(new))
     return [
         f"{name}: {show(before, name)} -> {show(after, name)}"
         for name in sorted({*before, *after})

@@ -1,15 +1,15 @@
-"""What the programs settle once, before JAX starts: CPU settings that are worth having, and the compilation cache.
+"""Settings made once, before JAX starts: faster training on CPUs, and the compilation cache.
 
 On a CPU two settings decide the speed of training (`launch/versus_pytorch` measures it):
 
 - XLA's CPU compiler hands single convolutions to a library (YNNPACK) that is slower than its own (Eigen) at these sizes.
-- glibc gives each large buffer back to the kernel when it is freed and takes it anew, page by page, in every step: some 50,000
-  page faults a step for a small network. Kept in one arena that is never trimmed, there are none. Memory once used then stays
-  with the process until it ends, and more of it is used at the peak (2.4 GB for 1.7 with a network of 4.7 M parameters).
+- glibc returns each large buffer to the kernel when it is freed and takes it back, page by page, in every step: some 50,000
+  page faults a step for a small network. With one arena that is never trimmed there are none. Memory once used then stays with
+  the process until it ends, and the peak is higher (2.4 GB instead of 1.7 with a network of 4.7 M parameters).
 
-Both are left alone unless the CPU is the only backend there can be, so that nothing a GPU or TPU runs is changed, and both
-yield to what the user has set. `NOISESCHED_CPU_SETTINGS=off` switches them off. Neither changes what is computed, beyond the
-rounding of the last bit.
+Both are changed only if the CPU is the only possible backend, so nothing that a GPU or TPU runs changes, and both leave the
+user's own settings alone. `NOISESCHED_CPU_SETTINGS=off` switches them off. Neither changes results beyond rounding of the last
+bit.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ import sys
 SWITCH = "NOISESCHED_CPU_SETTINGS"
 XLA_SETTING = "xla_cpu_experimental_ynn_fusion_type"
 XLA_FLAG = f"--{XLA_SETTING}=-individual_convolution"
-# XLA aborts the process on a flag it does not know, and there is no asking it: only jaxlibs that it was tried on.
+# XLA aborts the process on a flag it does not know, and cannot be asked: only versions of jaxlib on which it was tried.
 XLA_FLAG_JAXLIBS = ("0.10.2", "0.12.0.1")
 # mallopt's parameters (malloc.h) and values: never trim the heap, take it in large pieces, no separate mappings, one arena.
 MALLOC = {-1: -1, -2: 64 << 20, -4: 0, -8: 1}
@@ -32,31 +32,31 @@ MALLOC = {-1: -1, -2: 64 << 20, -4: 0, -8: 1}
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """What `prepare` settled. Prints as one line."""
+    """The settings that `prepare` made. Prints as one line."""
 
-    cpu_only: bool  # whether the CPU is the only backend there can be
+    cpu_only: bool  # whether the CPU is the only possible backend
     xla_flag: str | None  # the flag added to XLA_FLAGS
     allocator: bool  # whether glibc was told to keep its memory
-    cache_dir: str | None  # of compiled programs; None: no cache
+    cache_dir: str | None  # of compiled programs; None: not cached
 
     def __str__(self):
         return (
-            f"XLA flag {self.xla_flag or 'none'}; allocator {'keeps its memory' if self.allocator else 'as it is'}; "
+            f"XLA flag {self.xla_flag or 'none'}; allocator {'keeps its memory' if self.allocator else 'unchanged'}; "
             f"compilation cache {self.cache_dir or 'none'}"
         )
 
 
 def prepare() -> Chosen:
-    """Settle the process's JAX settings. Call it first: before JAX's first computation, and best before JAX is imported."""
+    """Makes the process's settings. Call it before JAX's first computation, and best before JAX is imported."""
     cpu_only = is_cpu_only()
     tune = cpu_only and os.environ.get(SWITCH, "").lower() not in ("off", "0", "no", "false")
-    allocator = tune and _keep_memory()  # first of all: it has to precede the threads that JAX and numpy start
+    allocator = tune and _keep_memory()  # first: it has to precede the threads that JAX and numpy start
     xla_flag = _add_xla_flag() if tune else None
     return Chosen(cpu_only, xla_flag, allocator, _cache_compilations())
 
 
 def is_cpu_only() -> bool:
-    """Whether JAX can have no backend but the CPU, decided without starting one.
+    """Whether the CPU is the only possible backend, decided without starting one.
 
     Either JAX is told so (JAX_PLATFORMS or its config), or it is told nothing and no accelerator's plugin is installed.
     """
@@ -73,7 +73,7 @@ def is_cpu_only() -> bool:
 
 
 def _add_xla_flag():
-    """Append XLA_FLAG to XLA_FLAGS; return it, or None where this jaxlib may not know it or the user has set it."""
+    """Appends XLA_FLAG to XLA_FLAGS and returns it; None if this jaxlib may not know it or the user has set it."""
     flags = os.environ.get("XLA_FLAGS", "")
     if flags.endswith(XLA_FLAG):
         return XLA_FLAG  # prepared before, here or in a parent process
@@ -84,7 +84,7 @@ def _add_xla_flag():
 
 
 def _keep_memory():
-    """Tell glibc's malloc to keep and reuse what it has; False where there is no glibc or the user has tuned it."""
+    """Tells glibc's malloc to keep and reuse its memory; False without glibc, or if the user has tuned it."""
     tuned = "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ)
     if platform.libc_ver()[0] != "glibc" or tuned:
         return False
@@ -99,13 +99,13 @@ def cache_dir() -> pathlib.Path:
 
 
 def _cache_compilations():
-    """Have JAX keep every compiled program on disk; the folder, or None where the user has said no or it cannot be written."""
-    import jax  # only now: the settings above have to come before it
+    """Makes JAX keep every compiled program on disk; returns the folder, None if switched off or not writable."""
+    import jax  # here, as the settings above have to precede it
 
     if not jax.config.jax_enable_compilation_cache:
         return None
     folder = jax.config.jax_compilation_cache_dir or str(cache_dir())
-    if "://" not in folder:  # a bucket is JAX's to open
+    if "://" not in folder:  # JAX opens buckets itself
         try:
             os.makedirs(folder, exist_ok=True)
         except OSError:

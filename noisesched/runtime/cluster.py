@@ -1,8 +1,8 @@
 """Several processes of one job: how they find each other, agree, and learn that one of them is gone.
 
-Every process runs the same command. What one alone may do (write a file, prepare a data set) the first does, `by_first`, and
-the others take its result. A process that dies, or fails, stops all: collectives would wait for it for ever. One process
-needs none of this, and every function here then does the plain thing.
+Every process runs the same command. What only one may do (write a file, prepare a data set) is done by the first, through
+`by_first`, and the others take its result. A process that dies or fails stops all of them: collectives would wait for it
+forever. With a single process every function here does the plain thing.
 """
 
 import contextlib
@@ -20,44 +20,46 @@ import time
 
 import jax
 
-from noisesched.runtime.files import WriteError
+from noisesched.runtime.files import WriteError, reason
+from noisesched.spec import shortened
 
 BEAT = 2.0  # seconds between signs of life
 SILENCE = 40.0  # seconds without one after which a process counts as gone
 ARRIVAL = 1800  # seconds that the first process waits for the others: hosts of a cloud come minutes apart
 _joined = []  # not empty: this process is one of several
-_turns = itertools.count()  # of `by_first` and `together`: the same in all processes, which run the same program
+_turns = itertools.count()  # numbers the calls of `by_first` and `together`, equally in all processes: they run the same program
 
 
 class ClusterError(RuntimeError):
-    """Another process of the job has failed, or is gone; the message is one line."""
+    """Another process of the job failed or disappeared; the message is one line."""
 
 
 def start(coordinator=None, num_processes=None, process_id=None):
-    """Joins the other processes of the job, before JAX is first used; alone if there are none.
+    """Joins the other processes of the job, if there are any. Call it before JAX is first used.
 
-    They are found on Cloud TPU, SLURM and Open MPI (`jax.distributed`), or told by all three of coordinator ("HOST:PORT" of
-    process 0), num_processes and process_id (from 0). Raises ValueError for contradictory ones, ClusterError if they do not come.
+    On Cloud TPU, SLURM and Open MPI they are found automatically (`jax.distributed`); elsewhere give all three of coordinator
+    ("HOST:PORT" of process 0), num_processes and process_id (from 0). Raises ValueError for contradictory arguments, ClusterError
+    if the others do not appear.
     """
     told = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [f"--{name}" for name, value in told.items() if value is None]
     if len(missing) not in (0, 3):
         raise ValueError(
             f"{' and '.join(missing)} missing: give all of --coordinator, --num_processes and --process_id, or none "
-            "where the cluster tells them"
+            "on a cluster where they are found automatically"
         )
     if not missing and process_id >= num_processes:
         raise ValueError(f"--process_id={process_id}: the {num_processes} processes are numbered from 0 to {num_processes - 1}")
     if not missing and not coordinator.rpartition(":")[2].isdecimal():
-        raise ValueError(f"--coordinator={coordinator!r} is no HOST:PORT, such as node1:9876")
+        raise ValueError(f"--coordinator={coordinator!r} is not a HOST:PORT such as node1:9876")
     if num_processes == 1 or (missing and not _in_cluster()):
         return
-    # Our own signal handlers agree on the step to stop at, and our own watch says who is gone: JAX's would take SIGTERM for
-    # themselves, and abort the process with a page of C++ log.
+    # Our own signal handlers agree on the step to stop at, and our own watch says who is gone. JAX's would take SIGTERM for
+    # themselves and abort the process with a page of C++ log.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_enable_recoverability", True)
     try:
-        # Told all of it, JAX would yet look for a cluster, and there take one device for this process.
+        # Even with all arguments given, JAX would look for a cluster, and if it found one take a single device for this process.
         jax.distributed.initialize(
             coordinator,
             num_processes,
@@ -66,10 +68,9 @@ def start(coordinator=None, num_processes=None, process_id=None):
             cluster_detection_method=None if missing else "deactivate",
         )
     except Exception as error:
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise ClusterError(f"the processes of this job did not find each other: {reason[:300]}") from None
+        raise ClusterError(f"the processes of this job did not find each other: {shortened(reason(error), 300)}") from None
     if jax.process_count() > 1:
-        _joined.append(_told_of_aborts())
+        _joined.append(_report_aborts())
         reached = [time.monotonic()]  # when the coordinator last answered
         watched = _client(), jax.process_index(), jax.process_count(), reached
         threading.Thread(target=_watch, args=watched, daemon=True).start()
@@ -77,11 +78,11 @@ def start(coordinator=None, num_processes=None, process_id=None):
 
 
 def _in_cluster():
-    """Whether `jax.distributed` is to look for other processes: it fails if it finds no cluster."""
+    """Whether `jax.distributed` should look for other processes: it fails where there is no cluster."""
     several = lambda name: os.environ.get(name, "1") not in ("", "1")
     slurm = "SLURM_STEP_NODELIST" in os.environ and several("SLURM_NTASKS")
     ompi = "OMPI_MCA_orte_hnp_uri" in os.environ and several("OMPI_COMM_WORLD_SIZE")
-    # A Cloud TPU VM knows its neighbours from its metadata server, which is asked only where there is a TPU.
+    # A Cloud TPU VM learns of its neighbours from its metadata server, which is asked only where there is a TPU.
     tpu = importlib.util.find_spec("libtpu") and (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
     return bool(slurm or ompi or tpu)
 
@@ -92,7 +93,7 @@ def is_first():
 
 
 def by_first(make):
-    """make() as the first process makes it, JSON's kinds, in all processes; its error in all, too."""
+    """What make() returns in the first process (of JSON's types), in all processes; if it fails there, its error in all."""
     if jax.process_count() == 1:
         return make()
     key = f"noisesched/turn/{next(_turns)}"
@@ -111,33 +112,34 @@ def by_first(make):
 
 
 def in_turn(make):
-    """make() in every process, in the first before the others: it finds, or makes, what they share on disk."""
+    """make() in every process, in the first before the others: for what is prepared once on a shared disk."""
     made = []
     by_first(lambda: made.append(make()))
     return made[0] if made else make()
 
 
 def agree(what, value):
-    """Raises ValueError in the processes whose value (JSON's kinds) is not the first one's."""
+    """Raises ValueError in each process whose value (of JSON's types) differs from the first one's."""
     value = json.loads(json.dumps(value))
     if differing := list(_differing(value, by_first(lambda: value))):
         name, mine, first = differing[0]
         more = f", and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise ValueError(
-            f"process {jax.process_index()} has another {what} than process 0: {name and name + ' '}{_cut(mine)} "
-            f"against {_cut(first)}{more}; give all processes the same command and files"
+            f"process {jax.process_index()} has another {what} than process 0: {name and name + ' '}"
+            f"{shortened(json.dumps(mine), 100)} against {shortened(json.dumps(first), 100)}{more}; give all processes the same "
+            "command and files"
         )
 
 
 def together():
-    """Returns when all processes have come here."""
+    """Returns when all processes have called it."""
     if jax.process_count() > 1:
         _client().wait_at_barrier(f"noisesched/together/{next(_turns)}", 1000 * ARRIVAL)
 
 
 @contextlib.contextmanager
 def own(folder):
-    """The folder to write records to: `folder` itself in the first process, in the others one that is thrown away."""
+    """The folder to write to: `folder` itself in the first process, a temporary one in the others."""
     if is_first():
         yield folder
     else:
@@ -146,7 +148,7 @@ def own(folder):
 
 
 def end(code, fault=""):
-    """Ends this process, if it is one of several: with a fault at once, and the others learn of it; else when all have come."""
+    """Ends this process if it is one of several: after a `fault` at once, telling the others; else when all get here."""
     if not _joined:
         return
     with contextlib.suppress(Exception):
@@ -155,14 +157,14 @@ def end(code, fault=""):
         else:
             _client().wait_at_barrier("noisesched/end", int(10_000 * SILENCE))
         if is_first():
-            time.sleep(2 * BEAT if fault else BEAT / 4)  # the others are told by this very process
+            time.sleep(2 * BEAT if fault else BEAT / 4)  # the others learn of it through this process
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def _differing(mine, first, name=""):
-    """The (name, value here, value of the first) that differ."""
+    """The (name, value here, value of the first process) of all entries that differ."""
     if isinstance(mine, dict) and isinstance(first, dict):
         for key in dict.fromkeys((*mine, *first)):
             yield from _differing(mine.get(key, "absent"), first.get(key, "absent"), f"{name}.{key}" if name else key)
@@ -170,27 +172,22 @@ def _differing(mine, first, name=""):
         yield name, mine, first
 
 
-def _cut(value):
-    text = json.dumps(value)
-    return text if len(text) <= 100 else text[:97] + "..."
-
-
 def _client():
-    """The store of keys that all processes share, at the coordinator. JAX has no public name for it; orbax uses this one, too."""
+    """The key-value store that all processes share. JAX has no public name for it; orbax uses this one too."""
     from jax._src import distributed
 
     return distributed.global_state.client
 
 
 def _wait_for(key):
-    while True:  # however long the first process takes: `_watch` sees if it is gone
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # not what a signal raises meanwhile
+    while True:  # the first process may take any time; `_watch` notices if it is gone
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # but not what a signal handler raises
             return _client().blocking_key_value_get(key, int(1000 * SILENCE))
         time.sleep(BEAT)
 
 
 def _watch(client, me, count, reached):
-    """The thread that stops this process when another one is gone. The first watches all, the others what it finds."""
+    """The thread that stops this process when another is gone. The first process watches all, the others read its findings."""
     seen = {}  # process: (its last sign of life, when it was first seen)
     for beat in itertools.count():
         gone = None
@@ -207,10 +204,10 @@ def _watch(client, me, count, reached):
                 if silent and not reports:
                     reports = [(f"/{silent[0]}", f"gone: no sign of life for {SILENCE:.0f} s")]
                     client.key_value_set(f"noisesched/gone/{silent[0]}", reports[0][1], allow_overwrite=True)
-                    time.sleep(2 * BEAT)  # for the others to read it here
+                    time.sleep(2 * BEAT)  # so that the others can read it
             others = [(key.rpartition("/")[2], why) for key, why in reports if key.rpartition("/")[2] != str(me)]
             gone = f"process {others[0][0]} of {count} {others[0][1]}" if others else None
-        except Exception:  # of any kind: the coordinator, which is process 0, does not answer
+        except Exception:  # of many types: the coordinator, which is process 0, does not answer
             if time.monotonic() - reached[0] > SILENCE / 2:
                 gone = f"process 0 of {count} gone: it does not answer"
         if gone:
@@ -221,19 +218,21 @@ def _watch(client, me, count, reached):
 
 
 def _watch_coordinator(count, reached):
-    """The thread that stops this process when the first one stands still, or its machine is off: a call to it then never ends."""
-    beats, last = 0, None  # counted, not timed: this process may have been suspended itself
+    """The thread that stops this process when the first one hangs or its machine is off: a call to it then never returns."""
+    beats, last = 0, None  # counted, not timed: this process may itself have been suspended
     while beats * BEAT < SILENCE:
         time.sleep(BEAT)
         beats, last = (beats + 1 if reached[0] == last else 0), reached[0]
     _stop(f"process 0 of {count} gone: it does not answer")
 
 
-def _told_of_aborts():
-    """Has a word of ours follow theirs when JAX or Gloo, having lost another process before `_watch` saw it, abort this one in
-    C++. Returns what must be kept. Python's own handlers run too late for that: abort() does not come back."""
+def _report_aborts():
+    """Adds a line of ours when JAX or Gloo notice a lost process before `_watch` does, and abort this one in C++.
+
+    Returns the handler, which must be kept alive. Python's own handlers would run too late: abort() does not return.
+    """
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(
-        lambda _: _stop("this process was aborted, as the lines above say: most likely, another process of this job is gone")
+        lambda _: _stop("this process was aborted, as the lines above say: most likely another process of this job is gone")
     )
     ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
     return handler
@@ -242,6 +241,6 @@ def _told_of_aborts():
 def _stop(gone):
     os.write(
         sys.__stderr__.fileno(),
-        f"noisesched: error: {gone}; this process stops, too. Start all again to go on from the last checkpoint\n".encode(),
+        f"noisesched: error: {gone}; this process stops too. Start all again to continue from the last checkpoint\n".encode(),
     )
     os._exit(1)

@@ -1,4 +1,8 @@
-"""Files written whole or not at all, and read with suspicion."""
+"""Files of a run: written whole or not at all, read only if they are what they should be.
+
+JSON is strict here. Floats that JSON has no word for are written as the strings "inf", "-inf" and "nan" and read back as floats,
+so these three are refused as string values.
+"""
 
 import contextlib
 import io
@@ -13,9 +17,27 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+_MOST = {".json": 2**24, ".jsonl": 2**30}  # bytes of a file that is read whole
+_NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+
 
 class WriteError(RuntimeError):
-    """Something of a run could not be written: a full disk, a bucket that refuses. The message is one line."""
+    """A file of a run could not be written: a full disk, a bucket that refuses. The message is one line."""
+
+
+def reason(error: Exception) -> str:
+    """What an exception says, as one line."""
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def is_local(path: str | os.PathLike) -> bool:
+    """Whether a path is on this machine's file system, and not in a bucket."""
+    return "://" not in str(path)
+
+
+# -- whole files
 
 
 @contextlib.contextmanager
@@ -29,9 +51,10 @@ def writing(path: os.PathLike):
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike):
-    """An open binary file that takes the place of `path`, local or in a bucket, when the context is left.
+    """An open binary file that replaces `path`, local or in a bucket, when the context ends.
 
-    A kill or a power cut leaves the old content or the new, never a part; an exception leaves the old. An OSError names the path.
+    A kill or a power cut leaves the old content or the new, never part of it; an exception leaves the old. An OSError names the
+    path.
     """
     if not is_local(path):
         yield (content := io.BytesIO())
@@ -40,7 +63,7 @@ def replacing(path: str | os.PathLike):
     path = pathlib.Path(os.fspath(path))
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.unlink(missing_ok=True)  # what a killed process left, or a link, which opening would follow
+        temporary.unlink(missing_ok=True)  # a killed process's, or a link, which opening would follow
         with open(temporary, "xb") as file:
             yield file
             file.flush()
@@ -52,7 +75,7 @@ def replacing(path: str | os.PathLike):
         if isinstance(error, OSError) and error.errno and not error.filename:
             error.filename = str(path)  # a full disk does not say which file
         raise
-    with contextlib.suppress(OSError):  # some network disks know no such thing
+    with contextlib.suppress(OSError):  # some network disks cannot sync a folder
         directory = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)  # makes the rename itself durable
@@ -61,19 +84,19 @@ def replacing(path: str | os.PathLike):
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:
-    """Replaces a file by a text; see `replacing`."""
+    """Writes a text file atomically; see `replacing`."""
     with replacing(path) as file:
         file.write(text.encode())
 
 
 def read_file(path: str | os.PathLike, most: int) -> bytes:
-    """The content of a file of at most so many bytes. ValueError for a larger one, and for a pipe, a device or a folder."""
+    """The content of a regular file of at most `most` bytes; ValueError if it is larger, a pipe, a device or a folder."""
     path = epath.Path(path)
     if not is_local(path):
         if path.stat().length > most:
             raise ValueError(f"it has {path.stat().length:,} bytes, more than {most:,}")
         return path.read_bytes()
-    # Opened without waiting for the other end of a pipe; asked of what was opened, which no other process can exchange.
+    # Opened without waiting for the other end of a pipe. The open file is asked what it is: no other process can exchange that.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)
@@ -87,50 +110,44 @@ def read_file(path: str | os.PathLike, most: int) -> bytes:
         os.close(descriptor)
 
 
-def is_local(path: str | os.PathLike) -> bool:
-    return "://" not in str(path)
-
-
-_NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
-
-
-_MOST = {".json": 2**24, ".jsonl": 2**30}  # bytes of a file that is read whole
+# -- JSON
 
 
 def read_lines(path: str | os.PathLike) -> list[dict]:
-    """The JSON objects of a file with one on each line; a torn last line, which a killed process had begun, is left out.
+    """The JSON objects of a file with one per line. An unfinished last line, left by a killed process, is skipped.
 
-    Raises FileNotFoundError, and ValueError that names the line for anything else that is no JSON object.
+    Raises FileNotFoundError, and ValueError that names the first other line that is not a JSON object.
     """
     *lines, _ = read_file(path, _MOST[".jsonl"]).split(b"\n")
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(_from_json(_parse(line)))
+            records.append(_from_json(_strict_object(line)))
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     return records
 
 
 def read_json(path: str | os.PathLike) -> dict:
-    """What `write_json` wrote. Raises FileNotFoundError, and ValueError if it is damaged."""
+    """The object that `write_json` wrote. Raises FileNotFoundError, and ValueError if the file is damaged."""
     try:
-        return _from_json(_parse(read_file(path, _MOST[".json"])))
+        return _from_json(_strict_object(read_file(path, _MOST[".json"])))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid: {error}") from None
 
 
 def json_line(record: dict) -> str:
+    """A record as one line of a file for `read_lines`; ValueError if JSON cannot hold it."""
     return json.dumps(to_json(record), allow_nan=False) + "\n"
 
 
 def write_json(path: epath.Path, content: dict) -> None:
-    """Writes a JSON file atomically; ValueError for what is not JSON."""
+    """Writes a JSON file atomically; ValueError if JSON cannot hold the content."""
     write_atomically(path, json.dumps(to_json(content), indent=2, allow_nan=False) + "\n")
 
 
 def to_json(value: Any, name: str = "") -> Any:
-    """Nested dicts, sequences and scalars as JSON can hold them; ValueError names the setting it cannot."""
+    """Nested dicts, sequences and scalars in the types of JSON; ValueError names the first setting that has none."""
     match value:
         case None | bool():
             return value
@@ -162,8 +179,8 @@ def _from_json(value: Any) -> Any:
     return _NON_FINITE.get(value, value) if isinstance(value, str) else value
 
 
-def _parse(text: bytes) -> dict:
-    """A JSON object, read strictly; ValueError (one line) for anything else."""
+def _strict_object(text: bytes) -> dict:
+    """The JSON object that a text is; ValueError, in one line, for anything else, the tokens NaN and Infinity included."""
 
     def refuse(token: str) -> float:
         raise ValueError(f"{token} is not JSON")

@@ -1,4 +1,4 @@
-"""Sets of images as one picture, and pictures as PNG files."""
+"""From bytes to x and back, sets of images as one picture, PNG files, and the colours of every plot."""
 
 import os
 
@@ -8,15 +8,28 @@ import numpy as np
 from noisesched.runtime.files import replacing
 
 SEPARATOR = 2  # pixels between cells, and around them: without it, digits on black run together
-GRAY = 128  # its colour, which is seen on black and on white
+GRAY = 128  # of the separators: visible beside black and beside white
 LEGIBLE = 48  # pixels: about the smallest cell in which a person reads a digit without effort
+# Okabe and Ito's colours, which the colour-blind can tell apart; black last.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+
+
+def scale(image, dtype=np.float32):
+    """Grey values 0..255 -> x in [-1, 1], of that dtype. Jittable; numpy in, numpy out."""
+    # Not image / 127.5 - 1: compilers turn that into a multiply and add whose 255 is 1.0000001.
+    return (image.astype(dtype) - 127.5) / 127.5
+
+
+def unscale(x):
+    """x in [-1, 1] -> uint8 0..255, clipped and rounded: the inverse of `scale`. Jittable."""
+    return jnp.clip(jnp.round((jnp.asarray(x, jnp.float32) + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
 
 def grid(images: np.ndarray, columns: int, scale: int | None = None) -> np.ndarray:
     """Images side by side, row by row: uint8 [N, H, W, C] -> uint8 [H', W', C].
 
     `scale`: whole-number enlargement by repeating pixels; None takes the smallest that makes cells legible.
-    Unused cells of the last row have the colour of the separator.
+    Unused cells of the last row have the separator's grey.
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.dtype != np.uint8 or 0 in images.shape:
@@ -38,7 +51,7 @@ def grid(images: np.ndarray, columns: int, scale: int | None = None) -> np.ndarr
 
 
 def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Writes a picture, whole or not at all: uint8 [H, W] or [H, W, C] with C 1 (gray), 3 (RGB), 4 (RGBA)."""
+    """Writes a PNG file atomically: uint8 [H, W] or [H, W, C], C 1 (grey), 3 (RGB) or 4 (RGBA)."""
     from PIL import Image
 
     image = np.asarray(image)
@@ -48,14 +61,3 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
         raise ValueError(f"a picture is uint8 [H, W, C] with C 1, 3 or 4, got {image.dtype} {image.shape}")
     with replacing(path) as file:
         Image.fromarray(image).save(file, format="PNG")
-
-
-def scale(image):
-    """uint8 0..255 -> x, float32 in [-1, 1]. Jittable."""
-    # Not image / 127.5 - 1: compilers turn that into a multiply and add whose 255 is 1.0000001.
-    return (jnp.asarray(image, jnp.float32) - 127.5) / 127.5
-
-
-def unscale(x):
-    """x in [-1, 1] -> uint8 0..255, clipped and rounded: the inverse of `scale`. Jittable."""
-    return jnp.clip(jnp.round((jnp.asarray(x, jnp.float32) + 1) * 127.5), 0, 255).astype(jnp.uint8)

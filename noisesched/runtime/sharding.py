@@ -1,10 +1,9 @@
-"""One training step over all devices of all processes: `pmap`, `jit` with sharded arrays, or `fsdp`: all give the same numbers.
+"""One training step over all devices of all processes, by `pmap`, by `jit` with sharded arrays, or by `fsdp`, with equal results.
 
-A step is a pure function `step(state, batch, axis) -> (state, metrics)` of one device's share of the batch. Under pmap,
-`axis` names the devices, over which the step averages what it must; under jit the step sees the whole batch, and axis is None.
-fsdp is jit with the state's arrays cut over the devices, each of which holds its share (Rajbhandari et al. 2020, stage 3): XLA
-gathers a layer's parameters when they are used. The state is never stacked: it is one and the same pytree for tests,
-checkpoints and sampling.
+A step is a pure function `step(state, batch, axis) -> (state, metrics)` of one device's share of the batch. Under pmap `axis`
+names the devices over which the step has to average; under jit the step sees the whole batch and axis is None. fsdp is jit with
+the state's arrays split over the devices, each of which holds its share (Rajbhandari et al. 2020, stage 3): XLA gathers a
+layer's parameters when they are used. The state is never stacked: tests, checkpoints and sampling see one and the same pytree.
 """
 
 import functools
@@ -16,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "devices"
 KINDS = ("pmap", "jit", "fsdp")
-CUT_FROM = 2**10  # elements below which an array is not worth cutting
+SPLIT_FROM = 2**10  # elements below which an array is not worth splitting
 
 
 def mean(tree, axis):
@@ -25,13 +24,15 @@ def mean(tree, axis):
 
 
 def smallest(value, axis):
-    """The least over devices of per-device values."""
+    """The minimum over devices of per-device values."""
     return value if axis is None else jax.lax.pmin(value, axis)
 
 
 def scan(body, carry, inputs):
-    """`jax.lax.scan` of training computations; a single turn, and any number on CPU, written out instead: there XLA runs
-    the gradients of convolutions inside a loop on one thread, 10 times slower, measured on jaxlib 0.10.2."""
+    """`jax.lax.scan` for training computations, but unrolled on CPU and for a single turn.
+
+    On CPU XLA runs the gradients of convolutions inside a loop on one thread, 10 times slower (measured on jaxlib 0.10.2).
+    """
     turns = len(jax.tree.leaves(inputs)[0])
     if jax.default_backend() != "cpu" and turns > 1:
         return jax.lax.scan(body, carry, inputs)
@@ -45,36 +46,37 @@ def scan(body, carry, inputs):
 def data_parallel(step, kind, devices=None):
     """The compiled `run(state, batch) -> (state, metrics)`; the state passed in is donated (it must not be used again).
 
-    batch: arrays [steps, B, ...] on the host, B examples of this process for each of `steps` consecutive steps, which
-    run in one dispatch; B must be a multiple of the number of local devices. metrics: arrays [steps, ...]. `devices`: those of
-    all processes, if not all.
+    batch    arrays [steps, B, ...] on the host: B examples of this process for each of `steps` consecutive steps, which run in
+             one dispatch; B is a multiple of the number of local devices
+    metrics  arrays [steps, ...]
+    devices  of all processes; default: all
     """
     devices = devices or jax.devices()
-    compiled, spread = compilable(step, kind, devices)
+    compiled, shard = compilable(step, kind, devices)
 
     def run(state, batch):
-        # JAX takes a state that lies elsewhere for another type than what the step returns, and would compile it again. All of
-        # it lies where its first array does.
+        # A state placed elsewhere has another type for JAX than the one the step returns, and would compile it again. All its
+        # arrays are where the first one is.
         first = jax.tree.leaves(state)[0]
         if getattr(first, "sharding", None) != _sharding(first.shape, kind, devices):
             state = placed(state, kind, devices)
-        return compiled(state, jax.tree.map(spread, batch))
+        return compiled(state, jax.tree.map(shard, batch))
 
     return run
 
 
 def compilable(step, kind, devices):
-    """(the jitted function of a placed state and a spread batch, the function that spreads an array of a batch)."""
+    """(the jitted function of a placed state and a sharded batch, the function that shards an array of a batch)."""
 
     def run_steps(state, batch, axis):
         return scan(functools.partial(step, axis=axis), state, batch)
 
     if kind == "pmap":
         count = len(_local(devices))
-        shares = lambda array: array.reshape(len(array), count, -1, *array.shape[2:])  # contiguous, in the order of the batch
+        shard = lambda array: array.reshape(len(array), count, -1, *array.shape[2:])  # contiguous, in the order of the batch
         return jax.pmap(
             functools.partial(run_steps, axis=AXIS), AXIS, in_axes=(None, 1), out_axes=None, devices=devices, donate_argnums=0
-        ), shares
+        ), shard
 
     def sharded(state, batch):
         state, metrics = run_steps(state, batch, None)
@@ -86,10 +88,11 @@ def compilable(step, kind, devices):
 
 
 def placed(tree, kind, devices=None):
-    """A state or parameters, numpy or JAX arrays, where a step of that kind has them: those that are there already are not moved.
+    """A state or parameters (numpy or JAX arrays) moved to where a step of that kind needs them; arrays already there stay.
 
-    pmap: whole on each device of this process; jit: whole on each device of all; fsdp: cut along its longest axis that the
-    number of devices divides, if there is one.
+    pmap  whole on each device of this process
+    jit   whole on each device of all processes
+    fsdp  split along the longest axis that the number of devices divides, if there is one
     """
     devices = devices or jax.devices()
 
@@ -101,7 +104,7 @@ def placed(tree, kind, devices=None):
 
 
 def made(make, kind):
-    """make() by one program, rather than one for every shape; under fsdp cut from the start: it need not fit on one device."""
+    """make() compiled as one program. Under fsdp its arrays are split from the start and need not fit on one device."""
     if kind != "fsdp":
         return jax.jit(make)()
     where = jax.tree.map(lambda leaf: _sharding(leaf.shape, kind, jax.devices()), jax.eval_shape(make))
@@ -109,14 +112,14 @@ def made(make, kind):
 
 
 def at_rest(params, kind):
-    """Parameters, numpy or JAX arrays, where sampling and evaluation of a run of that kind have them: on all devices."""
+    """Parameters (numpy or JAX arrays) placed for sampling and evaluating a run of that kind: on all devices."""
     return placed(params, "fsdp" if kind == "fsdp" else "jit")
 
 
 def _sharding(shape, kind, devices):
     if kind == "pmap":
         return _whole(_local(devices))
-    if kind == "jit" or np.prod(shape) < CUT_FROM:
+    if kind == "jit" or np.prod(shape) < SPLIT_FROM:
         return _whole(devices)
     fitting = [axis for axis in range(len(shape)) if shape[axis] % len(devices) == 0]
     if not fitting:
@@ -129,21 +132,23 @@ def _sharding(shape, kind, devices):
 
 
 def on_all(tree):
-    """The arrays whole on each device of all processes; those that are cut over them (fsdp) as they are."""
+    """The arrays, whole on each device of all processes; those already split over them (fsdp) unchanged."""
     devices = jax.devices()
     over_all = lambda leaf: getattr(getattr(leaf, "sharding", None), "device_set", None) == set(devices)
     return jax.tree.map(lambda leaf: leaf if over_all(leaf) else _put(leaf, _whole(devices)), tree)
 
 
 def rows_over_all(tree):
-    """Arrays [B, ...] on the host, the same in every process, their rows shared out over the devices of all; B must be a
-    multiple of their number."""
+    """Arrays [B, ...] on the host, the same in every process, with their rows split over the devices of all processes.
+
+    B is a multiple of the number of devices.
+    """
     shares = NamedSharding(_mesh(jax.devices()), PartitionSpec(AXIS))
     return jax.tree.map(lambda leaf: _put(leaf, shares), tree)
 
 
 def collected(tree):
-    """Arrays of all devices as numpy arrays, whole, in every process."""
+    """Arrays split over devices as whole numpy arrays, in every process."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     from jax.experimental import multihost_utils
@@ -152,12 +157,12 @@ def collected(tree):
 
 
 def whole(leaf):
-    """An array of a state, wherever it lies, as a numpy array. For all processes to call together, as `collected`."""
+    """An array of a state, wherever it is, as a numpy array. All processes must call it together, as `collected`."""
     return np.asarray(leaf) if getattr(leaf, "is_fully_replicated", True) else np.asarray(collected(leaf))
 
 
 def as_global(tree):
-    """Arrays that are whole on each device of this process as arrays on the devices of all, not copied; others as they are."""
+    """Arrays whole on each device of this process, viewed (not copied) as arrays on all processes' devices; others unchanged."""
     everywhere = _whole(jax.devices())
 
     def view(leaf):
@@ -172,7 +177,7 @@ def as_global(tree):
 def _put(leaf, sharding):
     if jax.process_count() == 1:
         return jax.device_put(leaf, sharding)
-    # Not device_put, which would compare the values of all processes first.
+    # Not device_put, which would first compare the values of all processes.
     host = whole(leaf)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 

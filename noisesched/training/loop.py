@@ -76,7 +76,7 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
             Checkpoints(workdir, training.keep_checkpoints, keep_every=training.keep_every, keep_best=training.keep_best, say=say)
         )
         start = 0
-        if cluster.by_first(checkpoints.latest_step) is not None:
+        if cluster.by_first(checkpoints.steps):
             start, items = checkpoints.restore(state._asdict())
             state = training_step.State(**items)
         cluster.agree("checkpoint to go on from", start)
