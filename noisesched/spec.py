@@ -105,29 +105,17 @@ def _value(node):
     raise ValueError(f"{ast.unparse(node)!r} is not a number, string, list or spec")
 
 
-FILE_BYTES = 2**24  # the largest file that is read: ten times what the longest list takes
+# -- files that a spec names
+
+FILE_BYTES = 2**24  # the largest list of numbers that is read: ten times what the longest one takes
 
 
 def read_numbers(path):
-    """The numbers in a file (.npy, or text), as a tuple of floats. Raises ValueError, in one line, if it holds none.
-
-    Somebody else's config may name the file, so it is only read, and only if it is a regular file of a plausible size: a pipe
-    would never end.
-    """
+    """The numbers in a file (.npy, or text), as a tuple of floats. Raises ValueError, in one line, if it holds none."""
     import numpy as np  # not needed to show help
 
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without waiting for the other end of a pipe
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise ValueError("Is a directory" if stat.S_ISDIR(status.st_mode) else "it is no regular file")
-            if status.st_size > FILE_BYTES:
-                raise ValueError(f"it has {status.st_size:,} bytes, more than {FILE_BYTES:,}")
-            with open(descriptor, "rb", closefd=False) as file:
-                content = file.read(FILE_BYTES)
-        finally:
-            os.close(descriptor)
+        content = read_file(path, FILE_BYTES)
         if path.endswith(".npy"):
             values = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False).astype(np.float64, casting="same_kind")
         else:
@@ -136,3 +124,19 @@ def read_numbers(path):
         reason = error.strerror if isinstance(error, OSError) else shortened(" ".join(str(error).split()), 120)
         raise ValueError(f"cannot read numbers from {shortened(path, 200)!r}: {reason}") from None
     return tuple(values.ravel().tolist())
+
+
+def read_file(path, most):
+    """The content of a local file of at most `most` bytes. Raises OSError, and ValueError for a larger file, and for a folder, a
+    pipe or a device: somebody else's config may name the file, and a pipe never ends."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without waiting for the other end of a pipe
+    try:
+        status = os.fstat(descriptor)  # of what was opened, which no other process can exchange
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is not a regular file")
+        if status.st_size > most:
+            raise ValueError(f"it has {status.st_size:,} bytes, more than {most:,}")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(most)
+    finally:
+        os.close(descriptor)

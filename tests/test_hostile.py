@@ -100,9 +100,9 @@ def test_a_config_that_is_none(main, tmp_path, content, says):
 @pytest.mark.parametrize(
     "make, says",
     [
-        (lambda path: os.mkfifo(path), "no regular file"),
+        (lambda path: os.mkfifo(path), "not a regular file"),
         (lambda path: path.symlink_to("/dev/zero"), "is a link, to /dev/zero"),
-        (lambda path: path.mkdir(), "no regular file"),
+        (lambda path: path.mkdir(), "not a regular file"),
         (lambda path: path.symlink_to("/etc/passwd"), "is a link, to /etc/passwd"),
     ],
     ids=["pipe", "device", "folder", "link"],
@@ -129,8 +129,8 @@ def test_a_config_that_is_no_file(main, tmp_path, make, says):
         ({"weighting": TOUCHED}, "cannot read the spec"),
         ({"preview__method": TOUCHED}, "cannot read the spec"),
         ({"conditioning__kind": "timestep", "conditioning__table": TOUCHED}, "cannot read the spec"),
-        ({"schedule": "piecewise('/dev/zero')"}, "no regular file"),
-        ({"schedule": "piecewise('{0}.fifo')"}, "no regular file"),
+        ({"schedule": "piecewise('/dev/zero')"}, "not a regular file"),
+        ({"schedule": "piecewise('{0}.fifo')"}, "not a regular file"),
         ({"schedule": "sigmas('{0}.pickle.npy')"}, "cannot read numbers"),
         ({"schedule": "betas('{0}.huge.npy')"}, "cannot read"),
         ({"schedule": "betas('{0}.sparse')"}, "bytes, more than"),

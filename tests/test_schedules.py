@@ -499,8 +499,8 @@ def test_bad_specs(text, says):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("levels.txt", None, "Is a directory"),
-        ("levels.npy", None, "Is a directory"),
+        ("levels.txt", None, "not a regular file"),
+        ("levels.npy", None, "not a regular file"),
         ("levels.txt", b"3 two 1", "'two'"),
         ("levels.npy", b"3 2 1", "magic string"),
         ("levels.npy", b"", "magic string"),

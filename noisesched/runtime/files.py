@@ -11,11 +11,12 @@ import math
 import numbers
 import os
 import pathlib
-import stat
 from typing import Any
 
 import numpy as np
 from etils import epath
+
+from noisesched import spec
 
 _MOST = {".json": 2**24, ".jsonl": 2**30}  # bytes of a file that is read whole
 _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
@@ -96,18 +97,7 @@ def read_file(path: str | os.PathLike, most: int) -> bytes:
         if path.stat().length > most:
             raise ValueError(f"it has {path.stat().length:,} bytes, more than {most:,}")
         return path.read_bytes()
-    # Opened without waiting for the other end of a pipe. The open file is asked what it is: no other process can exchange that.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no regular file")
-        if status.st_size > most:
-            raise ValueError(f"it has {status.st_size:,} bytes, more than {most:,}")
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(most)
-    finally:
-        os.close(descriptor)
+    return spec.read_file(path, most)
 
 
 # -- JSON
