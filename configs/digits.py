@@ -71,15 +71,13 @@ def get_config():
     config.training.steps_per_dispatch = 1  # training steps per call to the device
     config.training.parallel = "pmap"  # pmap | jit (sharded batch) | fsdp (sharded state, too): the same numbers
     config.training.ema_decay = 0.995  # of the averaged parameters, which make the samples
-    config.training.skip_nonfinite = (
-        0  # updates to skip, in the whole run, if loss or gradient is not finite; 0: stop at the first
-    )
+    config.training.skip_nonfinite = 0  # updates that may be skipped, per run, for a loss or gradient not finite; 0: stop
     config.training.log_every = 100
     config.training.checkpoint_every = 1000
-    config.training.keep_checkpoints = 2  # keep the newest N,
-    config.training.keep_every = 0  # and every checkpoint at a multiple of N steps, for ever; 0: none,
-    config.training.keep_best = 0  # and the N with the lowest held-out loss of the averaged parameters; 0: not measured
-    config.training.best_split = "test"  # the held-out images, of which the first 1,024 count; notation as data.split
+    config.training.keep_checkpoints = 2  # how many of the newest are kept
+    config.training.keep_every = 0  # N: those at multiples of N steps are kept, too, for ever; 0: none
+    config.training.keep_best = 0  # N: the N with the lowest held-out loss of the averaged parameters, too; 0: not measured
+    config.training.best_split = "test"  # the held-out images for that, the first 1,024 of them; notation as in data.split
 
     # Grids of samples during training, always from the same noise.
     config.preview = ConfigDict()

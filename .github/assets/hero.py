@@ -6,8 +6,8 @@
                       --schedule="discrete(scaled_linear, zero_terminal=True)"
     python .github/assets/hero.py
 
-The upper half shows 16 of the 64 noises: every fourth, in the order of their brightness under the repaired schedule. The lower half is
-cut out of photographs.png, which is a picture of a report (see configs/README.md).
+The upper half shows 16 of the 64 noises: every fourth, in the order of their brightness under the repaired schedule. The lower
+half is cut out of photographs.png, which is a picture of a report (see configs/README.md).
 """
 
 from pathlib import Path
@@ -20,6 +20,10 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 ASSETS = Path(__file__).resolve().parent
+SAMPLES = {  # a label, and the folder of the samples
+    "Stable Diffusion's schedule,\nleading spacing": "leaking",
+    "with zero terminal SNR,\ntrailing spacing": "repaired",
+}
 SCHEDULES = ("linear (as trained)", "cosine", "karras", "flow")
 # Where the cells are in photographs.png, in pixels.
 LEFT, WIDTH = (231, 532, 832, 1133), 289
@@ -27,12 +31,10 @@ TOP, HEIGHT = {"told the log-SNR": 54, "told the timesteps\nof the training sche
 
 
 def brightness_rows():
-    """{label: a row of images, float [h, w]}, the same noises in both, darkest first."""
-    made = {label: np.load(f"samples/{name}/samples.npy")[..., 0] for label, name in (
-        ("Stable Diffusion's schedule,\nleading spacing", "leaking"),
-        ("the same with zero terminal\nSNR, trailing spacing", "repaired"),
-    )}  # fmt: skip
-    order = np.argsort(list(made.values())[1].mean((1, 2)))[2::4]
+    """{label: a row of images, float [h, w]}, from the same noises, darkest first."""
+    made = {label: np.load(f"samples/{name}/samples.npy")[..., 0] for label, name in SAMPLES.items()}
+    *_, repaired = made.values()
+    order = np.argsort(repaired.mean((1, 2)))[2::4]
     framed = {label: np.pad(images[order], ((0, 0), (1, 1), (1, 1)), constant_values=128) for label, images in made.items()}
     return {label: np.concatenate(list(images), axis=1) for label, images in framed.items()}
 
@@ -44,28 +46,27 @@ def photograph_rows():
 
 
 def bare(axis, image, label=""):
-    axis.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+    axis.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
     axis.set_frame_on(False)
     axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9.5)
 
 
 def main():
-    figure = plt.figure(figsize=(10.4, 4.1), facecolor="white")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.12))
-    axes = upper.subplots(2, 1, gridspec_kw={"left": 0.2, "right": 0.995, "top": 0.83, "bottom": 0.06, "hspace": 0.12})
+    figure = plt.figure(figsize=(10.4, 3.15), facecolor="white")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1.45, 1.7))
+    sides = {"left": 0.2, "right": 0.995}
+    axes = upper.subplots(2, 1, gridspec_kw=sides | {"top": 0.78, "bottom": 0.02, "hspace": 0.06})
+    axes[0].set_title("One network, the same noise, 10 network calls", fontsize=10.5, fontweight="bold", loc="left")
     for axis, (label, image) in zip(axes, brightness_rows().items(), strict=True):
         bare(axis, image, label)
-    axes[0].set_title("One network, the same noise, 10 network calls", fontsize=10.5, fontweight="bold", loc="left")
-    axes = lower.subplots(
-        2, 4, gridspec_kw={"left": 0.2, "right": 0.995, "top": 0.74, "bottom": 0.02, "hspace": 0.1, "wspace": 0.04}
-    )
+    axes = lower.subplots(2, 4, gridspec_kw=sides | {"top": 0.67, "bottom": 0.01, "hspace": 0.06, "wspace": 0.04})
+    lower.suptitle("Two networks, under four schedules", x=0.2, y=0.95, ha="left", fontsize=10.5, fontweight="bold")
     for row, (label, cells) in zip(axes, photograph_rows().items(), strict=True):
-        for column, (axis, cell) in enumerate(zip(row, cells, strict=True)):
-            bare(axis, cell, label if column == 0 else "")
+        for axis, cell in zip(row, cells, strict=True):
+            bare(axis, cell, label if axis is row[0] else "")
     for axis, name in zip(axes[0], SCHEDULES, strict=True):
         axis.set_title(name, fontsize=9.5)
-    lower.suptitle("Two networks, sampled under four schedules", x=0.2, y=0.97, ha="left", fontsize=10.5, fontweight="bold")
     figure.savefig(ASSETS / "hero.png", dpi=150)
 
 
