@@ -33,6 +33,8 @@ TOP, HEIGHT = {"told the log-SNR": 54, "told the timesteps\nof the training sche
 def brightness_rows():
     """{label: a row of images, float [h, w]}, from the same noises, darkest first."""
     made = {label: np.load(f"samples/{name}/samples.npy")[..., 0] for label, name in SAMPLES.items()}
+    for name, images in zip(SAMPLES.values(), made.values(), strict=True):
+        print(f"{name}: spread of brightness {(images.mean((1, 2)) / 127.5).std():.2f}, {len(images)} images")
     *_, repaired = made.values()
     order = np.argsort(repaired.mean((1, 2)))[2::4]
     framed = {label: np.pad(images[order], ((0, 0), (1, 1), (1, 1)), constant_values=128) for label, images in made.items()}
