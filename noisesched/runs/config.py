@@ -294,11 +294,9 @@ def warnings(config):
 # -- reading
 
 
-# The folder `configs` that comes with the package: inside it when installed from a wheel, beside it in the repository.
 _PACKAGE = Path(__file__).resolve().parent.parent
-SHIPPED = next(
-    (folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()), _PACKAGE / "configs"
-)
+# The folder `configs`: inside the package when installed from a wheel, beside it in the repository.
+SHIPPED = (_PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent) / "configs"
 
 
 def find(path):
