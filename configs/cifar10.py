@@ -1,4 +1,4 @@
-"""CIFAR-10 from tensorflow-datasets (prepared once, as array_record; see the README), for one GPU or a small TPU slice.
+"""CIFAR-10 from tensorflow-datasets (prepared once as array_record, see README.md), for one GPU or a small TPU slice.
 
 noisesched train --config=configs/cifar10.py --workdir=runs/cifar10 --config.data.data_dir=DIR
 """

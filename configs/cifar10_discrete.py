@@ -1,4 +1,4 @@
-"""CIFAR-10 as DDPM does it: the 1000-step linear table, and the network told the timestep. Else as cifar10.py.
+"""CIFAR-10 as in DDPM: levels drawn from the linear table of 1,000 steps, the network told the timestep. Otherwise cifar10.py.
 
 noisesched train --config=configs/cifar10_discrete.py --workdir=runs/cifar10_discrete --config.data.data_dir=DIR
 """

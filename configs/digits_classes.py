@@ -1,4 +1,4 @@
-"""Digits of a class of one's choice, by classifier-free guidance: the network is told the class, and a tenth of the time not.
+"""Digits of a chosen class, by classifier-free guidance: the network is told the class, except for a tenth of the time.
 
 noisesched train --config=configs/digits_classes.py --workdir=runs/classes
 noisesched sample --workdir=runs/classes --guidance none "cfg(3)" "cfg(3, rescaled(0.7))" --out=samples/guided

@@ -1,4 +1,4 @@
-"""As DDPM does it: levels drawn from the 1000-step linear table, and the network told the timestep. Else as digits.py.
+"""Digits as in DDPM: levels drawn from the linear table of 1,000 steps, the network told the timestep. Otherwise digits.py.
 
 noisesched train --config=configs/digits_discrete.py --workdir=runs/digits_discrete
 """

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import BASE
@@ -352,7 +353,7 @@ def test_a_file_that_misspells_a_setting(tmp_path):
 
 @pytest.mark.parametrize("path", ["configs/nope.py", "", ".", "configs"])
 def test_missing_files(path):
-    assert refusal(config.load, path) == f"config file {path!r} not found"
+    assert refusal(config.load, path).startswith(f"config file {path!r} not found; shipped with noisesched: brightness, cifar10")
 
 
 def test_a_file_is_found_from_anywhere_and_leaves_no_trace(tmp_path, monkeypatch):
@@ -360,6 +361,17 @@ def test_a_file_is_found_from_anywhere_and_leaves_no_trace(tmp_path, monkeypatch
     before = list(sys.path)
     assert config.load(BASE.replace("digits", "cifar10")).data.name == "cifar10"  # which imports configs.digits
     assert sys.path == before
+
+
+def test_a_shipped_config_is_found_by_its_name_unless_a_file_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits_classes", "digits_classes.py", "configs/digits_classes.py", "configs/digits_classes"):
+        assert config.load(name) == config.load(BASE.replace("digits", "digits_classes"))
+    Path("configs").mkdir()
+    Path("configs/mine.py").write_text(Path(BASE).with_stem("digits_classes").read_text().replace("10", "9"))
+    assert config.load("configs/mine.py").model.num_classes == 9  # which imports the shipped configs.digits
+    Path("configs/mine.py").rename("configs/digits_classes.py")
+    assert config.load("configs/digits_classes.py").model.num_classes == 9
 
 
 # -- round trip

@@ -131,7 +131,7 @@ def load(path, overrides=()):
 
 def read(path, kind, overrides=()):
     """What a config file states of a `kind` (Config, say), with overrides, as nested dictionaries: for `typed`."""
-    require(Path(path).is_file(), f"config file {path!r} not found")
+    path = find(path)
     last = {}  # of a setting given twice, the last counts, where ml-collections would add tuples up
     for override in overrides:
         prefix = next((p for p in ("--config.", "--noconfig.") if override.startswith(p)), None)
@@ -241,11 +241,29 @@ def warnings(config):
 # -- reading
 
 
+_PACKAGE = Path(__file__).resolve().parent.parent
+# The folder `configs`: inside the package when installed from a wheel, beside it in the repository.
+SHIPPED = (_PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent) / "configs"
+
+
+def find(path):
+    """The path of a config file: `path` if it exists, else the shipped config "configs/NAME.py", "NAME.py" or "NAME".
+
+    Raises ConfigError, which lists the shipped ones, if there is neither.
+    """
+    if Path(path).is_file():
+        return path
+    shipped = {file.stem: file for file in sorted(SHIPPED.glob("*.py"))}
+    name = path.removeprefix("configs/").removesuffix(".py")
+    require(name in shipped, f"config file {path!r} not found; shipped with noisesched: {', '.join(shipped) or 'none'}")
+    return str(shipped[name])
+
+
 def _run_file(path):
     """The ConfigDict that the config file's `get_config()` returns; ConfigError if there is none."""
     folders = list(sys.path)
-    # So that a config may say `from configs import digits`, whatever the working directory.
-    sys.path[:0] = [str(Path(path).resolve().parent.parent), "."]
+    # So that `from configs import digits` finds the file's own neighbours, those of the working directory, or the shipped ones.
+    sys.path[:] = [str(Path(path).resolve().parent.parent), ".", *folders, str(SHIPPED.parent)]
     try:
         # A module of its own. (ml-collections' loader runs every file in one and the same, where the last one's names stay.)
         names = {"__name__": "config", "__file__": path}
