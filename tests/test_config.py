@@ -69,10 +69,10 @@ def refusal(function, *arguments):
         ({"model__attention": [3]}, "model: attention at size 3, but the levels have sizes 8"),
         ({"model__attention": [8], "model__heads": 3}, "model: attention width 8 is not divisible by heads=3"),
         ({"model__width": 7}, "conditioning: the noise level is told by an even number of features, 2 or more; got 7"),
-        ({"model__multipliers": []}, "model.multipliers=() must be one whole number from 1 to 1024 for each level"),
-        ({"model__multipliers": [1, 0]}, "model.multipliers=(1, 0) must be one whole number from 1 to 1024 for each level"),
+        ({"model__multipliers": []}, "model.multipliers=() must be one whole number for each level"),
+        ({"model__multipliers": [1, 0]}, "model.multipliers=0 must be at least 1"),
         ({"model__width": 2**16}, "model.width=65536 must be below 65536"),
-        ({"data__channels": 2}, "data.channels=2: choose 1 (gray) or 3 (colour)"),
+        ({"data__channels": 2}, "data.channels=2: choose one of 1, 3"),
         # batches and steps
         ({"training__accumulate": 3}, "training.batch_size=16 is not a multiple of training.accumulate=3"),
         (
@@ -87,7 +87,7 @@ def refusal(function, *arguments):
         ({"optimizer__decay": "step"}, "optimizer.decay='step': choose one of constant, linear, cosine"),
         ({"training__parallel": "pjit"}, "training.parallel='pjit': choose one of pmap, jit, fsdp"),
         ({"conditioning__translation": "near"}, "conditioning.translation='near': choose one of nearest, interpolated"),
-        ({"conditioning__kind": "time"}, "conditioning: unknown conditioning.kind 'time'; known: log_snr, sigma, timestep, none"),
+        ({"conditioning__kind": "time"}, "conditioning.kind='time': choose one of log_snr, sigma, timestep, none"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
         ({"noise_offset": -0.1}, "noise_offset=-0.1 must be at least 0"),
         ({"training__batch_size": 0}, "training.batch_size=0 must be at least 1"),
@@ -117,24 +117,20 @@ def refusal(function, *arguments):
             {"preview__schedule": "discrete(linear, num_steps=5)", "preview__steps": 6},
             "preview.steps: cannot select 6 of 5 steps: choose 1 to 5",
         ),
-        (
-            {"preview__method": "unipc"},
-            "preview.method: unknown sampling method 'unipc'; known: ancestral, ddim, dpmpp_2m, euler, heun",
-        ),
-        ({"preview__method": "ddim(eta=nan)"}, "preview.method: sampling method 'ddim': eta is from 0 to 1; got nan"),
+        ({"preview__method": "unipc"}, "preview.method: unknown sampling method 'unipc'; known: ancestral, ddim, dpmpp_2m, heun"),
+        ({"preview__method": "ddim(eta=nan)"}, "preview.method: sampling method 'ddim': eta is a number; got nan"),
         # what the network is told
         (
             {"conditioning__kind": "timestep"},
-            "conditioning: conditioning.table='' must be a table, such as 'discrete(linear, num_steps=1000)'",
+            "conditioning: table='' must be a table, such as 'discrete(linear, num_steps=1000)'",
         ),
         (
             {"conditioning__kind": "timestep", "conditioning__table": "linear"},
-            "conditioning: conditioning.table='linear' must be a table, such as 'discrete(linear, num_steps=1000)'",
+            "conditioning: table='linear' must be a table, such as 'discrete(linear, num_steps=1000)'",
         ),
         (
             {"conditioning__table": "discrete(linear)"},
-            "conditioning: conditioning.table='discrete(linear)' is only for conditioning.kind='timestep', not 'log_snr': "
-            "leave it empty, ''",
+            "conditioning: table='discrete(linear)' is only for kind='timestep', not 'log_snr': leave it empty, ''",
         ),
     ],
 )
@@ -313,7 +309,7 @@ def test_overrides():
         ],
     )
     assert made.model.multipliers == (1, 2) and made.optimizer.learning_rate == 1e-4 and made.data.flip is True
-    assert made.schedule == "shifted(linear, by=-2)" and made.data.path == "a=b" and made.seed == 2  # the last one counts
+    assert str(made.schedule) == "shifted(linear, by=-2)" and made.data.path == "a=b" and made.seed == 2  # the last one counts
     assert config.load(BASE, ["--config.data.flip", "--noconfig.data.flip"]) == config.load(BASE)
     assert config.load(BASE, ["--config.optimizer.weight_decay=1"]).optimizer.weight_decay == 1.0
 

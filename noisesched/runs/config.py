@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from noisesched import diffusion, guidance, loss, samplers, schedules
 from noisesched.loss import Weighting
 from noisesched.models import build, conditioning
-from noisesched.runs.settings import ConfigError, named, require, setting, typed
+from noisesched.runs.settings import ConfigError, is_group, named, require, setting, typed
 from noisesched.runtime import sharding
 from noisesched.schedules import Schedule
 
@@ -175,7 +175,7 @@ def to_dict(config):
         if field.metadata.get("parse"):
             plain[field.name] = "" if value is None else str(value)
         else:
-            plain[field.name] = to_dict(value) if dataclasses.is_dataclass(value) else value
+            plain[field.name] = to_dict(value) if is_group(field) else value
     return plain
 
 
@@ -280,21 +280,19 @@ def _run_file(path):
 
 
 def _check_override(kind, name):
-    """Raises ConfigError, which lists what there is, unless `name` ("optimizer.learning_rate") is a setting of `kind`."""
+    """Raises ConfigError, which lists the known settings, unless `name` ("optimizer.learning_rate") is a setting of `kind`."""
     where = []
     for part in name.split("."):
         if kind is dict:  # a group whose members the config file chooses
             return
-        known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
-        group = ".".join(where)
-        close = difflib.get_close_matches(part, known, n=1)
+        fields = {field.name: field for field in dataclasses.fields(kind)} if kind else {}
+        close = difflib.get_close_matches(part, fields, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        require(
-            part in known, f"unknown setting {name!r}{hint}; known{f' in {group}' if group else ''}: {', '.join(known) or 'none'}"
-        )
-        kind = {field.name: field.type for field in dataclasses.fields(kind)}[part]
+        group = f" in {'.'.join(where)}" if where else ""
+        require(part in fields, f"unknown setting {name!r}{hint}; known{group}: {', '.join(fields) or 'none'}")
+        kind = fields[part].type if is_group(fields[part]) else None
         where.append(part)
-    require(not dataclasses.is_dataclass(kind), f"{name!r} is a group of settings: give one of them, --config.{name}.NAME=value")
+    require(not kind or kind is dict, f"{name!r} is a group of settings: give one of them, --config.{name}.NAME=value")
 
 
 def check_guidance(config, text):

@@ -46,6 +46,11 @@ def setting(
     return dataclasses.field(default=default, metadata=known | dict(fixed=fixed, network=network, idle=idle))
 
 
+def is_group(field):
+    """Whether a field holds further settings."""
+    return field.type is dict or dataclasses.is_dataclass(field.type) and not field.metadata.get("parse")
+
+
 def stated(key, kind, prefix=""):
     """{dotted name: value} of the settings and groups at which `setting` states `key`, such as "network" or "fixed"."""
     found = {}
@@ -53,7 +58,7 @@ def stated(key, kind, prefix=""):
         name = f"{prefix}{field.name}"
         if field.metadata.get(key):
             found[name] = field.metadata[key]
-        elif dataclasses.is_dataclass(field.type) and not field.metadata.get("parse"):
+        elif is_group(field) and field.type is not dict:
             found |= stated(key, field.type, f"{name}.")
     return found
 
