@@ -11,7 +11,10 @@ import pytest
 from conftest import ROOT
 
 from noisesched import __main__ as cli
-from noisesched import __version__, flags, samplers, schedules
+from noisesched import __version__, diffusion, flags, samplers, schedules, tables
+from noisesched.evaluation import likelihood
+from noisesched.models import conditioning
+from noisesched.runs import requests
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.workdir import Workdir
 from noisesched.training import step as training_step
@@ -41,16 +44,13 @@ from noisesched.training import step as training_step
                 "trailing",
                 "--translation",
                 "noisesched sample --workdir=runs/digits",
-                *schedules.EXAMPLES.values(),
+                *schedules.DEFINITIONS,
                 *samplers.METHODS,
                 "ddim(eta=0.0)",
                 "churn=",
             ],
         ),
-        (
-            ("plot",),
-            ["terminal SNR", *schedules.EXAMPLES.values(), 'noisesched plot linear cosine "zero_terminal(scaled_linear)"'],
-        ),
+        (("plot",), ["terminal SNR", *schedules.DEFINITIONS, 'noisesched plot linear cosine "zero_terminal(scaled_linear)"']),
         (("benchmark",), ["--config", "persistent cache", "--calls"]),
     ],
 )
@@ -61,15 +61,40 @@ def test_help_teaches(main, command, taught):
         assert words in out
 
 
-def test_every_example_of_the_help_can_be_read():
-    lines = [line.split("#")[0] for line in flags.EXAMPLES.splitlines() if "noisesched " in line]
-    assert len(lines) >= 6
-    for line in lines:
-        _, *words = shlex.split(line)
-        given, overrides = flags.parser().parse_known_args(words)
-        assert all(word.startswith("--config.") for word in overrides)
-        for text in getattr(given, "schedule", None) or getattr(given, "schedules", None) or ():
+@pytest.mark.parametrize("command", flags.COMMANDS)
+def test_every_example_of_the_help_can_be_read(command):
+    assert flags.COMMANDS[command].examples
+    for line in flags.COMMANDS[command].examples:
+        _, *words = shlex.split(line, comments=True)
+        name, request, _ = flags.parse(words)
+        assert name == command
+        specs = getattr(request, "schedules", None) or getattr(request, "schedule", None) or ()
+        for text in (specs,) if isinstance(specs, str) else specs:
             schedules.make(text)
+
+
+def test_requests_repeat_what_the_mathematics_says():
+    """`requests` loads no JAX, so it states some choices again."""
+    assert requests.SPACINGS == tables.SPACINGS and requests.PREDICTIONS == diffusion.PREDICTIONS
+    assert requests.TRANSLATIONS == conditioning.TRANSLATIONS
+    ends = requests.Evaluate(workdir="w")
+    assert (ends.log_snr_min, ends.log_snr_max) == (likelihood.LOG_SNR_MIN, likelihood.LOG_SNR_MAX)
+
+
+def test_a_setting_may_follow_its_name():
+    """`--config.name value`, as ml-collections' own flags have it."""
+    words = [
+        "train",
+        "--workdir=w",
+        "--config=c.py",
+        "--config.model.width",
+        "16",
+        "--config.data.flip",
+        "--config.noise_offset",
+        "-1",
+    ]
+    _, request, _ = flags.parse(words)
+    assert request.overrides == ("--config.model.width=16", "--config.data.flip", "--config.noise_offset=-1")
 
 
 def test_version(main):

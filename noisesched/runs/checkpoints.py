@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from noisesched.runs import config as configuration
 from noisesched.runs import untrusted
+from noisesched.runs.config import Config
+from noisesched.runs.settings import stated
 from noisesched.runs.workdir import Workdir, differences
 from noisesched.runtime import cluster, sharding
 from noisesched.runtime.files import WriteError
@@ -334,7 +335,7 @@ class _Best:
 def _network(workdir: Workdir) -> dict[str, Any]:
     """The settings in a workdir's config.json that describe its network; {} if it has no config."""
     config = workdir.read_config() if workdir.config.exists() else {}
-    return {name: config[name] for name in configuration.stated("network", configuration.Config) if name in config}
+    return {name: config[name] for name in stated("network", Config) if name in config}
 
 
 def _flatten(item: str, tree: Any) -> tuple[dict[str, Any], Any]:

@@ -5,6 +5,7 @@ import jax
 from noisesched.models import build
 from noisesched.runs import config as configuration
 from noisesched.runs import untrusted
+from noisesched.runs.settings import stated
 from noisesched.runs.workdir import differences
 from noisesched.training import step as training_step
 
@@ -22,7 +23,7 @@ def adopt(workdir, config, accept_changes=False):
     fixed = {
         line: why
         for line in changed
-        for name, why in configuration.stated("fixed", configuration.Config).items()
+        for name, why in stated("fixed", configuration.Config).items()
         if f"{line.split(':')[0]}.".startswith(f"{name}.")
     }
     if not changed or accept_changes and not fixed:
