@@ -4,17 +4,19 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import BASE, ROOT
 
 from noisesched import __main__ as cli
 from noisesched import __version__, flags, samplers, schedules
 from noisesched.runs.checkpoints import Checkpoints
+from noisesched.runs.metrics_log import read_metrics
 from noisesched.runs.workdir import Workdir
 from noisesched.training import monitor
 from noisesched.training import step as training_step
@@ -285,3 +287,23 @@ def test_configs_of_the_repository_from_anywhere(main, tmp_path, monkeypatch):
     result = main("train", f"--config={config}", "--workdir=run", f"--config.data.data_dir={tmp_path}")
     assert_one_line(result, "'cifar10' is not prepared", str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workdir_from_before_the_package_had_folders_is_still_read(main, tmp_path):
+    """It is sampled, evaluated, and trained on."""
+    workdir = Path(shutil.copytree(ROOT / "tests" / "data" / "before_the_house" / "run", tmp_path / "run"))
+    kept = json.loads((workdir / "config.json").read_text())
+    code, out, err = main("sample", f"--workdir={workdir}", "--steps=2", "--num_images=3", f"--out={tmp_path / 'samples'}")
+    assert code == 0 and "of step 4" in out, err
+    asked = "--num_images=16 --noises=2 --profile_levels=5"
+    code, out, err = main("evaluate", f"--workdir={workdir}", *asked.split(), f"--out={tmp_path / 'evaluation'}")
+    assert code == 0 and (tmp_path / "evaluation" / "evaluation.json").exists(), err
+    settings = [
+        f"--config.{group}.{name}={value}" if isinstance(values, dict) else f"--config.{group}={values}"
+        for group, values in kept.items()
+        for name, value in (values.items() if isinstance(values, dict) else [(None, None)])
+    ]
+    longer = [f"--config={BASE}", *settings, "--config.training.num_steps=6", "--accept_changes"]
+    code, out, err = main("train", f"--workdir={workdir}", *longer)
+    assert code == 0 and "resuming at step 4" in out, err
+    assert [line["step"] for line in read_metrics(workdir / "metrics.jsonl")] == [2, 4, 6]
