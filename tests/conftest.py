@@ -4,7 +4,9 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # networks here run a few times: compiling them is most of the work
 
+import signal  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -13,6 +15,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A shell starts its background jobs with SIGINT ignored, and so would the processes be that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = str(ROOT / "configs" / "digits.py")
@@ -21,6 +25,7 @@ SMALL = {  # the base config, made small enough to compile in two seconds
     "model.multipliers": "(1,)",
     "model.attention": "()",
     "optimizer.warmup_steps": "3",
+    "optimizer.decay": "constant",  # a decay is part of the compiled program, which here serves runs of all lengths
     "training.num_steps": "6",
     "training.batch_size": "16",
     "training.log_every": "1",
@@ -31,9 +36,22 @@ SMALL = {  # the base config, made small enough to compile in two seconds
 }
 
 
+# Files that compile networks or start processes, the longest first: pytest's workers take them in this order, and end together.
+# `launch/test quick` leaves them out.
+SLOW = [
+    f"test_{name}.py"
+    for name in (
+        "processes train faults interchange checkpoints evaluate compare cli hostile sample report diagnose brightness sharding "
+        "features data likelihood zero_snr workers metrics unet inception guidance samplers loss schedules"
+    ).split()
+]
+
+
 def pytest_collection_modifyitems(items):
-    """Files that start many processes come first: in the end, none of pytest's workers waits for another's."""
-    items.sort(key=lambda item: item.path.name not in ("test_processes.py", "test_faults.py", "test_train.py"))
+    for item in items:
+        if item.path.name in SLOW:
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,7 +63,7 @@ def user_cache(tmp_path_factory):
         folder.mkdir(exist_ok=True)
         patch.setenv("XDG_CACHE_HOME", str(folder))
         jax.config.update("jax_compilation_cache_dir", str(folder / "noisesched" / "xla"))  # what one test compiled, another has
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         yield folder
 
 
@@ -61,6 +79,25 @@ def small(words):
     from noisesched.runs import config
 
     return lambda changes=(): config.load(words(changes)[0].partition("=")[2], words(changes)[1:])
+
+
+@pytest.fixture
+def stand_in(small, monkeypatch):
+    """Within the test, networks have one parameter, answer 0 until they are trained, and compile in a second; it is `small`."""
+    from flax import nnx
+
+    from noisesched.models import build
+
+    class Scaled(nnx.Module):
+        def __init__(self, **given):
+            self.scale = nnx.Param(jax.numpy.zeros(()))
+
+        def __call__(self, z, features, labels=None, dropout_keys=None):
+            return self.scale[...] * z
+
+    monkeypatch.setattr(build, "UNet", Scaled)
+    monkeypatch.setattr(build, "_abstract_denoiser", build._abstract_denoiser.__wrapped__)  # it keeps networks
+    return small
 
 
 @pytest.fixture
@@ -93,15 +130,8 @@ def start(user_cache, tmp_path_factory):
 
     def process(*arguments):
         command = [sys.executable, "-m", "noisesched", *map(str, arguments)]
-        return subprocess.Popen(
-            command,
-            cwd=elsewhere,
-            env=environment,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, cwd=elsewhere, env=environment, text=True, **pipes)
 
     return process
 
@@ -112,7 +142,7 @@ def run(start):
 
     def finished(*arguments):
         process = start(*arguments)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
         return process.returncode, out, err
 
     return finished

@@ -4,11 +4,14 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import BASE, ROOT
 
 from noisesched import __main__ as cli
 from noisesched import __version__, diffusion, flags, samplers, schedules, tables
@@ -16,7 +19,9 @@ from noisesched.evaluation import likelihood
 from noisesched.models import conditioning
 from noisesched.runs import requests
 from noisesched.runs.checkpoints import Checkpoints
+from noisesched.runs.metrics_log import read_metrics
 from noisesched.runs.workdir import Workdir
+from noisesched.training import monitor
 from noisesched.training import step as training_step
 
 # -- help
@@ -190,15 +195,46 @@ def test_workdir_that_is_a_file(main, words, tmp_path):
     assert (tmp_path / "run").read_text() == "mine"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_a_signal_while_modules_load(number, code, monkeypatch, capfd):
+@pytest.fixture
+def disposed():
+    """`disposed(number, how)`: how this process takes a signal, as its parent may have settled it; put back afterwards."""
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield signal.signal
+    for number, handler in usual.items():
+        signal.signal(number, handler)
+
+
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 75)]
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_a_signal_while_modules_load(disposed, number, code, monkeypatch, capfd):
     """An exception would be a page long, or be lost in somebody's `except`."""
-    ended, usual = [], signal.getsignal(number)
+    ended = []
+    disposed(number, signal.SIG_DFL)
     monkeypatch.setattr(os, "_exit", ended.append)
     with cli.ended_at_once():
         signal.raise_signal(number)
-    assert ended == [code] and signal.getsignal(number) == usual
+    assert ended == [code] and signal.getsignal(number) == signal.SIG_DFL
     assert capfd.readouterr().err == "noisesched: error: stopped by a signal before anything was begun\n"
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_a_signal_that_the_parent_ignores_stays_ignored(disposed, number, code, monkeypatch, capfd):
+    """As a shell's background jobs ignore SIGINT; the other one of the two still counts."""
+    disposed(number, signal.SIG_IGN)
+    monkeypatch.setattr(os, "_exit", lambda code: pytest.fail("stopped"))
+    with cli.ended_at_once():
+        signal.raise_signal(number)
+    with monitor.Signals() as stop:
+        stop.stepping = True
+        signal.raise_signal(number)
+        assert not stop.requested and signal.getsignal(number) == signal.SIG_IGN
+        (other,) = {signal.SIGINT, signal.SIGTERM} - {number}
+        signal.raise_signal(other)
+        assert stop.requested
+    assert signal.getsignal(number) == signal.SIG_IGN
+    assert "saving, then stopping" in capfd.readouterr().err
 
 
 def test_debug_shows_the_traceback(main):
@@ -206,12 +242,12 @@ def test_debug_shows_the_traceback(main):
         main("plot", "cosin", "--debug")
 
 
-# -- end to end, in processes of their own that can import nothing but the package
+# -- end to end
 
 
 @pytest.fixture(scope="module")
 def trained(run, words, tmp_path_factory):
-    """A run of the small network, trained for six steps."""
+    """A run of the small network, trained for six steps by a process that can import nothing but the package."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
     code, out, err = run("train", f"--workdir={workdir}", *words({"preview.every": 6, "model.num_classes": 10}))
     assert code == 0, err
@@ -230,22 +266,8 @@ def test_sampling_needs_only_the_workdir(run, trained, tmp_path):
     moved = trained.rename(tmp_path / "elsewhere")
     try:
         out = tmp_path / "pictures"
-        code, said, err = run(
-            "sample",
-            f"--workdir={moved}",
-            "--schedule",
-            "linear",
-            "shifted(cosine, by=-2)",
-            "--steps",
-            "2",
-            "--method",
-            "heun",
-            "--num_images=4",
-            "--labels",
-            "3",
-            "7",
-            f"--out={out}",
-        )
+        asked = "--schedule linear 'shifted(cosine, by=-2)' --steps 2 --method heun --num_images=4 --labels 3 7"
+        code, said, err = run("sample", f"--workdir={moved}", *shlex.split(asked), f"--out={out}")
         assert code == 0 and "Traceback" not in err, err
         assert f"2 x 4 images of step 6 in {out}: see overview.png" in said
         assert {path.name for path in out.iterdir()} == {"linear-heun-2", "shifted_cosine_by=-2-heun-2", "overview.png"}
@@ -258,13 +280,13 @@ def test_sampling_needs_only_the_workdir(run, trained, tmp_path):
         moved.rename(trained)
 
 
-def test_training_again_goes_no_further(run, trained):
-    code, out, err = run("train", f"--workdir={trained}")
+def test_training_again_goes_no_further(main, trained):
+    code, out, err = main("train", f"--workdir={trained}")
     assert code == 0 and "this run is complete, all 6 steps are done" in out and "Traceback" not in err
 
 
-def test_diverging_run(run, words, small, tmp_path):
-    """An absurd learning rate: the run stops with the step and its levels; what was saved before can be sampled."""
+def test_diverging_run(main, words, stand_in, tmp_path):
+    """An absurd learning rate: the run stops with the step and its levels; what was saved before can be read."""
     changes = {
         "optimizer.learning_rate": 1e30,
         "optimizer.clip_norm": 0,
@@ -272,23 +294,41 @@ def test_diverging_run(run, words, small, tmp_path):
         "training.checkpoint_every": 1,
         "training.num_steps": 50,
     }
-    result = run("train", f"--workdir={tmp_path / 'run'}", *words(changes))
-    *_, last = result[2].splitlines()
-    assert_one_line((result[0], "", last + "\n"), "not finite at step", "log-SNR", "checkpoints from before are kept", code=1)
-    assert "Traceback" not in result[2]
+    code, _, err = main("train", f"--workdir={tmp_path / 'run'}", *words(changes))
+    *_, last = err.splitlines()
+    assert_one_line((code, "", last + "\n"), "not finite at step", "log-SNR", "checkpoints from before are kept", code=1)
+    assert "Traceback" not in err
     with Checkpoints(Workdir(tmp_path / "run"), max_to_keep=None) as checkpoints:
-        step, items = checkpoints.restore(training_step.init(small(changes))[1]._asdict())
+        step, items = checkpoints.restore(training_step.init(stand_in(changes))[1]._asdict())
     stopped_at = int(last.split("at step ")[1].split(":")[0])
     assert 1 <= step < stopped_at and int(items["step"]) == step
 
 
-def test_configs_of_the_repository_from_anywhere(run, tmp_path):
+def test_configs_of_the_repository_from_anywhere(main, tmp_path, monkeypatch):
     """They import one another, also where the working directory and the path do not lead to them."""
-    result = run(
-        "train",
-        f"--config={ROOT / 'configs' / 'cifar10_discrete.py'}",
-        f"--workdir={tmp_path / 'run'}",
-        f"--config.data.data_dir={tmp_path}",
-    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if Path(folder).resolve() not in (ROOT, tmp_path)])
+    config = ROOT / "configs" / "cifar10_discrete.py"
+    result = main("train", f"--config={config}", "--workdir=run", f"--config.data.data_dir={tmp_path}")
     assert_one_line(result, "'cifar10' is not prepared", str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workdir_from_before_the_package_had_folders_is_still_read(main, tmp_path):
+    """It is sampled, evaluated, and trained on."""
+    workdir = Path(shutil.copytree(ROOT / "tests" / "data" / "before_the_house" / "run", tmp_path / "run"))
+    kept = json.loads((workdir / "config.json").read_text())
+    code, out, err = main("sample", f"--workdir={workdir}", "--steps=2", "--num_images=3", f"--out={tmp_path / 'samples'}")
+    assert code == 0 and "of step 4" in out, err
+    asked = "--num_images=16 --noises=2 --profile_levels=5"
+    code, out, err = main("evaluate", f"--workdir={workdir}", *asked.split(), f"--out={tmp_path / 'evaluation'}")
+    assert code == 0 and (tmp_path / "evaluation" / "evaluation.json").exists(), err
+    settings = [
+        f"--config.{group}.{name}={value}" if isinstance(values, dict) else f"--config.{group}={values}"
+        for group, values in kept.items()
+        for name, value in (values.items() if isinstance(values, dict) else [(None, None)])
+    ]
+    longer = [f"--config={BASE}", *settings, "--config.training.num_steps=6", "--accept_changes"]
+    code, out, err = main("train", f"--workdir={workdir}", *longer)
+    assert code == 0 and "resuming at step 4" in out, err
+    assert [line["step"] for line in read_metrics(workdir / "metrics.jsonl")] == [2, 4, 6]

@@ -7,18 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from scipy import stats
 
-from noisesched import __main__ as cli
 from noisesched import diffusion, schedules
 from noisesched import loss as losses_of
 from noisesched.data.pipeline import batches, open_config
 from noisesched.loss import WEIGHTINGS, make_weighting, weight
-from noisesched.models import build
 from noisesched.runs.metrics_log import read_metrics
 from noisesched.runs.workdir import Workdir
-from noisesched.runtime import backend
 from noisesched.runtime.pictures import scale
 from noisesched.schedules import make
 
@@ -381,24 +377,11 @@ def test_labels_and_dropout_keys_reach_the_network():
     assert seen[0][1] is labels and seen[0][2] is random.dropout_keys
 
 
-class Silent(nnx.Module):
-    """Stands for the UNet, which answers 0 too before it is trained, and takes ten seconds to compile."""
-
-    def __init__(self, **given):
-        self.scale = nnx.Param(jnp.zeros(()))
-
-    def __call__(self, z, features, labels=None, dropout_keys=None):
-        return self.scale[...] * z
-
-
-def test_a_training_step_with_offset_noise_from_the_command_line(words, small, tmp_path, monkeypatch):
+def test_a_training_step_with_offset_noise_from_the_command_line(main, words, stand_in, tmp_path):
     """An untrained network answers 0, so the first loss is the mean square of v, of the noise that is asked for."""
-    monkeypatch.setattr(backend, "prepare", lambda: None)
-    monkeypatch.setattr(build, "UNet", Silent)
-    monkeypatch.setattr(build, "_abstract_denoiser", build._abstract_denoiser.__wrapped__)  # it keeps networks
     changes = {"noise_offset": "2", "training.num_steps": "1"}
-    cli.main(["train", f"--workdir={tmp_path}", *words(changes)])
-    workdir, config = Workdir(tmp_path), small(changes)
+    assert main("train", f"--workdir={tmp_path}", *words(changes))[0] == 0
+    workdir, config = Workdir(tmp_path), stand_in(changes)
     assert workdir.read_config()["noise_offset"] == 2.0
     with batches(open_config(config.data), batch_size=16, seed=0, flip=False) as stream:
         x = scale(next(stream)["image"])

@@ -244,13 +244,15 @@ class Preempted(TrainingStopped):
 class Signals(contextlib.AbstractContextManager):
     """Turns SIGINT and SIGTERM into a request to save and stop after the running step; a second one acts as usual.
 
-    Until `stepping` is set there is nothing to save: then Preempted is raised where the program stands.
+    Until `stepping` is set there is nothing to save: then Preempted is raised where the program stands. A signal that the parent
+    has had ignored stays ignored, as the background jobs of a shell expect.
     """
 
     requested = stepping = False
 
     def __enter__(self):
-        self.usual = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+        self.usual = {number: signal.signal(number, self._request) for number in heard}
         return self
 
     def _request(self, number, frame):
