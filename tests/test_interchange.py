@@ -379,8 +379,8 @@ def test_garbage_is_refused_in_one_line(tmp_path, content, says):
         (DDIM | {"timestep_spacing": "trailing"}, 61, "does not visit 61"),  # its arithmetic gives 62, the last of them -1
         (DDIM | {"steps_offset": 999}, 2, "does not visit 2"),
         (SOLVER, 1000, "does not visit"),
-        (DDIM, 0, "from 1 up"),
-        (EULER, 10**6, "up to 100000"),
+        (DDIM, 0, "from 1 to 100000"),
+        (EULER, 10**6, "from 1 to 100000"),
         (EULER | {"use_karras_sigmas": True, "sigma_max": 0.001}, 10, "increasing levels"),
     ],
 )
@@ -443,7 +443,7 @@ def test_what_float32_loses_is_told():
     gap, step = schedulers.lost_to_float32(table(DDIM), table(DDIM).betas)
     kept = float(np.float32(1) - np.float32(1e-4))
     assert step == 1 and gap == pytest.approx(abs(math.log(kept / (1 - kept)) - math.log(0.9999 / 1e-4)), rel=1e-6) and gap < 3e-4
-    with pytest.raises(ValueError, match="timestep 1 of 4 has beta 1e-09, which is lost"):
+    with pytest.raises(ValueError, match="timestep 1 of 4 has beta 1e-09, which the library"):
         to_fields("betas([1e-9, 0.1, 0.2, 0.4])", "v")
 
 

@@ -99,7 +99,7 @@ def read(path):
 def from_fields(fields):
     """The `Settings` of the fields of such a file. ValueError as for `read`."""
     if not isinstance(fields, dict) or "_class_name" not in fields:
-        raise ValueError("not a scheduler_config.json: it has no field _class_name")
+        raise ValueError("not a scheduler_config.json, which is a JSON object with a field _class_name")
     name = fields["_class_name"]
     if not isinstance(name, str) or name not in schedulers.FIELDS:
         raise ValueError(f"_class_name={quoted(name)}: this scheduler is not known here; known: {', '.join(schedulers.FIELDS)}")
