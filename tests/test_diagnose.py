@@ -134,13 +134,13 @@ def test_the_bounds_weight_is_no_schedules_business():
     """Kingma et al. 2021: between the same ends, weight times density of the bound's weighting is one for all schedules; on the
     eps error it is uniform in log-SNR."""
     edges = np.linspace(-9.0, 9.0, 37)
-    shares = [
+    found = [
         shares(text, "vlb", "eps", edges, 10**8)
         for text in ("truncated(linear, log_snr_min=-10, log_snr_max=10)", "uniform_log_snr(log_snr_max=10, log_snr_min=-10)")
     ]
-    for _, weight in shares:
+    for _, weight in found:
         np.testing.assert_allclose(weight, [0.05, *[0.025] * 36, 0.05], rtol=0.01)
-    assert np.abs(shares[0][0] - shares[1][0]).max() > 0.01  # though they draw unlike
+    assert np.abs(found[0][0] - found[1][0]).max() > 0.01  # though they draw unlike
 
 
 def test_another_weighting_by_hand():
@@ -539,7 +539,7 @@ def test_a_scheduler_file_is_diagnosed_and_mended_by_its_own_words(main, words, 
         "method ddim, spacing none here",
         f"from {BASE}: images and their size",
         "note: there the last step ends",
-        "the others for any",
+        "the others fit any network",
         "of no effect here: _diffusers_version",
     ):
         assert part in text, part

@@ -525,7 +525,7 @@ def _exploding(schedule):
     sigma_ve = schedules.terminal_sigma_ve(schedule)
     return (
         f"; it is defined by sigma_ve, up to {sigma_ve:.4g}: x + sigma_ve eps has SNR 0 at no finite "
-        "sigma_ve; scaled to unit variance, it can"
+        "sigma_ve, though in unit variance it can"
         if sigma_ve
         else ""
     )

@@ -117,7 +117,7 @@ def not_there(reason, repair):
         "warning",
         "data",
         f"Var(m) = {ASSUMED} is assumed, that of CIFAR-10's photographs: {reason}",
-        "leaks grow with the variance of the images' means, which was not measured",
+        "leaks grow with the variance of the images' means, which is not known here",
         repair,
         {"variance": ASSUMED},
     )

@@ -57,7 +57,7 @@ def plot(specs, path, say=print):
         if sigma_ve := schedules.terminal_sigma_ve(schedule):
             say(
                 f"{spec.shortened(text)} ends at sigma_ve = {sigma_ve:.4g}: x + sigma_ve eps has SNR 0 at no finite sigma_ve; "
-                f"scaled to unit variance, it can: {spec.shortened(str(schedules.with_zero_terminal(schedule)))}"
+                f"in unit variance, this has: {spec.shortened(str(schedules.with_zero_terminal(schedule)))}"
             )
     say(f"written to {path}")
 
