@@ -150,13 +150,13 @@ def _weights(schedule, weighting, prediction, u):
 
 
 def leak_severity(setting, log_snr):
-    """Of ending training, or starting to sample, at a level."""
+    """The severity of ending training, or starting to sample, at a level."""
     r2 = setting.r2(log_snr)
     return "fault" if r2 > FAULT or log_snr > math.log(SNR) else "warning" if r2 > WARNING else "fine"
 
 
 def table_severity(setting):
-    """Of levels missing from the table: noisier ones, told as its last step, harm as much as starting to sample there."""
+    """The severity of levels missing from the table: noisier ones, told as its last step, harm as much as starting there."""
     last = float(setting.table.table.log_snr[-1])
     if setting.last < last - SAME:
         return min(leak_severity(setting, last), "warning", key=SEVERITIES.index)
@@ -170,7 +170,7 @@ def untold(setting):
 
 
 def start_severity(setting, each):
-    """Of the first level of sampling: a leak there counts if training went on to noisier levels."""
+    """The severity of the first level of sampling: a leak there counts unless training ended with it."""
     if each.log_snrs[0] <= setting.last + SAME:
         return "fine"
     # Leading spacing is at least a warning: trailing has no such flaw, with the same number of calls.
@@ -178,14 +178,14 @@ def start_severity(setting, each):
 
 
 def trained_severity(setting, each):
-    """Of levels of sampling outside what is trained."""
+    """The severity of levels of sampling that are outside the trained range."""
     if setting.prediction == "eps" and each.log_snrs[0] == -math.inf:
         return "fault"
     return "warning" if any((by > SAME).any() for by in distances(setting, each).values()) else "fine"
 
 
 def distances(setting, each):
-    """{in which way: how far each level of an `Inference` is outside what is trained, in log-SNR}."""
+    """{in which way: how far each level of an `Inference` is outside the trained range, in log-SNR}."""
     log_snrs, (low, high) = np.array(each.log_snrs), setting.drawn
     told = setting.table.table.log_snr if setting.table else np.array([np.inf, -np.inf])
     off_table = np.abs(conditioning.outside(log_snrs, told))

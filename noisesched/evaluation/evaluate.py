@@ -24,7 +24,7 @@ from tqdm import tqdm
 from noisesched import guidance, samplers, schedules
 from noisesched.data import pipeline
 from noisesched.evaluation import likelihood, metrics, sample, zero_snr
-from noisesched.models import build, denoiser, generate
+from noisesched.models import build, conditioning, denoiser, generate
 from noisesched.runs import config as configuration
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.workdir import Workdir
@@ -206,7 +206,7 @@ def check(config, request):
     )
     require(5 <= request.profile_levels <= 10_000, f"profile_levels={request.profile_levels} must be 5 to 10000")
     require(request.num_images != 1 and request.num_images >= 0, f"num_images={request.num_images}: give 2 or more, or 0 for all")
-    kind, known = config.conditioning.kind, configuration.CHOICES["conditioning.translation"]
+    kind, known = config.conditioning.kind, conditioning.TRANSLATIONS
     if request.translation:
         require(kind == "timestep", f"translation {request.translation!r} is for networks told a timestep, not {kind}")
         require(request.translation in known, f"unknown translation {request.translation!r}; known: {', '.join(known)}")
