@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from noisesched.runtime import backend
@@ -72,14 +73,21 @@ def test_users_own_settings_win(tmp_path):
     (chosen,) = run(PREPARE, tmp_path, XLA_FLAGS=mine, MALLOC_ARENA_MAX="4", JAX_COMPILATION_CACHE_DIR=own_cache)
     assert chosen["flags"] == mine and chosen["xla_flag"] is None
     assert not chosen["allocator"] and chosen["cache_dir"] == own_cache
-    (chosen,) = run(PREPARE, tmp_path, JAX_ENABLE_COMPILATION_CACHE="false")
-    assert chosen["cache_dir"] is None
 
 
-def test_unwritable_cache_is_no_cache(tmp_path):
-    (tmp_path / "noisesched").write_text("a file where the folder would be")
-    (chosen,) = run(PREPARE, tmp_path)
-    assert chosen["cache_dir"] is None and "compilation cache none" in chosen["text"]
+@pytest.mark.parametrize("setting", [{"jax_enable_compilation_cache": False}, {"jax_compilation_cache_dir": "file/folder"}])
+def test_a_cache_that_is_switched_off_or_cannot_be_written_is_no_cache(tmp_path, monkeypatch, setting):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("not a folder")
+    before = {name: getattr(jax.config, name) for name in setting}
+    try:
+        for name, value in setting.items():
+            jax.config.update(name, value)
+        assert backend._cache_compilations() is None
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+    assert "compilation cache none" in str(backend.Chosen(True, None, False, None))
 
 
 def test_flag_is_appended_once(known, monkeypatch):

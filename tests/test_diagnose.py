@@ -25,13 +25,13 @@ SIZES = (8, 32, 64, 256)
 # -- what a level shows of the image's mean
 
 
-def test_read_out_is_the_textbook_ratio():
+def test_r2_is_the_textbook_ratio():
     levels = np.array([-30.0, -12, -5, 0, 3, 20])
     for variance, pixels in ((0.07, 64), (0.3, 65536)):
         signal, noise = variance / (1 + np.exp(-levels)), 1 / (1 + np.exp(levels)) / pixels
-        np.testing.assert_allclose(leak.read_out(levels, variance, pixels), signal / (signal + noise), rtol=1e-12)
-    assert leak.read_out(-np.inf, 0.07, 65536) == 0 and leak.read_out(3.0, 0.0, 64) == 0
-    assert leak.read_out(-math.log(0.07 * 64), 0.07, 64) == pytest.approx(0.5)
+        np.testing.assert_allclose(leak.r2(levels, variance, pixels), signal / (signal + noise), rtol=1e-12)
+    assert leak.r2(-np.inf, 0.07, 65536) == 0 and leak.r2(3.0, 0.0, 64) == 0
+    assert leak.r2(-math.log(0.07 * 64), 0.07, 64) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_what_published_tables_leak(betas, r2):
     by_hand = [alpha_bar * 0.07 / (alpha_bar * 0.07 + (1 - alpha_bar) / size**2) for size in SIZES]
     name = "scaled_linear" if betas[-1] < 0.013 else "linear"
     ends = [setting(f"discrete({name})", size=size) for size in SIZES]
-    found = [float(each.read_out(each.last)) for each in ends]
+    found = [float(each.r2(each.last)) for each in ends]
     np.testing.assert_allclose(found, by_hand, rtol=1e-5)
     np.testing.assert_allclose(found, r2, rtol=0.01)
     assert (np.diff(found) > 0).all()
@@ -66,19 +66,19 @@ def test_measured_agrees_with_the_closed_form():
         variance = leak.mean_variance(images)
         for log_snr in levels:
             r2, error = leak.measured(images, log_snr, noises=4)
-            assert 0 < error < 0.05 and abs(r2 - leak.read_out(log_snr, variance, size**2)) < 4 * error
+            assert 0 < error < 0.05 and abs(r2 - leak.r2(log_snr, variance, size**2)) < 4 * error
     r2, error = leak.measured(images, -4.0, noises=4, noise_offset=0.1)  # which drowns the mean of 256 pixels
-    assert abs(r2 - leak.read_out(-4.0, variance, size**2, noise_offset=0.1)) < 4 * error
-    assert r2 + 8 * error < leak.read_out(-4.0, variance, size**2)
+    assert abs(r2 - leak.r2(-4.0, variance, size**2, noise_offset=0.1)) < 4 * error
+    assert r2 + 8 * error < leak.r2(-4.0, variance, size**2)
     r2, error = leak.measured(images, log_snr, noises=4)
     # which it could fail to: a sum over channels taken for pixels, say
-    assert abs(r2 - leak.read_out(log_snr, variance, 3 * size**2)) > 4 * error
+    assert abs(r2 - leak.r2(log_snr, variance, 3 * size**2)) > 4 * error
 
 
 def test_the_error_of_the_measured_one_is_its_spread():
     images = photographs(n=100)
     draws = np.array([leak.measured(images, -5.0, seed=seed) for seed in range(40)])
-    wanted = leak.read_out(-5.0, leak.mean_variance(images), 64)
+    wanted = leak.r2(-5.0, leak.mean_variance(images), 64)
     assert 0.6 < draws[:, 0].std() / draws[:, 1].mean() < 1.6 and abs(draws[:, 0].mean() - wanted) < draws[:, 1].mean()
     assert leak.measured(images, -5.0, seed=3) == tuple(draws[3])
 
@@ -95,7 +95,7 @@ def test_what_a_leak_does_to_samples(method, power):
     """The law that severities rest on, by our own samplers with the exact denoiser of a normal m, seen in one pixel: from pure
     noise at a level of R^2, the mean is drawn to 0 by R (deterministic) or R^2 (ancestral)."""
     mean, variance, first = 2.0, 8.0, -4.0
-    r2, noise = float(leak.read_out(first, variance, 1)), float(sigma(first)) ** 2
+    r2, noise = float(leak.r2(first, variance, 1)), float(sigma(first)) ** 2
 
     def denoise(z, log_snr):
         signal, noise = alpha(log_snr)[:, None], sigma(log_snr)[:, None]
@@ -113,20 +113,20 @@ def test_what_a_leak_does_to_samples(method, power):
 # -- where the levels and the weight of training lie
 
 
-def spread(text, weighting="v", prediction="v", edges=checks.EDGES, num_draws=192_000):
-    return checks.spread(schedules.make(text), weighting, prediction, np.asarray(edges), num_draws)
+def shares(text, weighting="v", prediction="v", edges=checks.EDGES, num_draws=192_000):
+    return checks.shares(schedules.make(text), weighting, prediction, np.asarray(edges), num_draws)
 
 
 @pytest.mark.parametrize("text", ["linear", "cosine", "discrete(linear)"])
 def test_shares_sum_to_one_and_are_the_schedules_own(text):
     for weighting in ("vlb", "min_snr(gamma=5)"):
-        levels, weight = spread(text, weighting)
+        levels, weight = shares(text, weighting)
         assert levels.sum() == pytest.approx(1) and weight.sum() == pytest.approx(1)
         assert (levels >= 0).all() and (weight >= 0).all()
     edges = [-8.0, -3.0, 2.0]  # below an edge lies what u draws beyond it
     beyond = 1 - np.asarray(schedules.invert(text, jnp.array(edges)))
-    np.testing.assert_allclose(spread(text, edges=edges)[0].cumsum()[:3], beyond, atol=1.1e-3 if "discrete" in text else 2e-4)
-    levels, weight = spread(text, "v", "v")  # the error's own weighting weighs all draws alike
+    np.testing.assert_allclose(shares(text, edges=edges)[0].cumsum()[:3], beyond, atol=1.1e-3 if "discrete" in text else 2e-4)
+    levels, weight = shares(text, "v", "v")  # the error's own weighting weighs all draws alike
     np.testing.assert_allclose(weight, levels, rtol=1e-9)
 
 
@@ -134,39 +134,39 @@ def test_the_bounds_weight_is_no_schedules_business():
     """Kingma et al. 2021: between the same ends, weight times density of the bound's weighting is one for all schedules; on the
     eps error it is uniform in log-SNR."""
     edges = np.linspace(-9.0, 9.0, 37)
-    shares = [
-        spread(text, "vlb", "eps", edges, 10**8)
+    found = [
+        shares(text, "vlb", "eps", edges, 10**8)
         for text in ("truncated(linear, log_snr_min=-10, log_snr_max=10)", "uniform_log_snr(log_snr_max=10, log_snr_min=-10)")
     ]
-    for _, weight in shares:
+    for _, weight in found:
         np.testing.assert_allclose(weight, [0.05, *[0.025] * 36, 0.05], rtol=0.01)
-    assert np.abs(shares[0][0] - shares[1][0]).max() > 0.01  # though they draw unlike
+    assert np.abs(found[0][0] - found[1][0]).max() > 0.01  # though they draw unlike
 
 
 def test_another_weighting_by_hand():
     """min-SNR on the x error, of levels uniform between -10 and 10: the integral of min(SNR, 5), by parts."""
-    _, weight = spread("uniform_log_snr(log_snr_max=10, log_snr_min=-10)", "min_snr(gamma=5)", "x", [-1.0, math.log(5)])
+    _, weight = shares("uniform_log_snr(log_snr_max=10, log_snr_min=-10)", "min_snr(gamma=5)", "x", [-1.0, math.log(5)])
     parts = np.array([math.exp(-1) - math.exp(-10), 5 - math.exp(-1), 5 * (10 - math.log(5))])
     np.testing.assert_allclose(weight, parts / parts.sum(), rtol=1e-3)
 
 
 def test_a_table_has_atoms():
     log_snr = schedules.table("linear", 50, zero_terminal=True).log_snr
-    levels, weight = spread("discrete(linear, num_steps=50, zero_terminal=True)", "eps", "v", [-20.0, 0.0])
+    levels, weight = shares("discrete(linear, num_steps=50, zero_terminal=True)", "eps", "v", [-20.0, 0.0])
     np.testing.assert_allclose(levels, [1 / 50, ((log_snr > -20) & (log_snr < 0)).mean(), (log_snr >= 0).mean()])
     snr = np.exp(log_snr)
     kept = snr / (snr + 1)
     np.testing.assert_allclose(
         weight, [0, kept[(log_snr > -20) & (log_snr < 0)].sum() / kept.sum(), kept[log_snr >= 0].sum() / kept.sum()], atol=1e-6
     )
-    assert spread("discrete(linear)", edges=[-10.0])[0][0] == pytest.approx((schedules.table("linear").log_snr < -10).mean())
+    assert shares("discrete(linear)", edges=[-10.0])[0][0] == pytest.approx((schedules.table("linear").log_snr < -10).mean())
 
 
 def test_a_weight_that_is_no_number():
     with pytest.raises(ValueError, match="overflows float32 at log-SNR 8"):
-        spread("cauchy", "eps", "x")
+        shares("cauchy", "eps", "x")
     with pytest.raises(ValueError, match="0 at all levels"):
-        spread("linear", "p2(k=1e9, gamma=90)")
+        shares("linear", "p2(k=1e9, gamma=90)")
     (fault,) = [f for f in examined(setting("cauchy", "x", "eps")) if f.about == "weight over log-SNR"]
     assert fault.severity == "fault" and fault.repair == "--config.weighting=x"
 
@@ -379,7 +379,7 @@ FILES = {
 
 
 def examined_file(fields, own, *counts):
-    return scheduler_file.examine(scheduler_config.parse(fields), own, counts or (25,))
+    return scheduler_file.examine(scheduler_config.from_fields(fields), own, counts or (25,))
 
 
 @pytest.mark.parametrize("fields", [DIFFUSION, PUBLISHED["Stable Diffusion 1.5"]], ids=lambda fields: fields["_class_name"])
@@ -503,7 +503,7 @@ def test_without_the_data_it_says_what_it_assumes(main, words, tmp_path):
     code, said, err = main(*words({"data.name": "image_folder"}))
     assert code == 0 and "repair: --config.data.path=FOLDER" in said
     code, said, err = main(*words({"data.split": "train[:3]"}))
-    assert code == 0 and "too few to tell" in said and "repair: --config.data.split=train\n" in said
+    assert code == 0 and "too few to measure" in said and "repair: --config.data.split=train\n" in said
     assert list(tmp_path.iterdir()) == []
 
 
@@ -539,7 +539,7 @@ def test_a_scheduler_file_is_diagnosed_and_mended_by_its_own_words(main, words, 
         "method ddim, spacing none here",
         f"from {BASE}: images and their size",
         "note: there the last step ends",
-        "the others for any",
+        "the others fit any network",
         "of no effect here: _diffusers_version",
     ):
         assert part in text, part
@@ -628,6 +628,6 @@ def test_help_teaches(main):
 def test_repairs_can_be_pasted(small):
     """A repair stands on one line, however long; all other lines are short."""
     given = diagnose.setting_of(small({"schedule": "scaled_linear"}), 0.07)
-    lines = list(diagnose.letter("it", given, examined(given, ("scaled_linear", 2, "trailing")), 0))
+    lines = list(diagnose.text("it", given, examined(given, ("scaled_linear", 2, "trailing")), 0))
     assert lines[0] == "it: 1 fault, 0 warnings, 3 fine" and all(len(line) <= 100 for line in lines if "repair" not in line)
     assert '  repair: --config.schedule="zero_terminal(scaled_linear)"' in lines

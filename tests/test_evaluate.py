@@ -334,13 +334,14 @@ def test_a_damaged_evaluation_is_made_again(evaluated, tmp_path):
     assert evaluated()[0] == first == stored(tmp_path / "out")
 
 
-@pytest.mark.parametrize("part", evaluate.HOLDS)
-def test_an_evaluation_of_an_earlier_version_is_made_again(evaluated, tmp_path, part):
-    """One that lacks a part, although all that it was asked for is the same."""
+def test_an_evaluation_of_an_earlier_version_is_made_again(evaluated, tmp_path):
+    """One that lacks a part, although the request is the same."""
     first, _ = evaluated()
     path = tmp_path / "out" / "evaluation.json"
-    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != part}))
-    assert evaluate.existing(tmp_path / "out", 0) is None
+    whole = json.loads(path.read_text())
+    for part in evaluate.HOLDS:
+        path.write_text(json.dumps({name: value for name, value in whole.items() if name != part}))
+        assert evaluate.existing(tmp_path / "out", 0) is None
     again, lines = evaluated()
     assert again == first == stored(tmp_path / "out") and len(lines) > 1
 
@@ -422,7 +423,7 @@ def test_the_best_levels_lie_where_the_profile_was_measured(evaluated, tmp_path)
     path = tmp_path / "out" / "best_5_levels.txt"
     end, *levels = map(float, path.read_text().split())
     assert -6 <= levels[-1] < levels[0] <= 0 and end == pytest.approx(likelihood.end_of(levels[0]), abs=1e-5)
-    assert lines[-1].endswith(f"least bound in discrete time: \"piecewise('{path}')\"")
+    assert lines[-1].endswith(f"lowest bound in discrete time: \"piecewise('{path}')\"")
     schedule = f"piecewise('{path}')"
     np.testing.assert_allclose(schedules.levels(schedule, 5), levels[::-1], atol=1e-5)
     assert "already" in evaluated(**asked)[1][0]
@@ -540,8 +541,8 @@ def test_the_likelihood_is_kept_when_sampling_fails(evaluated, features, monkeyp
         ("table", {"translation": "raw"}, "known: nearest, interpolated"),
         ("plain", {"metrics": ("brightness",), "method": "dim"}, "did you mean 'ddim'"),
         ("plain", {"metrics": ("brightness",), "schedule": "kosine"}, "did you mean 'cosine'"),
-        ("plain", {"schedule": "linear", "steps": 3}, "schedule='linear', steps=3: samples are made only for metrics; give some"),
-        ("plain", {"inception_weights": "nowhere"}, "inception_weights='nowhere': samples are made only for metrics"),
+        ("plain", {"schedule": "linear", "steps": 3}, "schedule='linear', steps=3: samples are only made for metrics; give some"),
+        ("plain", {"inception_weights": "nowhere"}, "inception_weights='nowhere': samples are only made for metrics"),
         ("plain", {"metrics": ("brightness",), "inception_weights": "nowhere"}, "none of the metrics uses them"),
         ("plain", {"metrics": ("frechet(classifier, n=5)",)}, "n is given separately, by --num_samples of evaluate"),
     ],

@@ -56,7 +56,7 @@ def reference(home, said):
 def quick(monkeypatch):
     """A classifier that is left as it starts, and every call of its training counted."""
     calls = []
-    start = lambda images, labels, num_classes: calls.append(1) or classifiers._start(*images.shape[2:], num_classes)
+    start = lambda images, labels, num_classes: calls.append(1) or classifiers._initial(*images.shape[2:], num_classes)
     monkeypatch.setattr(classifiers, "fit", start)
     return calls
 
@@ -255,7 +255,7 @@ def test_features_of_an_image_do_not_depend_on_the_batch_and_its_shape_is_always
 
 @pytest.mark.parametrize("size, channels", [(1, 1), (4, 3), (5, 1), (8, 1), (28, 1), (33, 3)])
 def test_the_classifier_takes_images_of_any_size(size, channels):
-    params = classifiers._start(size, channels, 7)
+    params = classifiers._initial(size, channels, 7)
     images = jax.ShapeDtypeStruct((2, size, size, channels), np.uint8)
     seen, logits = jax.eval_shape(classifiers.network, params, images)
     assert seen.shape == (2, classifiers.FEATURES) and logits.shape == (2, 7)

@@ -290,6 +290,6 @@ def test_safetensors_give_the_same_arrays(tmp_path, arrays):
     assert read.keys() == SHAPES.keys() and all(np.array_equal(read[name], arrays[name]) for name in SHAPES)
 
     path.write_bytes(path.read_bytes()[:-4])
-    assert refused(path).startswith("no .safetensors file, or damaged, or cut short: SafetensorError")
+    assert refused(path).startswith("not a .safetensors file, or damaged, or cut short: SafetensorError")
     safetensors.save_file({FIRST: np.zeros((32, 3, 3, 4), np.float32)}, path)
     assert refused(path).startswith("tensor Conv2d_1a_3x3.conv.weight is float32 [32, 3, 3, 4], not float32 [32, 3, 3, 3]")

@@ -14,7 +14,7 @@ import pytest
 
 from noisesched import samplers, schedules
 from noisesched.interchange import schedulers
-from noisesched.interchange.scheduler_config import parse, read, write
+from noisesched.interchange.scheduler_config import from_fields, read, to_fields
 
 LATENT = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 LATENT_SPEC = "discrete(scaled_linear, num_steps=1000, beta_min=0.00085, beta_max=0.012)"
@@ -144,14 +144,14 @@ PUBLISHED = {  # as they are distributed with the networks
     ],
 )
 def test_published_files(name, schedule, prediction, method, spacing, no_effect):
-    settings = parse(PUBLISHED[name])
+    settings = from_fields(PUBLISHED[name])
     assert (settings.schedule, settings.prediction, settings.method, settings.spacing) == (schedule, prediction, method, spacing)
     assert settings.num_steps == 1000 and sorted(settings.no_effect) == sorted(no_effect.split())
     assert method is None or samplers.parse(method)
 
 
 def table(fields):
-    return schedules.make(parse(fields).schedule).table
+    return schedules.make(from_fields(fields).schedule).table
 
 
 def test_published_terminal_values():
@@ -168,13 +168,17 @@ def test_published_terminal_values():
 
 
 def test_defaults_differ_between_classes():
-    assert parse(DDIM).schedule == parse(EULER).schedule == parse(SOLVER).schedule == LINEAR_SPEC
-    assert parse(HEUN).schedule == "discrete(linear, num_steps=1000, beta_min=0.00085, beta_max=0.012)"  # linear with those ends
+    assert from_fields(DDIM).schedule == from_fields(EULER).schedule == from_fields(SOLVER).schedule == LINEAR_SPEC
+    assert (
+        from_fields(HEUN).schedule == "discrete(linear, num_steps=1000, beta_min=0.00085, beta_max=0.012)"
+    )  # linear with those ends
     leading = {name for name, fields in schedulers.FIELDS.items() if fields.get("timestep_spacing") == "leading"}
     assert leading == {"DDIMScheduler", "DDPMScheduler", "PNDMScheduler"}
-    assert parse(DDPM).method == "ancestral" and parse(DDIM).grid.offset == 0
-    assert any("clip_sample" in note for note in parse(DDIM).notes) and not any("clip" in note for note in parse(HEUN).notes)
-    passed_over = parse(EULER | {"timestep_spacing": "leading", "_use_default_values": ["timestep_spacing"]})
+    assert from_fields(DDPM).method == "ancestral" and from_fields(DDIM).grid.offset == 0
+    assert any("clip_sample" in note for note in from_fields(DDIM).notes) and not any(
+        "clip" in note for note in from_fields(HEUN).notes
+    )
+    passed_over = from_fields(EULER | {"timestep_spacing": "leading", "_use_default_values": ["timestep_spacing"]})
     assert passed_over.grid.spacing == "linspace" and passed_over.no_effect == ("timestep_spacing",)
 
 
@@ -182,7 +186,7 @@ def test_defaults_differ_between_classes():
 
 
 def visited(fields, n):
-    return parse(fields).grid.visited(1000, n).tolist()
+    return from_fields(fields).grid.visited(1000, n).tolist()
 
 
 def test_published_timesteps():
@@ -201,7 +205,7 @@ def test_published_timesteps():
 @pytest.mark.parametrize("fields", [DDIM, DDPM, EULER, ANCESTRAL, HEUN, SOLVER], ids=lambda fields: fields["_class_name"])
 def test_a_spacing_is_ours_only_if_it_visits_our_levels(fields, spacing):
     for offset in (0, 1):
-        settings = parse(fields | {"timestep_spacing": spacing, "steps_offset": offset})
+        settings = from_fields(fields | {"timestep_spacing": spacing, "steps_offset": offset})
         ours = schedules.levels(settings.schedule, 40, spacing)
         same = np.allclose(settings.levels(40), ours, rtol=1e-5, atol=1e-5)
         assert same == (settings.spacing == spacing) and settings.spacing in (spacing, None)
@@ -210,8 +214,10 @@ def test_a_spacing_is_ours_only_if_it_visits_our_levels(fields, spacing):
 
 def test_an_offset_is_one_step_noisier():
     log_snr = table(DDIM).log_snr
-    np.testing.assert_allclose(parse(DDIM | {"steps_offset": 1}).levels(50), log_snr[np.arange(982, 1, -20) - 1], rtol=1e-12)
-    np.testing.assert_allclose(parse(DDIM).levels(50), log_snr[np.arange(981, 0, -20) - 1], rtol=1e-12)
+    np.testing.assert_allclose(
+        from_fields(DDIM | {"steps_offset": 1}).levels(50), log_snr[np.arange(982, 1, -20) - 1], rtol=1e-12
+    )
+    np.testing.assert_allclose(from_fields(DDIM).levels(50), log_snr[np.arange(981, 0, -20) - 1], rtol=1e-12)
 
 
 def test_levels_between_timesteps_are_interpolated_in_sigma():
@@ -224,7 +230,7 @@ def test_levels_between_timesteps_are_interpolated_in_sigma():
         sigma[0],
     ]
     for fields in (EULER, ANCESTRAL, HEUN | {"beta_start": 1e-4, "beta_end": 0.02}):
-        np.testing.assert_allclose(np.exp(-parse(fields).levels(5) / 2), expected, rtol=1e-9)
+        np.testing.assert_allclose(np.exp(-from_fields(fields).levels(5) / 2), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -238,11 +244,11 @@ def test_levels_between_timesteps_are_interpolated_in_sigma():
 )
 def test_karras_and_exponential_sigmas(fields, high, low):
     """Between the table's ends or given ones; Euler's ends are those of the timesteps visited."""
-    karras = np.exp(-parse(fields | {"use_karras_sigmas": True}).levels(20) / 2)
+    karras = np.exp(-from_fields(fields | {"use_karras_sigmas": True}).levels(20) / 2)
     high = high or np.exp(-table(fields).log_snr[950] / 2)  # timestep 950, of 0 to 999
     expected = [(high ** (1 / 7) + k / 19 * (low ** (1 / 7) - high ** (1 / 7))) ** 7 for k in range(20)]
     np.testing.assert_allclose(karras, expected, rtol=1e-4)
-    exponential = np.exp(-parse(fields | {"use_exponential_sigmas": True}).levels(20) / 2)
+    exponential = np.exp(-from_fields(fields | {"use_exponential_sigmas": True}).levels(20) / 2)
     np.testing.assert_allclose(exponential, [high * (low / high) ** (k / 19) for k in range(20)], rtol=1e-4)
 
 
@@ -250,21 +256,21 @@ def test_flow_levels():
     """sigma in the library's sense is the time s of (1 - s) x + s eps: s shifted, from 1 to 1/T shifted twice."""
     shifted = lambda s: 3 * s / (1 + 2 * s)
     s = np.array([shifted(1 + k / 3 * (shifted(1 / 1000) - 1)) for k in range(4)])
-    log_snrs = parse(PUBLISHED["Stable Diffusion 3"]).levels(4)
+    log_snrs = from_fields(PUBLISHED["Stable Diffusion 3"]).levels(4)
     assert log_snrs[0] == -np.inf
     np.testing.assert_allclose(log_snrs[1:], 2 * np.log((1 - s[1:]) / s[1:]), rtol=1e-12)
-    settings = parse(PUBLISHED["FLUX.1 schnell"])
+    settings = from_fields(PUBLISHED["FLUX.1 schnell"])
     np.testing.assert_allclose(settings.levels(30), schedules.levels("flow", 30, "linspace"), rtol=1e-5)
 
 
 def test_the_stand_in_for_zero_terminal_snr():
     zero = LATENT | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
     for fields in (EULER, ANCESTRAL, SOLVER):
-        settings = parse(fields | zero)
+        settings = from_fields(fields | zero)
         assert settings.levels(10)[0] == pytest.approx(-math.log(2**24 - 1), rel=1e-12)
         assert any("2^-24" in note and "-16.64" in note for note in settings.notes)
     for fields in (DDIM, DDPM):
-        assert parse(fields | zero).levels(10)[0] == -np.inf
+        assert from_fields(fields | zero).levels(10)[0] == -np.inf
 
 
 # -- no field is passed over in silence
@@ -275,7 +281,7 @@ def test_every_field_is_accounted_for(name):
     """Nonsense in any field is refused by its name, or noted, or the field is named as one of no effect."""
     for field in schedulers.KNOWN:
         try:
-            settings = parse({"_class_name": name, field: {"non": "sense"}})
+            settings = from_fields({"_class_name": name, field: {"non": "sense"}})
         except ValueError as error:
             assert field in str(error) and "\n" not in str(error)
         else:
@@ -284,9 +290,9 @@ def test_every_field_is_accounted_for(name):
 
 def test_unknown_fields_are_named_and_refused():
     for name in schedulers.FIELDS:
-        with pytest.raises(ValueError, match=r"unknown fields: shift_snr=3.0, beta_stat=0.1; .* take out those that you know"):
-            parse({"_class_name": name, "shift_snr": 3.0, "_note": 1, "beta_stat": 0.1})
-    assert parse(DDIM | {"_note": 1}).no_effect == ("_note",)
+        with pytest.raises(ValueError, match=r"unknown fields: shift_snr=3.0, beta_stat=0.1; .* remove those that you know"):
+            from_fields({"_class_name": name, "shift_snr": 3.0, "_note": 1, "beta_stat": 0.1})
+    assert from_fields(DDIM | {"_note": 1}).no_effect == ("_note",)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +307,7 @@ def test_unknown_fields_are_named_and_refused():
     ],
 )
 def test_steps_that_no_sampler_here_takes(fields, says):
-    settings = parse(fields)
+    settings = from_fields(fields)
     assert settings.method is settings.spacing is settings.grid is None and settings.schedule == LINEAR_SPEC
     assert any(says in note and "no sampler here" in note for note in settings.notes)
     with pytest.raises(ValueError, match="not known here"):
@@ -309,9 +315,9 @@ def test_steps_that_no_sampler_here_takes(fields, says):
 
 
 def test_solvers_of_known_steps():
-    assert parse(SOLVER).method == "dpmpp_2m" and parse(SOLVER | {"solver_order": 1}).method == "ddim"
+    assert from_fields(SOLVER).method == "dpmpp_2m" and from_fields(SOLVER | {"solver_order": 1}).method == "ddim"
     for field, value in (("use_beta_sigmas", True), ("use_lu_lambdas", True), ("lambda_min_clipped", -5.1)):
-        settings = parse(SOLVER | {field: value})
+        settings = from_fields(SOLVER | {field: value})
         assert settings.method == "dpmpp_2m" and settings.grid is None and any(field in note for note in settings.notes)
 
 
@@ -324,7 +330,7 @@ def test_solvers_of_known_steps():
         ("[" * 100_000, "is not JSON"),
         ("\x00", "is not JSON"),
         ('{"_class_name": 3}', "_class_name=3"),
-        ('{"_class_name": "KarrasVeScheduler"}', "read are DDIMScheduler"),
+        ('{"_class_name": "KarrasVeScheduler"}', "known: DDIMScheduler"),
         (DDIM | {"beta_start": "low"}, 'beta_start="low" must be a number'),
         (DDIM | {"beta_end": True}, "beta_end=true"),
         (DDIM | {"beta_end": math.inf}, "finite"),
@@ -350,8 +356,8 @@ def test_solvers_of_known_steps():
         (DDIM | {"steps_offset": -5}, "steps_offset=-5 must be from 0 to 999"),
         (DDIM | {"steps_offset": 1000}, "from 0 to 999"),
         (EULER | {"steps_offset": -1, "timestep_spacing": "leading", "num_train_timesteps": 50}, "from 0 to 49"),
-        (json.dumps(DDIM)[:-1] + ', "_class_name": "DDPMScheduler"}', '"_class_name" stands there more than once'),
-        (json.dumps(DDIM)[:-1] + ', "_note": {"a": 1, "a": 1}}', '"a" stands there more than once'),
+        (json.dumps(DDIM)[:-1] + ', "_class_name": "DDPMScheduler"}', '"_class_name" occurs more than once'),
+        (json.dumps(DDIM)[:-1] + ', "_note": {"a": 1, "a": 1}}', '"a" occurs more than once'),
         (FLOW | {"shift": -1}, "flow(shift=-1.0)"),
         (FLOW | {"num_train_timesteps": 0}, "num_train_timesteps=0"),
     ],
@@ -373,14 +379,14 @@ def test_garbage_is_refused_in_one_line(tmp_path, content, says):
         (DDIM | {"timestep_spacing": "trailing"}, 61, "does not visit 61"),  # its arithmetic gives 62, the last of them -1
         (DDIM | {"steps_offset": 999}, 2, "does not visit 2"),
         (SOLVER, 1000, "does not visit"),
-        (DDIM, 0, "from 1 up"),
-        (EULER, 10**6, "up to 100000"),
-        (EULER | {"use_karras_sigmas": True, "sigma_max": 0.001}, 10, "rise one by one"),
+        (DDIM, 0, "from 1 to 100000"),
+        (EULER, 10**6, "from 1 to 100000"),
+        (EULER | {"use_karras_sigmas": True, "sigma_max": 0.001}, 10, "increasing levels"),
     ],
 )
 def test_numbers_of_steps_that_the_library_does_not_visit(fields, n, says):
     with pytest.raises(ValueError) as error:
-        parse(fields).levels(n)
+        from_fields(fields).levels(n)
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
@@ -406,8 +412,8 @@ ROUND_TRIPS = [
 @pytest.mark.parametrize("schedule, prediction, spacing, method, named", ROUND_TRIPS, ids=[case[0] for case in ROUND_TRIPS])
 def test_what_is_written_is_read_back(schedule, prediction, spacing, method, named):
     made = schedules.make(schedule)
-    fields, _ = write(schedule, prediction, spacing, method)
-    settings = parse(json.loads(json.dumps(fields, allow_nan=False)))
+    fields, _ = to_fields(schedule, prediction, spacing, method)
+    settings = from_fields(json.loads(json.dumps(fields, allow_nan=False)))
     assert (settings.prediction, settings.spacing, settings.method) == (prediction, spacing, method)
     assert ("trained_betas" in fields) == (named is None) and (named is None or fields["beta_schedule"] == named)
     back = schedules.make(settings.schedule).table
@@ -417,15 +423,15 @@ def test_what_is_written_is_read_back(schedule, prediction, spacing, method, nam
 
 
 def test_published_ends_are_written_as_published():
-    fields, notes = write(LATENT_SPEC, "eps", "leading")
+    fields, notes = to_fields(LATENT_SPEC, "eps", "leading")
     assert fields | LATENT == fields and fields["_class_name"] == "DDIMScheduler" and fields["clip_sample"] is False
     assert any("float32" in note for note in notes)
 
 
 def test_a_continuous_schedule_is_written_as_a_thousand_of_its_levels():
     for schedule in ("cosine", "karras", "shifted(linear, by=-1)"):
-        fields, notes = write(schedule, "v")
-        back = schedules.make(parse(fields).schedule).table
+        fields, notes = to_fields(schedule, "v")
+        back = schedules.make(from_fields(fields).schedule).table
         with jax.enable_x64(True):
             expected = np.asarray(schedules.make(schedule)(np.arange(1, 1001) / 1000))
         np.testing.assert_allclose(back.log_snr, expected, rtol=1e-8, atol=1e-8)
@@ -437,8 +443,8 @@ def test_what_float32_loses_is_told():
     gap, step = schedulers.lost_to_float32(table(DDIM), table(DDIM).betas)
     kept = float(np.float32(1) - np.float32(1e-4))
     assert step == 1 and gap == pytest.approx(abs(math.log(kept / (1 - kept)) - math.log(0.9999 / 1e-4)), rel=1e-6) and gap < 3e-4
-    with pytest.raises(ValueError, match="timestep 1 of 4 has beta 1e-09, which is lost"):
-        write("betas([1e-9, 0.1, 0.2, 0.4])", "v")
+    with pytest.raises(ValueError, match="timestep 1 of 4 has beta 1e-09, which the library"):
+        to_fields("betas([1e-9, 0.1, 0.2, 0.4])", "v")
 
 
 @pytest.mark.parametrize(
@@ -460,7 +466,7 @@ def test_what_float32_loses_is_told():
 )
 def test_what_cannot_be_written(arguments, says):
     with pytest.raises(ValueError) as error:
-        write(*arguments)
+        to_fields(*arguments)
     assert says in str(error.value) and "\n" not in str(error.value)
 
 

@@ -12,7 +12,7 @@ from test_interchange import ANCESTRAL, DDIM, DDPM, EULER, FLOW, HEUN, LATENT, P
 
 from noisesched import diffusion, samplers, schedules
 from noisesched.interchange import schedulers
-from noisesched.interchange.scheduler_config import parse, write
+from noisesched.interchange.scheduler_config import from_fields, to_fields
 
 diffusers = pytest.importorskip("diffusers")
 torch = pytest.importorskip("torch")
@@ -66,7 +66,7 @@ def library_sigmas(scheduler, n):
 
 @pytest.mark.parametrize("fields", FILES, ids=named)
 def test_the_same_table_and_the_same_levels(fields):
-    scheduler, settings = library(fields), parse(fields)
+    scheduler, settings = library(fields), from_fields(fields)
     if fields["_class_name"] != FLOW["_class_name"]:
         count = settings.num_steps - settings.grid.stand_in
         expected = schedules.make(settings.schedule).table.alpha_bar[:count]
@@ -101,7 +101,7 @@ def test_the_same_table_and_the_same_levels(fields):
 def test_the_same_image_from_the_same_noise(fields):
     """All the steps, for a network that is right about normal data, and predicts as the file says."""
     fields = fields | ({"clip_sample": False} if "clip_sample" in schedulers.FIELDS[fields["_class_name"]] else {})
-    scheduler, settings, noise = library(fields), parse(fields), np.linspace(-2, 2, 7, dtype=np.float32)
+    scheduler, settings, noise = library(fields), from_fields(fields), np.linspace(-2, 2, 7, dtype=np.float32)
     levels = jnp.asarray(settings.levels(20), jnp.float32)
     ours = samplers.sample(estimate, jax.random.key(0), jnp.asarray(noise), levels, settings.method)
     scheduler.set_timesteps(20)
@@ -128,7 +128,7 @@ def estimate(z, log_snr):
 
 @pytest.mark.parametrize("case", ROUND_TRIPS, ids=[case[0] for case in ROUND_TRIPS])
 def test_the_library_makes_our_table_of_what_is_written(case):
-    fields, notes = write(*case[:4])
+    fields, notes = to_fields(*case[:4])
     made = schedules.make(case[0]).table
     scheduler = library(json.loads(json.dumps(fields)))
     alpha_bar = scheduler.alphas_cumprod.numpy().astype(np.float64)
@@ -136,7 +136,7 @@ def test_the_library_makes_our_table_of_what_is_written(case):
     gap = np.abs(np.log(alpha_bar[finite]) - np.log1p(-alpha_bar[finite]) - made.log_snr[finite]).max()
     told = next(note for note in notes if "float32" in note)
     assert gap < 5e-3 and gap / 5 < float(told.split("up to about ")[1].split(",")[0]) < 5 * gap
-    if parse(fields).grid.stand_in:
+    if from_fields(fields).grid.stand_in:
         assert alpha_bar[-1] == pytest.approx(schedulers.STAND_IN)
     else:
         assert alpha_bar[-1] == pytest.approx(made.alpha_bar[-1], rel=3e-5)  # exactly 0 where ours is

@@ -184,11 +184,15 @@ def test_discrete_bounds_fall_to_the_continuous_one_as_steps_multiply():
 
 
 @pytest.mark.parametrize(
-    "path",
-    [likelihood.continuous(UNIFORM), likelihood.continuous(SCHEDULES[1]), likelihood.discrete(np.linspace(LOW, HIGH, 13))],
-    ids=["uniform", "cosine", "discrete"],
+    ("path", "noises"),
+    [
+        (likelihood.continuous(UNIFORM), 2),
+        (likelihood.continuous(SCHEDULES[1]), 8),
+        (likelihood.discrete(np.linspace(LOW, HIGH, 13)), 2),
+        (likelihood.discrete(np.linspace(LOW, HIGH, 13)), 8),
+    ],
+    ids=["uniform 2", "cosine 8", "discrete 2", "discrete 8"],
 )
-@pytest.mark.parametrize("noises", [2, 8])
 def test_the_spread_over_seeds_is_the_stated_error(path, noises):
     made = [estimate(path, noises=noises, seed=seed) for seed in range(120)]
     values, stated = np.array([m.value for m in made]), np.sqrt(np.mean([m.std_error**2 for m in made]))

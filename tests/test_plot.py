@@ -19,7 +19,7 @@ def test_terminal_snr_is_said(tmp_path):
     """Against closed forms: exp(-I(1)) of the continuous schedules, and DDPM's product of its thousand betas."""
     specs = ["linear", "scaled_linear", "cosine", "zero_terminal(linear)", "discrete(linear)", "constant"]
     *lines, last = said(specs, tmp_path / "a.png")
-    assert last == f"drawn to {tmp_path / 'a.png'}"
+    assert last == f"written to {tmp_path / 'a.png'}"
     words = [line.split() for line in lines]
     assert [w[0] for w in words] == specs
     table = np.prod(1 - np.linspace(1e-4, 0.02, 1000))
@@ -46,7 +46,7 @@ def test_long_names_are_shortened(tmp_path):
 
     from matplotlib.figure import Figure
 
-    plot.draw(figure := Figure(), {text: schedules.make(text) for text in specs}, lambda line: None)
+    plot.plot_panels(figure := Figure(), {text: schedules.make(text) for text in specs}, lambda line: None)
     assert [text.get_text().partition("   (")[0] for text in figure.legends[0].get_texts()] == [name.rstrip() for name in names]
 
 
@@ -84,7 +84,7 @@ def test_picture(tmp_path, ending):
 
 def test_every_schedule_can_be_drawn(tmp_path, recwarn):
     lines = said(list(schedules.EXAMPLES.values()), tmp_path / "all.png")
-    assert len(lines) == len(schedules.EXAMPLES) + 3  # where it is drawn to; a word on karras and sigmas
+    assert len(lines) == len(schedules.EXAMPLES) + 3  # where it is written; lines on karras and sigmas
     assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
 
 

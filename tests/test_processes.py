@@ -236,7 +236,7 @@ def test_what_differs_is_named(monkeypatch):
         ),
         (
             ["--coordinator=here", "--num_processes=2", "--process_id=0"],
-            "--coordinator='here' is no HOST:PORT, such as node1:9876",
+            "--coordinator='here' is not a HOST:PORT such as node1:9876",
         ),
     ],
     ids=["missing", "number", "port"],

@@ -356,11 +356,11 @@ def test_variance_exploding_processes_leak_at_every_finite_sigma():
     sigmas = np.array([1.0, 80, 1e3, 1e4])
     ends = np.array([make(f"karras(sigma_max={sigma_ve})")(1.0) for sigma_ve in sigmas])
     np.testing.assert_allclose(diffusion.snr(ends), sigmas**-2, rtol=1e-5)
-    r2 = leak.read_out(ends, 0.07, 256**2)
+    r2 = leak.r2(ends, 0.07, 256**2)
     np.testing.assert_allclose(r2, 0.07 / (0.07 + sigmas**2 / 256**2), rtol=1e-5)
     assert (np.diff(r2) < 0).all() and r2[-1] > 4e-5
     end = make("zero_terminal(karras)")(1.0)
-    assert diffusion.alpha(end) == 0 and diffusion.sigma(end) == 1 and leak.read_out(end, 0.07, 256**2) == 0
+    assert diffusion.alpha(end) == 0 and diffusion.sigma(end) == 1 and leak.r2(end, 0.07, 256**2) == 0
 
 
 @pytest.mark.parametrize("method", ["ddim", "heun", "dpmpp_2m"])
@@ -375,7 +375,7 @@ def test_sampling_a_variance_exploding_curve_from_zero_snr(method):
 
     z = jnp.array([[-1.0], [0.0], [1.0]])
     draw = jax.jit(lambda log_snrs: samplers.sample(denoise, jax.random.key(0), z, log_snrs, method))
-    drawn = math.sqrt(leak.read_out(make("karras")(1.0), std**2, 1))
+    drawn = math.sqrt(leak.r2(make("karras")(1.0), std**2, 1))
     assert drawn > 0.2
     for text, wanted in (("karras", mean * (1 - drawn)), ("zero_terminal(karras)", mean), ("zero_terminal_snr(karras)", mean)):
         low, middle, high = (float(x) for x in draw(levels(make(text), 200))[:, 0])

@@ -8,12 +8,16 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from noisesched.data import workers
+
+ROOT = (
+    Path(__file__).resolve().parent.parent
+)  # not conftest's: every process started here imports this file, and need not import JAX
 
 # -- what the processes run
 
@@ -83,19 +87,17 @@ def test_killed_in_the_middle_of_a_message(processes):
     )
 
 
-@pytest.mark.parametrize(
-    ("error", "says"),
-    [
-        (ValueError("cannot read example 7\nand much more"), "cannot read example 7"),
-        (MemoryError(), "out of memory"),
-        (SystemExit(3), "an input worker process died .process [0-9]+, exit code 0."),
-    ],
-)
-def test_errors_are_told_in_one_line(processes, error, says):
-    iterator = processes(functools.partial(failing, error))
-    assert next(iterator) == 0
-    with pytest.raises(workers.Fault, match=f"^{says}$"):
-        next(iterator)
+def test_errors_are_told_in_one_line(processes):
+    errors = {
+        ValueError("cannot read example 7\nand much more"): "cannot read example 7",
+        MemoryError(): "out of memory",
+        SystemExit(3): "an input worker process died .process [0-9]+, exit code 0.",
+    }
+    iterator = processes(*[functools.partial(failing, error) for error in errors])
+    assert [next(iterator) for _ in errors] == [0, 0, 0]
+    for says in errors.values():
+        with pytest.raises(workers.Fault, match=f"^{says}$"):
+            next(iterator)
 
 
 def test_processes_end_with_their_reader():

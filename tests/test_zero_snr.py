@@ -1,5 +1,6 @@
 """What a denoiser knows at its noisiest levels: the best estimate of normal pixels, flawed ones of known flaws, trained ones."""
 
+import functools
 import math
 
 import jax
@@ -29,9 +30,14 @@ ALL = np.zeros(len(IMAGES), int)
 EXACT = zero_snr.Average(np.full((1, 4, 4, 1), MEAN), STD, STD / 4, 400)  # of the density, not of the images
 
 
+@functools.cache
+def compiled(denoise):
+    return jax.jit(lambda *drawn: likelihood.estimates(denoise, jnp.uint32(0), *drawn))
+
+
 def asking(denoise, images=IMAGES):
-    """What asks `denoise`, as `zero_snr.last_level` wants it."""
-    compute = jax.jit(lambda *drawn: likelihood.estimates(denoise, jnp.uint32(0), *drawn))
+    """The function `ask` of `denoise` for `zero_snr.last_level`."""
+    compute = compiled(denoise)
 
     def ask(log_snrs, first_draw=0, out=None):
         m, draws = log_snrs.shape

@@ -1,8 +1,9 @@
 """Iterators that run ahead in the background, in a thread or in processes, and report quickly whatever dies or hangs there.
 
 Each process writes to a pipe of its own, whose other end closes when it dies, even by kill -9 in the middle of a message. Queues
-and events that processes share have locks, and a lock held by a killed process stays locked: `ProcessPoolExecutor` of
-concurrent.futures and Grain's `mp_prefetch` are built on these, and then wait forever.
+and events that processes share have locks, and a lock held by a killed process stays locked: `concurrent.futures` then waits
+forever. The workers of Grain's `mp_prefetch` (0.2.18) die of the SIGINT and SIGTERM that are sent to all processes of a job, so
+that its main process could not make its last steps, and they stay behind when the main process is killed.
 """
 
 import atexit

@@ -1,8 +1,8 @@
-"""What is wrong with a training setting and the levels it is to be sampled at, found before anything is trained.
+"""What is wrong with a training setting and the levels it will be sampled at, found before anything is trained.
 
-`examine` is a pure function from a `Setting` and `Inference`s to `Finding`s. It knows no files: configs are read by `diagnose`.
-The repairs belong together: those of training lead to one setting, `repaired`, and those of inference are for that one, so that
-obeying them all leaves nothing to repair.
+`examine` is a pure function from a `Setting` and `Inference`s to `Finding`s; it reads no files (`diagnose` does). Apply all
+suggested repairs together: those of training lead to one setting, `repaired`, and those of inference are made for that setting,
+so that afterwards nothing is left to repair.
 """
 
 import dataclasses
@@ -17,33 +17,213 @@ from noisesched.diagnosis import leak
 from noisesched.models import conditioning
 from noisesched.schedules import Schedule
 
+SEVERITIES = ("fault", "warning", "fine")  # it spoils a run; it has a cost, but may be intended; there is nothing wrong
+# Leaks are graded by R^2, the share of the variance of images' means that a linear read-out of z recovers.
+FAULT = 0.05  # brightness is drawn 22 % of the way to mid-grey, a black image by 28 of 255 grey levels: visible at a glance
+WARNING = 0.01  # 10 % of the way, 13 grey levels
+# The SNR that is a fault at any image size, since not only the mean leaks: the digits' first principal component has a variance
+# of 2.8, ten times that of their mean's direction, and with scaled_linear (SNR 0.0047) an R^2 of 0.013 even at 8x8 pixels. The
+# published ends are a factor of 5 above (scaled_linear, Kingma et al. 2021) or 6 and more below (karras, linear, cosine).
+SNR = 1e-3
+NOISE = -10.0  # the log-SNR below which weight is counted as spent on noise: linear's end
+WASTE = 0.1  # share of weight on levels that show nothing; no published schedule has more than 0.02
+UNTOLD = 0.01  # share of levels cleaner than the table's first step; 0.001 for a table of a thousand steps and its own curve
+SAME = 1e-3  # log-SNRs this close are one level: float32's rounding
+EDGES = np.linspace(-20.0, 20.0, 161)  # of the bins in which levels and weight are counted; NOISE is one of them
+
+
+# -- what is examined, and what is found
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is trained. The schedule may end at log-SNR -inf."""
+
+    schedule: Schedule  # draws the training levels
+    prediction: str  # "eps" | "x" | "v"
+    weighting: str  # a spec, such as "min_snr(gamma=5)"
+    image_size: int  # pixels a side
+    variance: float  # Var(m) of the mean m of an image's channel in [-1, 1]: `leak.mean_variance`, or assumed
+    num_draws: int  # levels that training draws in total: steps times batch size
+    table: Schedule | None = None  # the discrete schedule whose timesteps the network is told
+    noise_offset: float = 0.0  # of the noise in training, and at the start of sampling
+
+    @functools.cached_property
+    def drawn(self):
+        """(lowest, highest) log-SNR that training draws."""
+        return loss.trained_range(self.schedule, self.num_draws)
+
+    @property
+    def last(self):
+        """The noisiest level that is trained."""
+        return self.drawn[0]
+
+    @property
+    def trained(self):
+        """(lowest, highest) log-SNR that training draws and that the network can be told."""
+        told = self.table.table.log_snr if self.table else (math.inf, -math.inf)
+        return max(self.drawn[0], float(told[-1])), min(self.drawn[1], float(told[0]))
+
+    def r2(self, log_snr):
+        """R^2 of the image's mean at a level, or levels: see `leak`."""
+        return leak.r2(log_snr, self.variance, self.image_size**2, self.noise_offset)
+
+    @functools.cached_property
+    def shares(self):
+        """`shares` of the levels and of the weight below, between and above `EDGES`."""
+        return shares(self.schedule, self.weighting, self.prediction, EDGES, self.num_draws)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+    """The levels of sampling, noisiest first, and where they come from."""
+
+    schedule: Schedule
+    spacing: str
+    log_snrs: tuple[float, ...]
+    follows: bool = False  # it is the training schedule, whichever that is, and changes with it
+
+    def __str__(self):
+        return f"{self.schedule}, {len(self.log_snrs)} steps, {self.spacing}"
+
+
+def inference(schedule, num_steps, spacing, follows=False):
+    """The `Inference` with the `schedules.levels` of a schedule or its spec; ValueError if these are not defined."""
+    made = schedules.make(schedule)
+    return Inference(made, spacing, tuple(float(level) for level in schedules.levels(made, num_steps, spacing)), follows)
+
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing examined: `figures` are what `measured` says, for programs; `repair` is "" where nothing is to be repaired, or
-    the config already says so."""
+    """One thing that was examined."""
 
     severity: str  # of SEVERITIES
     about: str
     measured: str
     why: str
-    repair: str
-    figures: dict
-    file_repair: str = ""  # the same as fields of a scheduler_config.json, if one is examined (`scheduler_file`) and has them
+    repair: str  # command-line words; "" if nothing needs a change, or nothing helps
+    figures: dict  # the numbers in `measured`, for programs
+    file_repair: str = ""  # the repair as fields of a scheduler_config.json, if one is examined: see `scheduler_file`
+
+
+# -- the distribution of training over log-SNR
+
+
+def shares(schedule, weighting, prediction, edges, num_draws):
+    """The distribution over log-SNR of training's levels, and of the weight of its loss: (levels, weight), each summing to 1.
+
+    `edges` [K], increasing, finite -> float64 [K + 1]: the shares below the first edge (-inf included), between the edges, and
+    from the last one up. `weight` is that of w(log_snr) p(log_snr), with w the weighting (a spec) on the squared error of what
+    the network predicts, and p = 1 / rate the density of the levels, or the T atoms of a table (Kingma & Gao 2023). Levels
+    cleaner than `num_draws` draws reach are left out: there some weights grow without bound. ValueError if w overflows float32
+    or is 0.
+    """
+    with jax.enable_x64(True):
+        if schedule.table:
+            u = np.arange(1, schedule.table.num_steps + 1) / schedule.table.num_steps
+            mass = np.full(len(u), 1 / len(u))
+        else:  # cells of u, narrow at both ends, where schedules are steep
+            first = min(1 / num_draws, 0.25)
+            clean, noisy = np.geomspace(first, 0.5, 6000), np.geomspace(1e-7, 0.5, 6000)
+            ends = np.unique(np.concatenate([clean, np.linspace(first, 1.0, 8000), 1 - noisy]))
+            u, mass = (ends[1:] + ends[:-1]) / 2, np.diff(ends)
+        log_snr, weights = map(np.asarray, _weights(schedule, weighting, prediction, u))
+    if (too_large := ~(weights <= np.finfo(np.float32).max)).any():
+        raise ValueError(
+            f"weighting {weighting!r} on the {prediction} error overflows float32 at log-SNR {log_snr[too_large].min():.4g}"
+        )
+    if not (mass * weights).sum() > 0:
+        raise ValueError(f"weighting {weighting!r} on the {prediction} error is 0 at all levels that {str(schedule)!r} draws")
+    bins = np.searchsorted(edges, log_snr, side="right")
+    sums = [np.bincount(bins, of, len(edges) + 1) for of in (mass, mass * weights)]
+    return tuple(each / each.sum() for each in sums)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _weights(schedule, weighting, prediction, u):
+    """The levels at u, and their weights."""
+    log_snr = schedule(u)
+    return log_snr, loss.weight(loss.make_weighting(weighting), prediction, log_snr, schedules.rate(schedule, u))
+
+
+# -- severities
+
+
+def leak_severity(setting, log_snr):
+    """The severity of ending training, or starting to sample, at a level."""
+    r2 = setting.r2(log_snr)
+    return "fault" if r2 > FAULT or log_snr > math.log(SNR) else "warning" if r2 > WARNING else "fine"
+
+
+def table_severity(setting):
+    """The severity of levels missing from the table: noisier ones, told as its last step, harm as much as starting there."""
+    last = float(setting.table.table.log_snr[-1])
+    if setting.last < last - SAME:
+        return min(leak_severity(setting, last), "warning", key=SEVERITIES.index)
+    return "warning" if untold(setting)[1] > UNTOLD else "fine"
+
+
+def untold(setting):
+    """The shares of drawn levels that are noisier than the table's last step, and cleaner than its first."""
+    by = conditioning.outside(setting.schedule((np.arange(10_000) + 0.5) / 10_000), setting.table.table.log_snr)
+    return float((by < -SAME).mean()), float((by > SAME).mean())
+
+
+def start_severity(setting, each):
+    """The severity of the first level of sampling: a leak there counts unless training ended with it."""
+    if each.log_snrs[0] <= setting.last + SAME:
+        return "fine"
+    # Leading spacing is at least a warning: trailing has no such flaw, with the same number of calls.
+    return min(leak_severity(setting, each.log_snrs[0]), "warning" if each.spacing == "leading" else "fine", key=SEVERITIES.index)
+
+
+def trained_severity(setting, each):
+    """The severity of levels of sampling that are outside the trained range."""
+    if setting.prediction == "eps" and each.log_snrs[0] == -math.inf:
+        return "fault"
+    return "warning" if any((by > SAME).any() for by in distances(setting, each).values()) else "fine"
+
+
+def distances(setting, each):
+    """{in which way: how far each level of an `Inference` is outside the trained range, in log-SNR}."""
+    log_snrs, (low, high) = np.array(each.log_snrs), setting.drawn
+    told = setting.table.table.log_snr if setting.table else np.array([np.inf, -np.inf])
+    off_table = np.abs(conditioning.outside(log_snrs, told))
+    with np.errstate(invalid="ignore"):
+        noisier = np.nan_to_num(low - log_snrs, nan=0.0)  # -inf is not noisier than -inf
+    return {
+        "are noisier than any trained": noisier,
+        "are cleaner than any trained": log_snrs - high,
+        "lie outside the table of timesteps": off_table,
+    }
+
+
+def wasteful(setting):
+    """Whether much weight goes to levels that show nothing of the image; ValueError where the weight is not defined."""
+    return below(setting)[1] > WASTE and setting.r2(NOISE) <= WARNING
+
+
+def below(setting):
+    """The shares of the levels and of the weight below `NOISE`; ValueError where the weight is not defined."""
+    bins = len(EDGES[EDGES <= NOISE])
+    return tuple(float(share[:bins].sum()) for share in setting.shares)
+
+
+# -- findings
 
 
 def examine(setting, inferences=(), measured=None, written=None):
     """The `Finding`s on a `Setting` and its `Inference`s, the worst first.
 
-    `measured`: (R^2, standard error) that `leak.measured` found at the setting's last level, told beside the closed form;
-    `written`: the setting of the config that repairs are to be written in, if that is another.
+    `measured`: (R^2, standard error) from `leak.measured` at the setting's last level, reported beside the closed form;
+    `written`: the setting of the config that repairs are written for, if it is another one.
     """
     better = repaired(setting)
     changes = _changes(written or setting, better)
     found = [
         _terminal(setting, measured, changes),
         *_zero_snr(setting, changes),
-        *_told(setting, changes),
+        *_table(setting, changes),
         _weight(setting, changes),
     ]
     for each in inferences:
@@ -53,12 +233,9 @@ def examine(setting, inferences=(), measured=None, written=None):
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-# -- the training schedule
-
-
 def _terminal(setting, measured, changes):
-    last, r2 = setting.last, float(setting.read_out(setting.last))
-    severity = leaks(setting, last)
+    last, r2 = setting.last, float(setting.r2(setting.last))
+    severity = leak_severity(setting, last)
     beside = f" (measured {measured[0]:.2g} ± {measured[1]:.1g})" if measured else ""
     size = f"{setting.image_size}x{setting.image_size}"
     return Finding(
@@ -66,14 +243,12 @@ def _terminal(setting, measured, changes):
         "end of the training schedule",
         f"{setting.schedule} ends at {_level(last)}: the best line from the mean of z to that of the image, at {size} pixels, "
         f"has R^2 = {_r2(r2)}{beside}",
-        "pure noise, from which sampling starts, is what training ends with"
+        "training ends with pure noise, from which sampling starts"
         if last == -math.inf
         else "the last level is as good as pure noise, from which sampling starts"
         if severity == "fine"
-        else "sampling starts from pure noise, which training never showed: samples are drawn to mid-grey (those of "
-        "deterministic "
-        f"samplers by {math.sqrt(r2):.0%} of the way), and patterns stronger than the mean leak more"
-        + _exploding(setting.schedule),
+        else "sampling starts from pure noise, which training never showed: samples are drawn to mid-grey (by deterministic "
+        f"samplers {math.sqrt(r2):.0%} of the way), and patterns stronger than the mean leak more" + _exploding(setting.schedule),
         "" if severity == "fine" else _flags(changes),
         {
             "log_snr": last,
@@ -86,7 +261,7 @@ def _terminal(setting, measured, changes):
 
 
 def _zero_snr(setting, changes):
-    """Of a schedule that ends at zero SNR: whether there is something to learn there, and whether it is learned."""
+    """If the schedule ends at zero SNR: whether the network can learn an image there, and whether the loss makes it."""
     if setting.last > -math.inf:
         return
     if setting.prediction == "eps":
@@ -99,9 +274,9 @@ def _zero_snr(setting, changes):
             {},
         )
         return
-    vanishes = _vanishes(setting)
+    vanishes = loss.vanishes_at_zero_snr(setting.weighting)
     how = "vanishes" if vanishes else "does not vanish"
-    # As `config.warnings` has it: levels next to the end are still learned a little, and training is let go on.
+    # Only a warning, as in `config.warnings`: levels next to the end are still learned a little.
     yield Finding(
         "warning" if vanishes else "fine",
         "weight at zero SNR",
@@ -112,39 +287,39 @@ def _zero_snr(setting, changes):
     )
 
 
-def _told(setting, changes):
-    """Of a network that is told timesteps: whether the levels that training draws are in their table."""
+def _table(setting, changes):
+    """If the network is told timesteps: whether their table has the levels that training draws."""
     if not setting.table:
         return
     (noisier, cleaner), first, last = untold(setting), *setting.table.table.log_snr[[0, -1]]
-    severity = told_severity(setting)
+    severity = table_severity(setting)
     worst = f", and {_level(setting.last)} is drawn" if setting.last < last - SAME else ""
     yield Finding(
         severity,
         "table of timesteps",
         f"{setting.table} tells {_level(float(first))} to {_level(float(last))}{worst}; of the levels drawn {noisier:.1%} are "
         f"noisier and {cleaner:.1%} cleaner",
-        "the network can be told of what it is trained on"
+        "the network can be told all levels that it is trained on"
         if severity == "fine"
-        else "levels beyond the table are told as its last step or its first, and are not told apart",
+        else "levels outside the table are told as its last or its first step, so the network cannot distinguish them",
         "" if severity == "fine" else _flags(changes),
         {"noisier": noisier, "cleaner": cleaner},
     )
 
 
 def _weight(setting, changes):
-    """How much of training goes to levels so noisy that they show nothing. Where images are large, they still show something."""
+    """How much of training goes to levels so noisy that they show nothing; of large images they still show something."""
     try:
         drawn, share = below(setting)
     except ValueError as error:
         return Finding(
-            "fault", "weight over log-SNR", str(error), "the loss of such levels says nothing", _flags(changes, "weighting"), {}
+            "fault", "weight over log-SNR", str(error), "the loss of such levels means nothing", _flags(changes, "weighting"), {}
         )
-    r2, wasted = float(setting.read_out(NOISE)), wasteful(setting)
+    r2, wasted = float(setting.r2(NOISE)), wasteful(setting)
     why = (
-        "such levels show nothing of the image: what they teach is the mean of the data"
+        "such levels show nothing of the image: they only teach the mean of the data"
         if wasted
-        else "little is spent on levels that are all but pure noise"
+        else "little weight goes to levels that are nearly pure noise"
         if share <= WASTE
         else f"the image's mean is still seen there (R^2 = {_r2(r2)} at {NOISE:g}), at this image size"
     )
@@ -158,22 +333,23 @@ def _weight(setting, changes):
     )
 
 
-# -- the levels of inference
-
-
 def _start(setting, each, repair):
     first, last = each.log_snrs[0], setting.last
-    r2 = float(setting.read_out(first))
+    r2 = float(setting.r2(first))
     reached = first <= last + SAME
     severity = start_severity(setting, each)
     measured = f"{each}: starts at {_level(first)}" + ("" if reached else f", R^2 = {_r2(r2)}; training went to {_level(last)}")
     why = (
-        "it is as noisy as training went, or more"
+        "it is at least as noisy as the last level of training"
         if reached
-        else "the first level is still as good as pure noise"
+        else "the first level is as good as pure noise"
         if severity == "fine"
-        else "the sampler's pure noise is told to be a level at which the network was shown images"
-        + ("; leading spacing never visits the schedule's last level, and saves no call" if each.spacing == "leading" else "")
+        else "the sampler starts from pure noise, but tells the network a level at which it has seen images"
+        + (
+            "; leading spacing never visits the schedule's last level, and saves no network call"
+            if each.spacing == "leading"
+            else ""
+        )
         + (_exploding(each.schedule) if last == -math.inf else "")
     )
     return Finding(
@@ -187,10 +363,12 @@ def _start(setting, each, repair):
 
 
 def _trained(setting, each, repair):
-    """Levels that training did not draw, or that a table of timesteps cannot tell. Networks bear them to some degree (README,
-    "What telling the noise level buys"): a warning, but for eps at zero SNR, which no sampler accepts."""
+    """Levels that training did not draw, or that the table of timesteps lacks.
+
+    Networks tolerate these to some degree, hence a warning; eps-prediction at zero SNR is a fault, as no sampler accepts it.
+    """
     log_snrs = np.array(each.log_snrs)
-    away = beyond(setting, each)
+    away = distances(setting, each)
     counts = [int((by > SAME).sum()) for by in away.values()]
     parts = [
         f"{count} of {len(log_snrs)} levels {how}, as far as {_level(log_snrs[by.argmax()])}"
@@ -208,8 +386,8 @@ def _trained(setting, each, repair):
         return Finding(
             "fine",
             "trained levels",
-            f"{each}: all {len(log_snrs)} levels lie inside what is trained",
-            "the network is asked nothing that it did not learn",
+            f"{each}: all {len(log_snrs)} levels are within the trained range",
+            "the network is only called at levels that it has learned",
             "",
             figures,
         )
@@ -217,9 +395,9 @@ def _trained(setting, each, repair):
         severity,
         "trained levels",
         f"{each}: {'; '.join(parts) or 'the first level is SNR 0'}",
-        "no image follows at SNR 0 from the noise that this network predicts"
+        "this network predicts the noise, from which no image follows at SNR 0"
         if severity == "fault"
-        else "there the network answers what it was never taught",
+        else "the network never learned what to answer there",
         repair,
         figures,
     )
@@ -229,13 +407,13 @@ def _trained(setting, each, repair):
 
 
 def repaired(setting):
-    """The setting with all that is amiss in training repaired.
+    """The setting after all training repairs.
 
-    Training ends with pure noise (Lin et al. 2023, sec. 3.1 and 3.2), at which something is learned, and a table of timesteps
-    has all the levels that are drawn; where no table can, the network is told log-SNR (`table` is None).
+    Training ends with pure noise (Lin et al. 2023, sec. 3.1 and 3.2), where the network still learns something, and the table of
+    timesteps has all drawn levels; if no table can have them, the network is told log-SNR (`table` is None).
     """
     better = setting
-    if leaks(better, better.last) != "fine":
+    if leak_severity(better, better.last) != "fine":
         better = dataclasses.replace(better, schedule=_rescaled(better.schedule, better.image_size))
     better = _learning_at_zero_snr(better)
     try:
@@ -245,19 +423,19 @@ def repaired(setting):
         wasted = wasteful(better)
     if wasted:
         better = _learning_at_zero_snr(dataclasses.replace(better, schedule=schedules.recommended(better.image_size)))
-    if better.table and told_severity(better) != "fine":
+    if better.table and table_severity(better) != "fine":
         better = dataclasses.replace(better, table=_table_of(better.schedule))
     return better
 
 
 def _learning_at_zero_snr(setting):
-    """An eps-network has no image at SNR 0, and some weightings have no weight there."""
+    """The setting with a prediction that gives an image at SNR 0, and a weighting that is not 0 there."""
     if setting.last > -math.inf:
         return setting
     return dataclasses.replace(
         setting,
         prediction="v" if setting.prediction == "eps" else setting.prediction,
-        weighting="v" if _vanishes(setting) else setting.weighting,
+        weighting="v" if loss.vanishes_at_zero_snr(setting.weighting) else setting.weighting,
     )
 
 
@@ -268,19 +446,19 @@ def _rescaled(schedule, image_size):
 
 
 def _table_of(schedule):
-    """The table whose steps tell the levels of a schedule: its own; else of a thousand steps; None if it is too steep for any."""
+    """A table with the levels of a schedule: its own, else one of a thousand steps; None if it is too steep for that."""
     if schedule.table:
         return schedule
     try:
         table = schedules.make(f"discrete({schedule}, num_steps=1000)")
     except ValueError:
         return None
-    # That of a published name, such as cosine's, has its published betas, which may end above SNR 0.
+    # A published name, such as cosine, gets its published betas, which may end above SNR 0.
     return schedules.with_zero_terminal(table) if schedule(1.0) == -math.inf else table
 
 
 def _resampled(setting, each):
-    """The words with which an inference fits the setting, the nearest to what it is; "" if it fits as it is, or nothing does."""
+    """The words that change an `Inference` the least to fit the setting; "" if it fits already, or nothing helps."""
     own = setting.schedule if each.follows else each.schedule
     for schedule in _nearest(setting, own):
         for spacing in dict.fromkeys((each.spacing, "trailing")):
@@ -295,7 +473,7 @@ def _resampled(setting, each):
 
 
 def _nearest(setting, own):
-    """Schedules to sample under in place of `own`: itself, ending where training does, its trained part; that of training."""
+    """Schedules to sample under, the closest to `own` first: itself, its trained part, the training schedule."""
     yield own
     if setting.last == -math.inf:
         yield (noisier := _rescaled(own, setting.image_size))
@@ -308,7 +486,7 @@ def _nearest(setting, own):
 
 
 def _part(setting, schedule):
-    """The part of a schedule that was trained; a table cannot be cut, nor one that lies outside altogether."""
+    """The trained part of a schedule; none of a table, which cannot be cut, or of a schedule outside the trained range."""
     low, high = setting.trained
     low, high = math.ceil(100 * low) / 100 if math.isfinite(low) else low, math.floor(100 * min(high, 1e4)) / 100
     if schedule.table is None and low < high and float(schedule(0.0)) > low and float(schedule(1.0)) < high:
@@ -316,12 +494,12 @@ def _part(setting, schedule):
 
 
 def _changes(setting, better):
-    """The settings in which two `Setting`s differ: {name in the config: value}."""
+    """{name in the config: new value} of the settings that differ."""
     changes = {}
     if better.schedule != setting.schedule:
         changes["schedule"] = str(better.schedule)
     if better.table != setting.table:
-        if not better.table or not setting.table:  # a table is for this kind alone
+        if not better.table or not setting.table:  # only this kind has a table
             changes["conditioning.kind"] = "timestep" if better.table else "log_snr"
         changes["conditioning.table"] = str(better.table or "")
     if better.prediction != setting.prediction:
@@ -331,30 +509,26 @@ def _changes(setting, better):
     return changes
 
 
+# -- words
+
+
 def _flags(changes, *names):
-    """Changes, or those of the names, as words of the command line."""
+    """The changes (or only those named) as words of the command line."""
     chosen = {name: value for name, value in changes.items() if not names or name in names}
     return " ".join(
         f"--config.{name}=" + (f'"{value}"' if "(" in value or not value else value) for name, value in chosen.items()
     )
 
 
-# -- the parts
-
-
 def _exploding(schedule):
-    """Why a schedule given in sigma_ve leaks, as the end of a sentence; "" for any other, and for one that ends at SNR 0."""
+    """The end of a sentence: why a schedule defined by sigma_ve leaks; "" for others, and for one that ends at SNR 0."""
     sigma_ve = schedules.terminal_sigma_ve(schedule)
     return (
-        f"; it is given in sigma_ve, up to {sigma_ve:.4g}: x + sigma_ve eps has no SNR of 0 at any finite one, in unit "
-        "variance it has"
+        f"; it is defined by sigma_ve, up to {sigma_ve:.4g}: x + sigma_ve eps has SNR 0 at no finite "
+        "sigma_ve, though in unit variance it can"
         if sigma_ve
         else ""
     )
-
-
-def _vanishes(setting):
-    return loss.vanishes_at_zero_snr(setting.weighting)
 
 
 def _level(log_snr):
@@ -363,170 +537,3 @@ def _level(log_snr):
 
 def _r2(value):
     return f"{value:.2g}" if value else "0"
-
-
-SEVERITIES = ("fault", "warning", "fine")  # what spoils a run; what may be meant, at a cost; what was examined and is well
-FAULT = 0.05  # R^2: brightness is drawn 22 % of the way to mid-grey, a black image by 28 of 255 grey levels: seen at a glance
-WARNING = 0.01  # R^2: 10 % of the way, 13 grey levels
-# SNR that is a fault at any image size, since the mean is not all that leaks: the digits' first principal component has a
-# variance of 2.8, ten times that of their mean's direction, and with scaled_linear (SNR 0.0047) an R^2 of 0.013 even at 8x8
-# pixels. The published ends lie a factor of 5 above (scaled_linear, Kingma et al. 2021) or 6 and more below (karras, linear,
-# cosine).
-SNR = 1e-3
-NOISE = -10.0  # the log-SNR below which weight is told apart: linear's end
-WASTE = 0.1  # share of weight on levels that show nothing; of the published schedules none has more than 0.02
-UNTOLD = 0.01  # share of levels cleaner than the table's first step; 0.001 for a table of a thousand steps and its own curve
-SAME = 1e-3  # log-SNRs this near are one level: float32's rounding
-EDGES = np.linspace(-20.0, 20.0, 161)  # of the bins in which levels and weight are counted; NOISE is one of them
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What is trained. The schedule may end at -inf."""
-
-    schedule: Schedule  # that draws the training levels
-    prediction: str  # "eps" | "x" | "v"
-    weighting: str  # a spec, such as "min_snr(gamma=5)"
-    image_size: int  # pixels a side
-    variance: float  # Var(m), of the mean of an image's channel in [-1, 1]: `leak.mean_variance`, or assumed
-    num_draws: int  # levels that training draws in all: steps times batch size
-    table: Schedule | None = None  # the discrete schedule whose timesteps the network is told
-    noise_offset: float = 0.0  # of the noise that is trained with, and sampled from
-
-    @functools.cached_property
-    def drawn(self):
-        """(lowest, highest) log-SNR that training draws."""
-        return loss.trained_range(self.schedule, self.num_draws)
-
-    @property
-    def last(self):
-        """The noisiest level that is trained."""
-        return self.drawn[0]
-
-    @property
-    def trained(self):
-        """(lowest, highest) log-SNR that training draws and the network can be told."""
-        told = self.table.table.log_snr if self.table else (math.inf, -math.inf)
-        return max(self.drawn[0], float(told[-1])), min(self.drawn[1], float(told[0]))
-
-    def read_out(self, log_snr):
-        """R^2 of the image's mean at a level, or levels."""
-        return leak.read_out(log_snr, self.variance, self.image_size**2, self.noise_offset)
-
-    @functools.cached_property
-    def spread(self):
-        """Shares of the levels and of the weight below, between and above `EDGES`: `objective.spread`."""
-        return spread(self.schedule, self.weighting, self.prediction, EDGES, self.num_draws)
-
-
-@dataclasses.dataclass(frozen=True)
-class Inference:
-    """Levels that are to be sampled at, noisiest first, and what they came from."""
-
-    schedule: Schedule
-    spacing: str
-    log_snrs: tuple[float, ...]
-    follows: bool = False  # the schedule is that of training, whichever this is, and is repaired with it
-
-    def __str__(self):
-        return f"{self.schedule}, {len(self.log_snrs)} steps, {self.spacing}"
-
-
-def inference(schedule, num_steps, spacing, follows=False):
-    """The `Inference` at `schedules.levels` of a schedule or its spec; raises ValueError as they do."""
-    made = schedules.make(schedule)
-    return Inference(made, spacing, tuple(float(level) for level in schedules.levels(made, num_steps, spacing)), follows)
-
-
-# -- how bad it is: each but the shares and the distances one of SEVERITIES
-
-
-def leaks(setting, log_snr):
-    r2 = setting.read_out(log_snr)
-    return "fault" if r2 > FAULT or log_snr > math.log(SNR) else "warning" if r2 > WARNING else "fine"
-
-
-def told_severity(setting):
-    """What is told as the last step, though it is noisier, spoils samples as much as a start at the last step does."""
-    last = float(setting.table.table.log_snr[-1])
-    if setting.last < last - SAME:
-        return min(leaks(setting, last), "warning", key=SEVERITIES.index)
-    return "warning" if untold(setting)[1] > UNTOLD else "fine"
-
-
-def untold(setting):
-    """Shares of the levels drawn that are noisier than the table's last step, and cleaner than its first."""
-    by = conditioning.outside(setting.schedule((np.arange(10_000) + 0.5) / 10_000), setting.table.table.log_snr)
-    return float((by < -SAME).mean()), float((by > SAME).mean())
-
-
-def below(setting):
-    """Shares of the levels and of the weight below `NOISE`; ValueError where the weight is no number."""
-    bins = len(EDGES[EDGES <= NOISE])
-    return tuple(float(share[:bins].sum()) for share in setting.spread)
-
-
-def wasteful(setting):
-    return below(setting)[1] > WASTE and setting.read_out(NOISE) <= WARNING
-
-
-def start_severity(setting, each):
-    """A leak where sampling starts counts unless training ended no noisier: then it is the training schedule's."""
-    if each.log_snrs[0] <= setting.last + SAME:
-        return "fine"
-    # Leading spacing is at least worth a warning: the same number of calls would do without its flaw.
-    return min(leaks(setting, each.log_snrs[0]), "warning" if each.spacing == "leading" else "fine", key=SEVERITIES.index)
-
-
-def trained_severity(setting, each):
-    if setting.prediction == "eps" and each.log_snrs[0] == -math.inf:
-        return "fault"
-    return "warning" if any((by > SAME).any() for by in beyond(setting, each).values()) else "fine"
-
-
-def beyond(setting, each):
-    """How far each level lies outside what is trained, in log-SNR, by how it does."""
-    log_snrs, (low, high) = np.array(each.log_snrs), setting.drawn
-    told = setting.table.table.log_snr if setting.table else np.array([np.inf, -np.inf])
-    untold = np.abs(conditioning.outside(log_snrs, told))
-    with np.errstate(invalid="ignore"):
-        noisier = np.nan_to_num(low - log_snrs, nan=0.0)  # -inf is no noisier than -inf
-    return {
-        "are noisier than any trained": noisier,
-        "are cleaner than any trained": log_snrs - high,
-        "lie outside the table of timesteps": untold,
-    }
-
-
-def spread(schedule, text, prediction, edges, num_draws):
-    """How training's levels, and the weight of its loss, lie over log-SNR: (levels, weight), float64, each summing to 1.
-
-    `edges` [K], increasing, finite -> shares [K + 1]: below the first edge (an atom at -inf too), between the edges, from the
-    last up. `weight` is of w(log_snr) p(log_snr), with w the weighting `text` on the squared error of what the network
-    predicts, and p = 1 / rate the density of the levels, or the T atoms of a table (Kingma & Gao 2023). Levels cleaner than
-    `num_draws` draws reach are left out: there some weights grow without bound. ValueError if w overflows float32, or is 0.
-    """
-    with jax.enable_x64(True):
-        if schedule.table:
-            u = np.arange(1, schedule.table.num_steps + 1) / schedule.table.num_steps
-            mass = np.full(len(u), 1 / len(u))
-        else:  # in cells of u, narrow at both ends, where schedules are steep
-            first = min(1 / num_draws, 0.25)
-            clean, noisy = np.geomspace(first, 0.5, 6000), np.geomspace(1e-7, 0.5, 6000)
-            ends = np.unique(np.concatenate([clean, np.linspace(first, 1.0, 8000), 1 - noisy]))
-            u, mass = (ends[1:] + ends[:-1]) / 2, np.diff(ends)
-        log_snr, weights = map(np.asarray, _weighted(schedule, text, prediction, u))
-    if (beyond := ~(weights <= np.finfo(np.float32).max)).any():
-        raise ValueError(f"weighting {text!r} on the {prediction} error overflows float32 at log-SNR {log_snr[beyond].min():.4g}")
-    if not (mass * weights).sum() > 0:
-        raise ValueError(f"weighting {text!r} on the {prediction} error is 0 at all levels that {str(schedule)!r} draws")
-    bins = np.searchsorted(edges, log_snr, side="right")
-    shares = [np.bincount(bins, of, len(edges) + 1) for of in (mass, mass * weights)]
-    return tuple(share / share.sum() for share in shares)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _weighted(schedule, text, prediction, u):
-    """The levels at u, and their weights."""
-    log_snr = schedule(u)
-    return log_snr, loss.weight(loss.make_weighting(text), prediction, log_snr, schedules.rate(schedule, u))

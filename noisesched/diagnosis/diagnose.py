@@ -1,8 +1,8 @@
-"""Diagnosis: what is wrong with a config and the levels it is to be sampled at, before a GPU hour is spent.
+"""The command `diagnose`: what is wrong with a config and the levels it will be sampled at, before a GPU hour is spent.
 
-What is examined, and how badly each thing counts, is `diagnosis`; here are the config, the data set, the letter that says what
-was found, and, if asked for, the same as `diagnosis.json` and a picture, `diagnosis.png`. A data set that is built in, or a
-folder of images, is prepared as training would; where there is none, the diagnosis says what it assumes instead.
+`checks` defines what is examined and how it is graded. Here the config and the data set are read and the findings are printed,
+and on request also written as `diagnosis.json` and a picture, `diagnosis.png`. A built-in data set or a folder of images is
+prepared as for training; without data, the diagnosis says what it assumes instead.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from noisesched.runs.workdir import Workdir
 from noisesched.runtime.files import replacing, write_json
 from noisesched.runtime.pictures import COLOURS
 
-IMAGES = 2048  # of the training split: the first so many
-VALUES = 2**27  # pixel values that are read, and that are noised: a few seconds
-NOISES = 16  # draws for each image, if they are few or small
+IMAGES = 2048  # at most so many images of the training split are read, the first ones
+VALUES = 2**27  # at most so many pixel values are read, and noised: a few seconds
+NOISES = 16  # draws per image, if the images are few or small
 ASSUMED = 0.07  # Var(m): CIFAR-10's (JPEG re-encoded, 50,000 images) is 0.066, 0.063 and 0.093 for red, green and blue
-LOG_SNR = (-16.0, 16.0)  # the levels drawn
-TRAINED = "trained"  # among inference schedules: that of the config
+LOG_SNR = (-16.0, 16.0)  # the range of the plots
+TRAINED = "trained"  # as an inference schedule: the training schedule
 ROWS = (COLOURS[0], COLOURS[2], COLOURS[4], COLOURS[6])  # of inferences
 
 
@@ -73,11 +73,13 @@ def main(request):
 def run(config, name, specs=(), steps=(), spacing="trailing", out="", scheduler="", say=print):
     """Diagnoses a checked Config, called `name`, and says what was found; returns the `checks.Finding`s, the worst first.
 
-    `specs`, `steps`: inference schedules ("trained": that of the config) and numbers of levels, each with each (default: those
-    of the config's previews); `out`: a folder for diagnosis.json and diagnosis.png, or ""; `scheduler`: the path of a
-    scheduler_config.json, whose schedule, prediction and levels are diagnosed in place of the config's and of `specs` and
-    `spacing`, or "". Raises ValueError or OSError, in one line, for anything that cannot be had, but for a data set that is not
-    there.
+    specs, steps  inference schedules ("trained": the training schedule) and numbers of levels, in all combinations; default:
+                  those of the config's previews
+    out           a folder for diagnosis.json and diagnosis.png, or ""
+    scheduler     the path of a scheduler_config.json, or "": its schedule, prediction and levels replace the config's, `specs`
+                  and `spacing`
+
+    Raises ValueError or OSError, in one line, if the request is invalid; a data set that is missing is only a finding.
     """
     counts = tuple(dict.fromkeys(steps or (config.preview.steps,)))
     given = scheduler_file.read(scheduler) if scheduler else None
@@ -93,29 +95,29 @@ def run(config, name, specs=(), steps=(), spacing="trailing", out="", scheduler=
         )
     if given:
         found = scheduler_file.examine(given, own, counts, measured)
-        name, taken = f"{scheduler} with {name}", list(scheduler_file.told(given, scheduler, name, counts, found))
+        name, sources = f"{scheduler} with {name}", list(scheduler_file.sources(given, scheduler, name, counts, found))
     else:
-        found, taken = checks.examine(setting, inferences, measured), []
+        found, sources = checks.examine(setting, inferences, measured), []
     if images is None:
         found = sorted([*found, not_there(reason, repair)], key=lambda finding: checks.SEVERITIES.index(finding.severity))
-    for line in letter(name, setting, found, 0 if images is None else len(images), taken):
+    for line in text(name, setting, found, 0 if images is None else len(images), sources):
         say(line)
     if out:
-        write_json(Path(out) / "diagnosis.json", as_json(name, setting, inferences, found, images is None, taken))
-        draw(Path(out) / "diagnosis.png", setting, inferences, measured)
+        write_json(Path(out) / "diagnosis.json", as_json(name, setting, inferences, found, images is None, sources))
+        plot(Path(out) / "diagnosis.png", setting, inferences, measured)
         say(f"written to {out}: diagnosis.json, diagnosis.png")
     return found
 
 
 def _inferences(config, specs, counts, spacing):
-    # A config's "trained" was resolved when it was read: a preview under the schedule of training is taken to follow it.
-    sampled = {TRAINED: config.schedule} if config.preview.schedule == config.schedule else {}
-    sampled = (
-        {text: config.schedule if text == TRAINED else text for text in specs}
-        or sampled
-        or {config.preview.schedule: config.preview.schedule}
-    )
-    return [checks.inference(text, n, spacing, follows=word == TRAINED) for word, text in sampled.items() for n in counts]
+    # Previews under the training schedule follow it if it changes: "trained" is resolved when a config is read.
+    own, preview = str(config.schedule), str(config.preview.schedule)
+    words = specs or (TRAINED if preview == own else preview,)
+    return [
+        checks.inference(own if word == TRAINED else word, n, spacing, follows=word == TRAINED)
+        for word in dict.fromkeys(words)
+        for n in counts
+    ]
 
 
 def setting_of(config, variance):
@@ -133,7 +135,7 @@ def setting_of(config, variance):
 
 
 def training_images(given):
-    """Images uint8 [n, H, W, C] of a Config's `data`, the first of its training split; or None: with why, and what repairs it."""
+    """(the first images of a Config's training split, uint8 [n, H, W, C], "", ""), or (None, why there are none, the repair)."""
     repair = "--config.data.path=FOLDER" if given.name == "image_folder" else "--config.data.data_dir=DIR"
     if given.name == "image_folder" and not given.path:
         return None, "no folder of images is given", repair
@@ -144,27 +146,27 @@ def training_images(given):
     count = min(len(split), IMAGES, max(VALUES // (given.channels * given.image_size**2), 4))
     if count < 4:
         larger = f"--config.data.split={given.split.partition('[')[0]}" if "[" in given.split else repair
-        return None, f"{split.name} has {len(split)} images, too few to tell", larger
+        return None, f"{split.name} has {len(split)} images, too few to measure", larger
     return pipeline.examples(split, count)["image"], "", ""
 
 
 def not_there(reason, repair):
-    """The finding on a data set that could not be measured."""
+    """The finding on a missing data set."""
     return checks.Finding(
         "warning",
         "data",
         f"Var(m) = {ASSUMED} is assumed, that of CIFAR-10's photographs: {reason}",
-        "what leaks grows with the variance of the images' means, which is not known here",
+        "leaks grow with the variance of the images' means, which is not known here",
         repair,
         {"variance": ASSUMED},
     )
 
 
-# -- in words and figures
+# -- text and JSON
 
 
-def letter(name, setting, found, num_images, taken=()):
-    """The diagnosis as lines of text: what was examined, and what was `taken` from where, then each finding with its repair."""
+def text(name, setting, found, num_images, sources=()):
+    """The diagnosis as lines of text: what was examined, its `sources`, then each finding with its repair."""
     counts = {severity: sum(finding.severity == severity for finding in found) for severity in checks.SEVERITIES}
     plural = {severity: severity + "s" * (severity != "fine" and count != 1) for severity, count in counts.items()}
     yield f"{name}: {', '.join(f'{count} {plural[severity]}' for severity, count in counts.items())}"
@@ -174,7 +176,7 @@ def letter(name, setting, found, num_images, taken=()):
         f"{setting.weighting}, {setting.image_size}x{setting.image_size} pixels; Var(m) = {setting.variance:.3g} "
         f"of the images' means ({known})"
     )
-    for sentence in taken:
+    for sentence in sources:
         yield from wrapped(sentence)
     for finding in found:
         yield ""
@@ -182,7 +184,7 @@ def letter(name, setting, found, num_images, taken=()):
         yield from wrapped(f"{finding.measured}.")
         yield from wrapped(f"{finding.why[0].upper()}{finding.why[1:]}.")
         if finding.repair:
-            yield f"  repair: {finding.repair}"  # not wrapped, so that it can be pasted
+            yield f"  repair: {finding.repair}"  # not wrapped, so that it can be copied
         if finding.file_repair:
             yield f"  in the file: {finding.file_repair}"
 
@@ -191,13 +193,13 @@ def wrapped(text):
     return textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
-def as_json(name, setting, inferences, found, assumed, taken=()):
-    """What diagnosis.json holds."""
+def as_json(name, setting, inferences, found, assumed, sources=()):
+    """The content of diagnosis.json."""
     levels, weight = shares(setting)
     sampled = [{"schedule": str(each.schedule), "spacing": each.spacing, "log_snrs": each.log_snrs} for each in inferences]
     return {
         "name": name,
-        "taken": list(taken),
+        "taken": list(sources),
         "severity": found[0].severity,
         "findings": [dataclasses.asdict(finding) for finding in found],
         "setting": dataclasses.asdict(setting)
@@ -214,27 +216,27 @@ def as_json(name, setting, inferences, found, assumed, taken=()):
 
 
 def shares(setting):
-    """`setting.spread` as lists, or (None, None) where the weight is no number, which is a finding."""
+    """`setting.shares` as lists, or (None, None) where the weight is not defined, which is a finding."""
     try:
-        return tuple(share.tolist() for share in setting.spread)
+        return tuple(share.tolist() for share in setting.shares)
     except ValueError:
         return None, None
 
 
-# -- on paper
+# -- the picture
 
 
-def draw(path, setting, inferences, measured):
-    """Left: what training draws and weighs, with the levels of inference below; right: R^2 against log-SNR."""
+def plot(path, setting, inferences, measured):
+    """Writes the picture. Left: training's levels and weight, below them the levels of inference; right: R^2 against log-SNR."""
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and looks for a display
 
-    below = 0.9 + 0.17 * (3 + len(inferences))  # inches, of the legends: below the panels long names have room and hide nothing
+    below = 0.9 + 0.17 * (3 + len(inferences))  # inches for the legends, below the panels, where long names fit
     figure = Figure(figsize=(13, 4.6 + below))
     left, right = figure.subplots(
         1, 2, gridspec_kw={"left": 0.02, "right": 0.985, "wspace": 0.12, "top": 0.94, "bottom": below / (4.6 + below)}
     )
-    _draw_spread(left, setting, inferences)
-    _draw_read_out(right, setting, inferences, measured)
+    _plot_shares(left, setting, inferences)
+    _plot_r2(right, setting, inferences, measured)
     for panel in (left, right):
         panel.set(xlabel="log-SNR: noise left, clean right", xlim=LOG_SNR)
         panel.grid(alpha=0.25)
@@ -244,7 +246,7 @@ def draw(path, setting, inferences, measured):
         figure.savefig(file, dpi=110, format="png")
 
 
-def _draw_spread(panel, setting, inferences):
+def _plot_shares(panel, setting, inferences):
     found, width = shares(setting), np.diff(checks.EDGES)
     tallest = 1e-9
     if found[0]:
@@ -269,7 +271,7 @@ def _draw_spread(panel, setting, inferences):
     rows = [-0.06 * tallest * (row + 1) for row in range(len(inferences))]
     for row, each in enumerate(inferences):
         colour = ROWS[row % len(ROWS)]
-        panel.plot([], [], "|", color=colour, markersize=7, label=f"inference {row + 1}: {short(each)}")
+        panel.plot([], [], "|", color=colour, markersize=7, label=f"inference {row + 1}: {_name(each)}")
         log_snrs = np.array(each.log_snrs)
         inside = (log_snrs >= low - checks.SAME) & (log_snrs <= high + checks.SAME)
         at = np.full(len(log_snrs), rows[row])
@@ -284,16 +286,16 @@ def _draw_spread(panel, setting, inferences):
         yticks=[],
         ylim=(-0.06 * tallest * (len(rows) + 1), 1.05 * tallest),
     )
-    panel.plot([], [], "x", color="red", linestyle="", label="levels that are not trained")
+    panel.plot([], [], "x", color="red", linestyle="", label="levels outside the trained range")
 
 
-def _draw_read_out(panel, setting, inferences, measured):
+def _plot_r2(panel, setting, inferences, measured):
     log_snr = np.linspace(*LOG_SNR, 400)
-    panel.plot(log_snr, setting.read_out(log_snr), color="black", label=f"{setting.image_size}x{setting.image_size} pixels")
-    bottom = 1e-6  # where R^2 = 0 is drawn
-    for level, text in ((checks.FAULT, "fault"), (checks.WARNING, "warning")):
-        panel.axhline(level, color="red" if text == "fault" else COLOURS[1], linewidth=1, linestyle="--")
-        panel.annotate(f"{text} above {level:g}", (LOG_SNR[1], level), (0, 2), textcoords="offset points", ha="right", fontsize=8)
+    panel.plot(log_snr, setting.r2(log_snr), color="black", label=f"{setting.image_size}x{setting.image_size} pixels")
+    bottom = 1e-6  # where R^2 = 0 is shown
+    for level, word in ((checks.FAULT, "fault"), (checks.WARNING, "warning")):
+        panel.axhline(level, color="red" if word == "fault" else COLOURS[1], linewidth=1, linestyle="--")
+        panel.annotate(f"{word} above {level:g}", (LOG_SNR[1], level), (0, 2), textcoords="offset points", ha="right", fontsize=8)
     panel.axvline(math.log(checks.SNR), color="red", linewidth=1, linestyle="--")
     panel.annotate(
         f"fault right of SNR {checks.SNR:g}", (math.log(checks.SNR), 2 * bottom), (4, 0), textcoords="offset points", fontsize=8
@@ -302,9 +304,9 @@ def _draw_read_out(panel, setting, inferences, measured):
     marks += [
         (f"start of inference {row + 1}", each.log_snrs[0], ROWS[row % len(ROWS)], "|") for row, each in enumerate(inferences)
     ]
-    for text, level, colour, marker in marks:
-        # An end to the left of the picture, also zero SNR, is an arrowhead at its edge.
-        shape, r2 = "<" if marker == "o" and level < LOG_SNR[0] else marker, float(setting.read_out(level))
+    for label, level, colour, marker in marks:
+        # An end left of the picture, zero SNR included, is shown as an arrowhead at its edge.
+        shape, r2 = "<" if marker == "o" and level < LOG_SNR[0] else marker, float(setting.r2(level))
         panel.plot(
             max(level, LOG_SNR[0]),
             max(r2, bottom),
@@ -314,7 +316,7 @@ def _draw_read_out(panel, setting, inferences, measured):
             clip_on=False,
             zorder=3,
             markersize=8 if marker == "o" else 10,
-            label=f"{text}: {level:.2f}, R² = {r2:.2g}",
+            label=f"{label}: {level:.2f}, R² = {r2:.2g}",
         )
     if measured and setting.last > LOG_SNR[0]:
         panel.errorbar(
@@ -326,9 +328,9 @@ def _draw_read_out(panel, setting, inferences, measured):
             zorder=2,
             label=f"measured: {measured[0]:.2g} ± {measured[1]:.2g}",
         )
-    panel.set(title="$R^2$ of reading the image's mean from z", yscale="log", ylim=(bottom, 1.5))
+    panel.set(title="$R^2$ of predicting the image's mean from z", yscale="log", ylim=(bottom, 1.5))
 
 
-def short(inference):
-    """An `Inference`'s name, of a length for a legend."""
+def _name(inference):
+    """An `Inference`'s name for a legend."""
     return f"{spec.shortened(str(inference.schedule), 60)}, {len(inference.log_snrs)} steps, {inference.spacing}"

@@ -1,4 +1,4 @@
-"""Schedules side by side: alpha-bar, log-SNR, beta and SNR, with each one's terminal SNR."""
+"""The command `plot`: schedules side by side, as alpha-bar, log-SNR, beta and SNR, with their terminal SNRs."""
 
 import math
 from pathlib import Path
@@ -10,15 +10,15 @@ from noisesched import diffusion, schedules, spec
 from noisesched.runtime.pictures import COLOURS
 
 LINES = ("-", "--", ":", "-.")
-LOG_SNR = (-15.0, 15.0)  # the levels drawn; curves that go beyond leave the picture
-SNR = (1e-6, 1e4)  # below the first, the SNR axis is linear down to 0
+LOG_SNR = (-15.0, 15.0)  # the range of the log-SNR axis
+SNR = (1e-6, 1e4)  # the range of the SNR axis; below the first it is linear down to 0
 
 
 def curves(schedule, points=2001):
-    """u [P], log_snr, alpha_bar, snr and beta [P], float64: beta = -d log(alpha_bar) / du, the rate of the continuous process.
+    """(u, log_snr, alpha_bar, snr, beta), float64 [points] each; beta = -d log(alpha_bar) / du, the continuous process's rate.
 
-    The points lie densely at both ends, where schedules are steep. For a discrete schedule beta is that of its table, times
-    T. Where the SNR is 0 beta is infinite.
+    The points are dense at both ends, where schedules are steep. For a discrete schedule beta is its table's, times T. Where the
+    SNR is 0, beta is infinite.
     """
     u = (1 - np.cos(np.linspace(0.0, np.pi, points))) / 2
     log_snr = np.asarray(schedule(u), np.float64)
@@ -28,7 +28,7 @@ def curves(schedule, points=2001):
     else:
         # d log sigmoid(l) = sigmoid(-l) dl
         beta = np.asarray(diffusion.sigma(jnp.asarray(log_snr)) ** 2 * schedules.rate(schedule, jnp.asarray(u)), np.float64)
-        beta[[0, -1]] = beta[[1, -2]]  # at the very ends there need be no derivative
+        beta[[0, -1]] = beta[[1, -2]]  # the derivative need not exist at the very ends
         beta[np.isneginf(log_snr)] = math.inf
     with np.errstate(over="ignore"):  # SNR at u = 0 may be infinite
         snr = np.exp(log_snr)
@@ -36,10 +36,9 @@ def curves(schedule, points=2001):
 
 
 def plot(specs, path, say=print):
-    """Draws the schedules of `specs` to the picture `path`; says each one's terminal SNR and unevenness, and of those given in
-    sigma_ve that leak, why and what does not.
+    """Plots the schedules of `specs` to the file `path` and says their terminal SNRs and unevenness.
 
-    Raises ValueError for a bad spec or path.
+    For schedules defined by sigma_ve that leak it says why, and which schedule does not. ValueError for a bad spec or path.
     """
     made = {text.strip(): schedules.make(text) for text in specs}
 
@@ -50,29 +49,29 @@ def plot(specs, path, say=print):
         raise ValueError(f"--out={path!r}: the picture's ending must be one of {', '.join(sorted(known))}; got {ending!r}")
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        draw(figure, made, say)
+        plot_panels(figure, made, say)
         figure.savefig(path, dpi=130)
     except OSError as error:
         raise ValueError(f"--out={path!r} cannot be written: {error.strerror or error}") from None
     for text, schedule in made.items():
         if sigma_ve := schedules.terminal_sigma_ve(schedule):
             say(
-                f"{spec.shortened(text)} ends at sigma_ve = {sigma_ve:.4g}: x + sigma_ve eps has no SNR of 0 at any finite one, "
-                f"in unit variance it has: {spec.shortened(str(schedules.with_zero_terminal(schedule)))}"
+                f"{spec.shortened(text)} ends at sigma_ve = {sigma_ve:.4g}: x + sigma_ve eps has SNR 0 at no finite sigma_ve; "
+                f"in unit variance, this has: {spec.shortened(str(schedules.with_zero_terminal(schedule)))}"
             )
-    say(f"drawn to {path}")
+    say(f"written to {path}")
 
 
 def unevenness(schedule):
-    """`schedules.unevenness` in words: "-" where it is not defined, as of a table with a single finite level."""
+    """`schedules.unevenness` as text: "-" if it is not defined, as for a table with a single finite level."""
     try:
         return f"{schedules.unevenness(schedule):.3f}"
     except ValueError:
         return "-"
 
 
-def draw(figure, made, say):
-    """The four panels and the legend, on an empty figure. `made`: {the name to read: the schedule}."""
+def plot_panels(figure, made, say):
+    """Adds the four panels and the legend to an empty figure, and says a line per schedule. `made`: {name: schedule}."""
     (top_left, top_right), (bottom_left, bottom_right) = figure.subplots(2, 2, sharex=True)
     panels = {"alpha_bar": top_left, "log_snr": top_right, "beta": bottom_left, "snr": bottom_right}
     ends = []  # (terminal SNR, colour) of each schedule
@@ -85,7 +84,7 @@ def draw(figure, made, say):
             f"sqrt(alpha_bar) {math.sqrt(alpha_bar[-1]):<8.4g} unevenness {unevenness(schedule)}"
         )
         colour = COLOURS[number % len(COLOURS)]
-        # Curves may coincide (a table and its continuous namesake): the later ones are thinner, so that all are seen.
+        # Curves may coincide (a table and its continuous namesake): later ones are thinner, so that all are visible.
         line = {
             "color": colour,
             "linestyle": LINES[number // len(COLOURS) % len(LINES)],
@@ -107,18 +106,18 @@ def draw(figure, made, say):
     bottom_right.set_yscale("symlog", linthresh=SNR[0], linscale=0.7)
     bottom_right.set(ylim=(0, SNR[1]), yticks=[0, *(10.0**k for k in range(-6, 5, 2))])
     for panel in panels.values():
-        panel.set_xlim(-0.01, 1.015)  # so that drops at the very ends are seen
+        panel.set_xlim(-0.01, 1.015)  # so that drops at the very ends are visible
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
     bottom_left.set_xlabel("$u$: 0 clean, 1 noise")
     bottom_right.set_xlabel("$u$: 0 clean, 1 noise")
     _label_ends(bottom_right, ends)
-    columns = 2 if len(made) > 1 and max(map(len, names)) <= 45 else 1  # two of longer names are wider than the picture
+    columns = 2 if len(made) > 1 and max(map(len, names)) <= 45 else 1  # two longer names are wider than the picture
     figure.legend(loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _label_ends(panel, ends):
-    """The terminal SNRs, written beside their dots, moved apart where they would overlap; equal ones are written once."""
+    """Writes the terminal SNRs beside their dots, moved apart where they would overlap; equal ones once."""
     lowest = 0.0
     for value, colours in _grouped(ends):
         if not value <= SNR[1]:
@@ -140,7 +139,7 @@ def _label_ends(panel, ends):
 
 
 def _grouped(ends):
-    """(label's value, colours) in rising order, one for all ends that read the same."""
+    """(value, colours) in rising order, one for all ends with the same label."""
     groups = {}
     for value, colour in sorted(ends):
         groups.setdefault(f"{value:.3g}", (value, []))[1].append(colour)

@@ -1,8 +1,8 @@
-"""A scheduler_config.json as `diagnosis` sees it: the setting and the levels it stands for, and the repairs as fields of it.
+"""Diagnosis of a scheduler_config.json: the setting and the levels that it stands for, and repairs as fields of the file.
 
-The file says which table the network was trained on and is told the timesteps of, what it predicts and which levels are visited;
-what it does not say, images and weighting, is a config's. A repair is offered as fields only if the file with them, read and
-examined in its turn, is well where it was not.
+The file gives the table that the network was trained on and whose timesteps it is told, the prediction, and the levels that
+sampling visits; images and weighting come from a config. Repairs are offered as fields only if the file with these fields, read
+and examined again, has fewer faults.
 """
 
 import dataclasses
@@ -13,35 +13,37 @@ from noisesched.diagnosis import checks
 from noisesched.diagnosis.checks import SEVERITIES, Finding, Inference
 from noisesched.interchange import scheduler_config, schedulers
 
-# The settings of a config in whose place a file's are taken.
+# The settings of a config that a file replaces.
 SAID = ("schedule", "conditioning.kind", "conditioning.table", "model.prediction", "preview.schedule", "preview.method")
 UNKNOWN = "levels of sampling"
-LONG = 150  # characters of a spec that nobody reads: given betas
+LONG = 150  # characters of a spec too long to read: given betas
 
 
 def read(path):
-    """The `scheduler_config.Settings` of a file that can be diagnosed; raises ValueError and OSError as
-    `scheduler_config.read` does, and ValueError for networks that predict none of eps, v and x."""
+    """The `scheduler_config.Settings` of a file.
+
+    Raises what `scheduler_config.read` raises, and ValueError if the network predicts none of eps, v and x.
+    """
     settings = scheduler_config.read(path)
     if settings.prediction is None:
         raise ValueError(
-            f"{path}: the networks of {settings.class_name} predict a velocity; diagnosed are those that predict "
-            f"{', '.join(scheduler_config.PREDICTIONS)}"
+            f"{path}: the networks of {settings.class_name} predict a velocity; only networks that predict "
+            f"{', '.join(scheduler_config.PREDICTIONS)} can be diagnosed"
         )
     return settings
 
 
 def setting(settings, own):
-    """The `diagnosis.Setting` of a file, and of the config's `own` for what the file does not say."""
+    """The `checks.Setting` of a file, completed by the config's `own`."""
     table = schedules.make(settings.schedule)
-    draws = max(own.num_draws, settings.num_steps)  # however short the config's training, that network was shown every timestep
+    draws = max(own.num_draws, settings.num_steps)  # the network has seen every timestep, however short the config's training
     return dataclasses.replace(own, schedule=table, table=table, prediction=settings.prediction, num_draws=draws)
 
 
 def inferences(settings, counts):
-    """The levels that the library visits in these numbers of steps, as `Inference`s; none where they are not known here.
+    """The levels that the library visits in these numbers of steps, as `Inference`s; none if they are not known here.
 
-    Raises ValueError for a number of steps that the library does not do.
+    Raises ValueError for a number of steps that the library cannot do.
     """
     if settings.grid is None:
         return []
@@ -50,7 +52,7 @@ def inferences(settings, counts):
 
 
 def examine(settings, own, counts, measured=None):
-    """`diagnosis.examine` of a file, with `Finding.file_repair`; the other repairs are for the config whose setting is `own`."""
+    """`checks.examine` for a file, with `Finding.file_repair`; the other repairs are for the config whose setting is `own`."""
     found = _examined(settings, own, counts, measured)
     training, sampling, left = _repairs(settings, own, counts, found)
     repaired = []
@@ -61,8 +63,8 @@ def examine(settings, own, counts, measured=None):
     return [_readable(finding, settings) for finding in repaired]
 
 
-def told(settings, path, name, counts, found):
-    """What was taken from the file at `path`, what from the config called `name`, and what does not carry over: sentences."""
+def sources(settings, path, name, counts, found):
+    """Sentences: what comes from the file at `path`, what from the config called `name`, and what has no equivalent here."""
     levels = ", levels" if settings.grid else ""
     yield (
         f"from the file ({settings.class_name}): schedule, prediction{levels}, and that the network is told the schedule's "
@@ -70,17 +72,17 @@ def told(settings, path, name, counts, found):
     )
     if settings.grid:
         yield from (f"{n} levels: {scheduler_config.visited(settings, n)}" for n in counts)
-    yield f"from {name}: images and their size, weighting, noise_offset; no more"
+    yield f"from {name}: images and their size, weighting, noise_offset; nothing else"
     yield from (f"note: {note}" for note in settings.notes)
     if settings.no_effect:
         yield f"of no effect here: {', '.join(settings.no_effect)}"
     if any(finding.file_repair for finding in found):
         yield (
-            "repairs in words (--..) are for a run here, without --scheduler; of those in the file, rescale_betas_zero_snr "
-            "and prediction_type are for a network trained with them, anew or further, the others for any"
+            "repairs in words (--..) are for a run here, without --scheduler; of the repairs in the file, rescale_betas_zero_snr "
+            "and prediction_type need a network that was trained with them, from scratch or further; the others fit any network"
         )
     if len(settings.schedule) > LONG:
-        yield f"betas('FILE') below is a file of these betas: noisesched interchange --read={path} --betas=FILE"
+        yield f"betas('FILE') below stands for a file of these betas: noisesched interchange --read={path} --betas=FILE"
 
 
 def _examined(settings, own, counts, measured=None):
@@ -91,7 +93,7 @@ def _examined(settings, own, counts, measured=None):
                 "warning",
                 UNKNOWN,
                 f"which levels {settings.class_name} visits is not known here (see the notes)",
-                "it was not examined whether sampling starts where training ended",
+                "so whether sampling starts where training ended was not examined",
                 "--spacing=trailing",
                 {},
             )
@@ -107,7 +109,7 @@ def _of_sampling(finding):
 
 
 def _repairs(settings, own, counts, found):
-    """(fields that repair training, fields that repair sampling, what is not fine with both of them)."""
+    """(fields that repair training, fields that repair sampling, what is still not fine with both)."""
     given = setting(settings, own)
     better, training, moved = checks.repaired(given), {}, {}
     if better.last < given.last:
@@ -126,8 +128,8 @@ def _repairs(settings, own, counts, found):
     for sampling in (moved, moved | trailing, moved | table, moved | trailing | table):
         counting = _counting(settings, training | sampling)
         try:
-            again = _examined(scheduler_config.parse(settings.fields | training | sampling | counting), own, counts)
-        except ValueError:  # a number of steps that the library does not do so
+            again = _examined(scheduler_config.from_fields(settings.fields | training | sampling | counting), own, counts)
+        except ValueError:  # a number of steps that the library cannot do in this way
             continue
         left = {finding.about for finding in again if finding.severity != "fine"}
         if not any(_of_sampling(finding) for finding in again if finding.severity != "fine"):
@@ -136,8 +138,8 @@ def _repairs(settings, own, counts, found):
 
 
 def _moved(settings):
-    """The fields that make the file one of DDIMScheduler, which can begin at zero SNR and whose levels are known, and keep what
-    was the default of its own class."""
+    """The fields that change the file's class to DDIMScheduler, which can begin at zero SNR and whose levels are known, and that
+    keep the defaults of its own class."""
     name, other = settings.class_name, "DDIMScheduler"
     before, after = schedulers.Fields(name, settings.fields).given, schedulers.FIELDS[other]
     kept = {
@@ -149,20 +151,20 @@ def _moved(settings):
 
 
 def _counting(settings, changes):
-    """What makes changes count: the library passes over fields that a file lists in _use_default_values."""
-    passed_over = settings.fields.get("_use_default_values")
-    if not isinstance(passed_over, list) or not any(field in passed_over for field in changes):
+    """The field that makes changes count: the library ignores fields that a file lists in _use_default_values."""
+    ignored = settings.fields.get("_use_default_values")
+    if not isinstance(ignored, list) or not any(field in ignored for field in changes):
         return {}
-    return {"_use_default_values": [field for field in passed_over if field not in list(changes)]}
+    return {"_use_default_values": [field for field in ignored if field not in list(changes)]}
 
 
 def _line(changes):
-    """Fields as they are written in the file."""
+    """Fields as text for the file."""
     return json.dumps(changes)[1:-1]
 
 
 def _readable(finding, settings):
-    """Without a list of betas too long to be read or pasted."""
+    """The finding without a list of betas that is too long to read or copy."""
     if len(settings.schedule) <= LONG:
         return finding
     values = spec.show(spec.parse(settings.schedule).args[0])

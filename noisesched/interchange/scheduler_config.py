@@ -1,15 +1,15 @@
-"""Schedules and sampler settings to and from `scheduler_config.json`, in which PyTorch's diffusers library keeps them.
+"""Schedules and sampler settings to and from `scheduler_config.json`, the file in which PyTorch's diffusers library keeps them.
 
     settings = read("scheduler_config.json")      # .schedule, .prediction, .method, .spacing, .notes
     settings.levels(50)                           # the log-SNRs that the library visits in 50 steps, noisiest first
-    fields, notes = write("discrete(linear)", "eps")
+    fields, notes = to_fields("discrete(linear)", "eps")
 
-Its `leading` is ours when steps_offset is 0; Stable Diffusion's 1 makes every level one step noisier, which no spacing here does.
-Such levels, like the sigmas of Karras et al. and the fractional timesteps of Euler's linspace, are had all the same, exactly:
-`levels` gives them, and a list of sigmas is a schedule here, `sigmas('FILE')`.
+The library's `leading` equals ours if steps_offset is 0. Stable Diffusion's offset of 1 makes every level one step noisier, which
+no spacing here does. Such levels, like the sigmas of Karras et al. and the fractional timesteps of Euler's linspace, are still
+available exactly: `levels` returns them, and a list of sigmas is a schedule here, `sigmas('FILE')`.
 
-Every field of a file is accounted for. One that no scheduler known here has is refused, as nobody can tell what it changes; one
-that was not needed is named in `no_effect`; what the library does and the method here does not is told in `notes`.
+Every field of a file is accounted for. A field that no known scheduler has is refused, since its effect is unknown; a field that
+was not needed is listed in `no_effect`; what the library does and the method here does not is listed in `notes`.
 """
 
 import collections
@@ -22,7 +22,7 @@ import numpy as np
 
 from noisesched import diffusion, samplers, schedules, spec, tables
 from noisesched.interchange import schedulers
-from noisesched.interchange.schedulers import Grid, shown
+from noisesched.interchange.schedulers import Grid, quoted
 from noisesched.runs import config as configuration
 from noisesched.runs.workdir import Workdir
 
@@ -39,32 +39,32 @@ SAME_SPACING = {"whole": schedules.SPACINGS, "fractional": ("trailing", "leading
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a scheduler_config.json says, in the words used here."""
+    """The content of a scheduler_config.json, in this package's terms."""
 
     class_name: str
-    schedule: str  # the spec of what the network was trained on: a table, or a flow
+    schedule: str  # the spec of the training schedule: a table, or a flow
     num_steps: int  # timesteps in training
-    prediction: str | None  # "eps" | "v" | "x", or None: no network here predicts that
-    method: str | None  # the sampler that takes the same steps, or None: none here does
-    spacing: str | None  # the spacing here that visits the same steps (but for the library's rounding), or None: see `levels`
-    grid: Grid | None  # how the library lays its levels, or None where that is not known here
-    notes: tuple[str, ...]  # what the library does and `method` does not, and what else a reader should know
-    no_effect: tuple[str, ...]  # fields of the file that do not matter to any of this
-    fields: dict  # the file as it is
+    prediction: str | None  # "eps" | "v" | "x", or None if no network here predicts the same
+    method: str | None  # the sampler that takes the same steps, or None
+    spacing: str | None  # the spacing that visits the same steps (up to the library's rounding), or None: see `levels`
+    grid: Grid | None  # how the library places its levels, or None if that is not known here
+    notes: tuple[str, ...]  # what the library does and `method` does not, and other remarks
+    no_effect: tuple[str, ...]  # fields of the file without effect on any of this
+    fields: dict  # the file's content
 
     def levels(self, n):
         """The log-SNRs that the library visits in n steps: float64 [n], increasing (noisiest first; the first may be -inf).
 
-        Raises ValueError where they are not known here, or the library does not visit n levels that rise one by one.
+        Raises ValueError if they are not known here, or the library does not visit n increasing levels.
         """
         if self.grid is None:
             raise ValueError(f"{self.class_name}: the levels that it visits are not known here")
         if not 1 <= n <= 10**5:
-            raise ValueError(f"the number of levels is a whole number from 1 up to 100000; got {n}")
+            raise ValueError(f"the number of levels must be a whole number from 1 to 100000; got {n}")
         table = schedules.make(self.schedule).table
-        sigmas = self.grid.levels(table.log_snr if table else np.zeros(self.num_steps), n)
+        sigmas = self.grid.sigma_ve(table.log_snr if table else np.zeros(self.num_steps), n)
         if not (np.diff(sigmas) < 0).all() or not sigmas[-1] > 0:
-            raise ValueError(f"{self.class_name} does not visit {n} levels that rise one by one: choose another number of steps")
+            raise ValueError(f"{self.class_name} does not visit {n} increasing levels: choose another number of steps")
         return -2 * np.log(sigmas)
 
 
@@ -72,43 +72,46 @@ class Settings:
 
 
 def read(path):
-    """The `Settings` of a scheduler_config.json. Raises ValueError, in one line, for a file that is not one, or that asks for
-    something of its schedule that is not known here; OSError for one that cannot be opened."""
+    """The `Settings` of a scheduler_config.json.
+
+    Raises ValueError, in one line, for another kind of file, or one whose schedule has options not known here; OSError for one
+    that cannot be opened.
+    """
     twice = []
 
-    def once(pairs):
+    def object_of(pairs):
         keys = [key for key, _ in pairs]
         twice.extend(key for key, count in collections.Counter(keys).items() if count > 1)
         return dict(pairs)
 
     try:
-        fields = json.loads(Path(path).read_bytes(), object_pairs_hook=once)
+        fields = json.loads(Path(path).read_bytes(), object_pairs_hook=object_of)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
-    if twice:  # JSON leaves open which of them counts
-        raise ValueError(f"{path}: the key {shown(twice[0])} stands there more than once: leave the one that is meant")
+    if twice:  # JSON does not say which one counts
+        raise ValueError(f"{path}: the key {quoted(twice[0])} occurs more than once: keep the one that is meant")
     try:
-        return parse(fields)
+        return from_fields(fields)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def parse(fields):
-    """The `Settings` of the fields of such a file, as `read`."""
+def from_fields(fields):
+    """The `Settings` of the fields of such a file. ValueError as for `read`."""
     if not isinstance(fields, dict) or "_class_name" not in fields:
-        raise ValueError("not a scheduler_config.json: that is a JSON object with a field _class_name")
+        raise ValueError("not a scheduler_config.json, which is a JSON object with a field _class_name")
     name = fields["_class_name"]
     if not isinstance(name, str) or name not in schedulers.FIELDS:
-        raise ValueError(f"_class_name={shown(name)}: this scheduler is not read here; read are {', '.join(schedulers.FIELDS)}")
+        raise ValueError(f"_class_name={quoted(name)}: this scheduler is not known here; known: {', '.join(schedulers.FIELDS)}")
     unknown = [
-        f"{field}={shown(value)}"
+        f"{field}={quoted(value)}"
         for field, value in fields.items()
         if field not in schedulers.KNOWN and not field.startswith("_")
     ]
     if unknown:
         raise ValueError(
-            f"unknown fields: {spec.shortened(', '.join(unknown), 300)}; what they change is not known here: "
-            "take out those that you know to be of no effect"
+            f"unknown fields: {spec.shortened(', '.join(unknown), 300)}; their effect is not known here: "
+            "remove those that you know to have none"
         )
     given, notes = schedulers.Fields(name, fields), []
     parts = (_flow if name == "FlowMatchEulerDiscreteScheduler" else _discrete)(given, notes)
@@ -118,15 +121,15 @@ def parse(fields):
 
 
 def _discrete(fields, notes):
-    """The parts of `Settings` for a table of betas."""
+    """The entries of `Settings` for a table of betas."""
     fields.refuse("use_flow_sigmas")
     schedule = _schedule(fields)
     prediction = PREDICTIONS[fields.choice("prediction_type", PREDICTIONS)]
     zero = schedule.table.alpha_bar[-1] == 0
     if zero and prediction == "eps":
-        notes.append("prediction eps: at zero SNR no image follows from the noise; train and sample such a schedule with v or x")
+        notes.append("prediction eps: at zero SNR no image follows from the noise; use v or x with such a schedule")
     method = _method(fields, notes)
-    grid = _grid(fields, notes) if method or fields["skip_prk_steps"] else None  # PNDM's levels without those are DDIM's
+    grid = _grid(fields, notes) if method or fields["skip_prk_steps"] else None  # without those PNDM's levels are DDIM's
     if grid and not method:
         notes.append(f"{fields.name} with skip_prk_steps calls the network at its second level twice")
     if zero and grid and grid.stand_in:
@@ -152,7 +155,7 @@ def _schedule(fields):
     zero = (("zero_terminal", True),) if fields["rescale_betas_zero_snr"] else ()
     if given is not None:
         if not isinstance(given, list) or not all(type(beta) in (int, float) and abs(beta) < 2 for beta in given):
-            raise ValueError(f"trained_betas={shown(given)} must be a list of betas")
+            raise ValueError(f"trained_betas={quoted(given)} must be a list of betas")
         if len(given) != num_steps:
             raise ValueError(f"trained_betas holds {len(given)} betas, but num_train_timesteps={num_steps}")
         return schedules.make(str(spec.Call("betas", (tuple(map(float, given)),), zero)))
@@ -165,7 +168,7 @@ def _schedule(fields):
 
 
 def _method(fields, notes):
-    """The sampler that takes the steps of this class, or None; what it leaves out is noted."""
+    """The sampler that takes the steps of this class, or None; differences are added to the notes."""
     name = fields.name
     method = {written: method for method, written in WRITTEN.items()}.get(name)
     missing = []
@@ -188,8 +191,8 @@ def _method(fields, notes):
         }
         missing = [field for field, choices in known.items() if fields[field] not in choices]
     if method is None or missing:
-        asked = "".join(f" with {field}={shown(fields[field])}" for field in missing)
-        notes.append(f"no sampler here takes the steps of {name}{asked}; known are {', '.join(samplers.METHODS)}")
+        asked = "".join(f" with {field}={quoted(fields[field])}" for field in missing)
+        notes.append(f"no sampler here takes the steps of {name}{asked}; known: {', '.join(samplers.METHODS)}")
         return None
     if fields["thresholding"]:
         notes.append(
@@ -200,12 +203,12 @@ def _method(fields, notes):
         limit = fields["clip_sample_range"]
         notes.append(f"clip_sample: every estimate of the image is cut at -{limit:g} and {limit:g} there; {method} does not")
     if fields["set_alpha_to_one"] is False or fields["final_sigmas_type"] == "sigma_min":
-        notes.append("there the last step ends at the first timestep's level, a little noisy still; here in the clean image")
+        notes.append("there the last step ends at the first timestep's level, still a little noisy; here in the clean image")
     return method
 
 
 def _grid(fields, notes):
-    """How this class lays its levels, or None where that is not known here, which is noted."""
+    """How this class places its levels, or None if that is not known here, with a note."""
     name = fields.name
     for field, usual in {
         "use_beta_sigmas": False,
@@ -214,14 +217,14 @@ def _grid(fields, notes):
         "lambda_min_clipped": -math.inf,
     }.items():
         if field in fields.defaults and fields[field] != usual:
-            notes.append(f"{field}={shown(fields[field])}: such levels are not known here")
+            notes.append(f"{field}={quoted(fields[field])}: such levels are not known here")
             return None
     if fields["timestep_type"] == "continuous" and fields["prediction_type"] == "v_prediction":
-        notes.append("timestep_type continuous: the network there is told log(sigma_ve) / 4, and not a timestep")
+        notes.append("timestep_type continuous: there the network is told log(sigma_ve) / 4, not a timestep")
     spacing = fields.choice("timestep_spacing", schedules.SPACINGS)
     if name == "DDIMScheduler" and spacing != "leading":
         notes.append(
-            "DDIMScheduler steps from timestep t to t - T // N, which is not the next that it visits unless N divides T "
+            "DDIMScheduler steps from timestep t to t - T // N, which is the next one that it visits only if N divides T "
             "and the spacing is trailing; here every step goes to the next level"
         )
     timesteps = {
@@ -246,7 +249,7 @@ def _grid(fields, notes):
 
 
 def _flow(fields, notes):
-    """The parts of `Settings` for rectified flow."""
+    """The entries of `Settings` for rectified flow."""
     fields.refuse(
         "use_dynamic_shifting",
         "invert_sigmas",
@@ -258,7 +261,7 @@ def _flow(fields, notes):
     )
     num_steps, shift = fields["num_train_timesteps"], fields["shift"]
     if not 2 <= num_steps <= 10**5:
-        raise ValueError(f"num_train_timesteps={shown(num_steps)} must be a whole number from 2 to 100000")
+        raise ValueError(f"num_train_timesteps={quoted(num_steps)} must be a whole number from 2 to 100000")
     schedule = schedules.make("flow" if shift == 1 else f"flow(shift={shift!r})")
     notes.append("its networks predict the velocity eps - x of y = (1 - s) x + s eps, not eps, v or x: x_hat = y - s velocity")
     same = shift == 1 and num_steps == 1000
@@ -277,30 +280,30 @@ def _flow(fields, notes):
 # -- writing
 
 
-def write(schedule, prediction, spacing="trailing", method="ddim"):
-    """(fields, notes): a scheduler_config.json with which the library samples as we do, and what a reader should know of it.
+def to_fields(schedule, prediction, spacing="trailing", method="ddim"):
+    """(fields, notes): a scheduler_config.json with which the library samples as we do, and remarks on it.
 
-    schedule    a spec. A table is written by the library's name for it, or by its betas; a continuous schedule by the betas of
+    schedule    a spec. A table is written by the library's name for it, or as its betas; a continuous schedule as the betas of
                 1000 steps of it
     prediction  "eps" | "v" | "x"
-    method      one of WRITTEN, which is the class; "ancestral(variance=1)" is DDPM's fixed_large
+    method      one of WRITTEN, which gives the class; "ancestral(variance=1)" is DDPM's fixed_large
 
-    Raises ValueError, in one line, for what such a file cannot say: other methods and options, spacings that visit other steps
-    there, eps at zero SNR, and levels so clean that the library's float32 loses them.
+    Raises ValueError, in one line, for what such a file cannot express: other methods and options, spacings that visit other
+    steps there, eps at zero SNR, and levels so clean that the library's float32 loses them.
     """
     schedule, name, options = schedules.make(schedule), *samplers.parse(method)
     variance = options.pop("variance", 0) if name == "ancestral" else 0
     if name not in WRITTEN or any(options.values()) or variance not in (0, 1):
         raise ValueError(
-            f"method {method!r} cannot be written: a scheduler_config.json can say {', '.join(WRITTEN)} and ancestral(variance=1)"
+            f"method {method!r} cannot be written: scheduler_config.json has {', '.join(WRITTEN)} and ancestral(variance=1)"
         )
     if prediction not in diffusion.PREDICTIONS:
         raise ValueError(f"prediction {prediction!r}: choose one of {', '.join(diffusion.PREDICTIONS)}")
     table, notes = schedule.table or schedules.sampled(schedule), []
     if not schedule.table:
         notes.append(
-            f"{spec.shortened(str(schedule))} is continuous: written are the betas of 1000 steps of it, at u = t / 1000 "
-            "(a published table is discrete(..), as in discrete(linear))"
+            f"{spec.shortened(str(schedule))} is continuous: the file has the betas of 1000 steps of it, at u = t / 1000 "
+            "(published tables are called discrete(..), as in discrete(linear))"
         )
     class_name, zero = WRITTEN[name], bool(table.alpha_bar[-1] == 0)
     if zero and prediction == "eps":
@@ -323,7 +326,7 @@ def write(schedule, prediction, spacing="trailing", method="ddim"):
     fields |= {"clip_sample": False} if "clip_sample" in fields else {}
     fields |= {"variance_type": "fixed_large"} if variance else {}
     fields = {field: value for field, value in fields.items() if value is not None and value != -math.inf}
-    settings = parse(fields)
+    settings = from_fields(fields)
     if settings.spacing != spacing:
         raise ValueError(
             f"{class_name} with timestep_spacing={spacing!r} visits other steps than {spacing!r} here; choose "
@@ -340,9 +343,9 @@ def write(schedule, prediction, spacing="trailing", method="ddim"):
 
 
 def _betas(schedule, table):
-    """(the fields that make a table, the betas that they stand for): the library's name for it and its ends, or its betas."""
+    """(the fields for a table, the betas that they give): the library's name for the table and its ends, or all its betas."""
     raw, call = table, schedule.call
-    if dict(call.kwargs).get("zero_terminal") and schedule.table:  # the library names a table before it is rescaled
+    if dict(call.kwargs).get("zero_terminal") and schedule.table:  # the library's names are for tables before rescaling
         kwargs = tuple(pair for pair in call.kwargs if pair[0] != "zero_terminal")
         raw = schedules.make(str(dataclasses.replace(call, kwargs=kwargs))).table
     ends = [float(f"{beta:.12g}") for beta in raw.betas[[0, -1]]]
@@ -379,7 +382,7 @@ def main(request):
 
 
 def run_read(path, n=None, sigmas=None, betas=None, say=print):
-    """Says what a scheduler_config.json is here; for n steps, writes its levels to the file `sigmas`, its table's to `betas`."""
+    """Says what a scheduler_config.json means here; writes its levels in n steps to the file `sigmas`, its table to `betas`."""
     settings = read(path)
     levels, schedule = settings.levels(n) if n else None, schedules.make(settings.schedule)
     if sigmas:
@@ -387,7 +390,7 @@ def run_read(path, n=None, sigmas=None, betas=None, say=print):
     if betas:
         _write_betas(betas, schedule)
     said = settings.schedule
-    if betas or len(said) > 150:  # given betas are too long to be read
+    if betas or len(said) > 150:  # given betas are too long to read
         said = f"betas({betas or 'FILE'!r})"
     log_snr = float(schedule(1.0))
     alpha_bar, sigma_ve = float(diffusion.alpha_bar(log_snr)), math.exp(-log_snr / 2)
@@ -422,7 +425,7 @@ def run_read(path, n=None, sigmas=None, betas=None, say=print):
 
 
 def visited(settings, n):
-    """The levels that the library visits in n steps, in words: "timesteps 981, 961, 941 .. 1 there, log-SNR -5.1 to 6.8"."""
+    """The levels that the library visits in n steps, as text: "timesteps 981, 961, 941 .. 1 there, log-SNR -5.1 to 6.8"."""
     levels, table = settings.levels(n), schedules.make(settings.schedule).table
     at = settings.grid.visited(settings.num_steps, n) if settings.grid.sigmas == "table" and table else []
     named = f"timesteps {', '.join(f'{step:g}' for step in at[:3])} .. {at[-1]:g} there, " if len(at) else ""
@@ -432,9 +435,11 @@ def visited(settings, n):
 def run_write(
     path, schedule, prediction, spacing="trailing", method="ddim", told="timestep", n=None, sigmas=None, betas=None, say=print
 ):
-    """Writes a scheduler_config.json; for n steps, also the levels that sampling visits here, to the file `sigmas`. `told`: what
-    the network is told of the level, one of conditioning.KINDS."""
-    fields, notes = write(schedule, prediction, spacing, method)
+    """Writes a scheduler_config.json, the levels that sampling visits in n steps to the file `sigmas`, the table to `betas`.
+
+    `told`: what the network is told of the level, one of conditioning.KINDS.
+    """
+    fields, notes = to_fields(schedule, prediction, spacing, method)
     levels = np.asarray(schedules.levels(schedule, n, spacing), np.float64) if n else None
     Path(path).write_text(json.dumps(fields, indent=2, sort_keys=True, allow_nan=False) + "\n")
     if sigmas:
@@ -445,7 +450,7 @@ def run_write(
     for note in notes:
         say(f"note: {note}")
     if told != "timestep":
-        say(f"note: the network of this run is told {told}; the library tells a network timesteps, from 0: translate them")
+        say(f"note: the network of this run is told {told}; the library tells a network timesteps from 0: translate them")
     if sigmas and np.isneginf(levels[0]):
         say(
             f"note: the first sigma of {sigmas} is inf, which the library cannot begin with; its own schedulers put "
@@ -454,14 +459,14 @@ def run_write(
 
 
 def of_run(directory):
-    """What `run_write` takes of the run in a workdir; as its schedule, the table whose timesteps its network is told, if any."""
+    """The arguments of `run_write` for the run in a workdir; the schedule is the table that its network is told, if any."""
     config = configuration.from_dict(Workdir(directory).read_config())
     told = config.conditioning
     return {"schedule": str(told.table or config.schedule), "prediction": config.model.prediction, "told": told.kind}
 
 
 def _write_sigmas(path, levels):
-    """The sigma_ve of levels, noisiest first, with the 0 at which the library's own lists end."""
+    """Writes the sigma_ve of levels, noisiest first, and the 0 with which the library's own lists end."""
     Path(path).write_text("".join(f"{sigma!r}\n" for sigma in [*np.exp(-levels / 2).tolist(), 0.0]))
 
 

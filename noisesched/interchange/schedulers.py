@@ -1,8 +1,8 @@
 """The scheduler classes of PyTorch's diffusers library: their fields and defaults, and the levels that they visit.
 
-Facts of version 0.42, for `interchange`; neither the library nor PyTorch is needed. Everything here is float64 numpy on the host,
-in the library's own arithmetic, rounding included: for some numbers of steps it visits a timestep beside the exact one. It counts
-timesteps from 0, we from 1: its timestep t is step t + 1 here.
+As in version 0.42; neither the library nor PyTorch is needed. Everything is float64 numpy on the host, in the library's own
+arithmetic, rounding included: for some numbers of steps it visits a timestep next to the exact one. It counts timesteps from 0,
+we from 1: its timestep t is step t + 1 here.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ import numpy as np
 
 from noisesched import spec
 
-STAND_IN = 2.0**-24  # the alpha_bar that schedulers which count in sigmas put in place of a zero terminal one
+STAND_IN = 2.0**-24  # replaces a zero terminal alpha_bar in schedulers that work with sigmas
 
-# The fields of each class, with their defaults: they differ between classes.
+# The fields of each class with their defaults, which differ between classes.
 _TABLE = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
@@ -82,7 +82,7 @@ FIELDS = {
         "time_shift_type": "exponential",
         "stochastic_sampling": False,
     },
-    # Their tables are read; no sampler here takes their steps.
+    # Only the tables of these are read; no sampler here takes their steps.
     "PNDMScheduler": _LEADING | {"skip_prk_steps": False, "set_alpha_to_one": False},
     "LMSDiscreteScheduler": _TABLE | _SIGMAS,
     "DEISMultistepScheduler": _TABLE
@@ -111,21 +111,21 @@ KNOWN = {name for fields in FIELDS.values() for name in fields}
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """How a scheduler lays its N levels: where on the table of T timesteps, and with which sigmas."""
+    """How a scheduler places its N levels: where on the table of T timesteps, and with which sigmas."""
 
     timesteps: str  # "whole" | "fractional" (linspace is not rounded) | "of one more" (N of N + 1) | "flow" (times, no table)
     spacing: str
     offset: int = 0
-    sigmas: str = "table"  # "table": those of the timesteps | "karras", "exponential": others, between the table's ends or these:
+    sigmas: str = "table"  # "table": those of the timesteps | "karras", "exponential": between the table's ends or these:
     sigma_min: float | None = None
     sigma_max: float | None = None
-    stand_in: bool = False  # whether the table's last alpha_bar is STAND_IN there and not 0
+    stand_in: bool = False  # whether the table's last alpha_bar is STAND_IN there, not 0
     shift: float = 1.0  # of a flow
 
     def visited(self, total, n):
-        """The library's timesteps for n of `total`, counted from 0: float64 [n], falling; whole numbers but for "fractional".
+        """The library's timesteps for n steps of `total`, from 0: float64 [n], decreasing; whole numbers except for "fractional".
 
-        Raises ValueError where its arithmetic does not give n timesteps of the table.
+        Raises ValueError if its arithmetic does not give n timesteps of the table.
         """
         many = n + 1 if self.timesteps == "of one more" else n
         if self.spacing == "trailing":
@@ -143,14 +143,14 @@ class Grid:
             )
         return steps
 
-    def levels(self, log_snr, n):
-        """sigma_ve = exp(-log_snr / 2) of the n levels: float64 [n], falling, the first may be inf.
+    def sigma_ve(self, log_snr, n):
+        """sigma_ve = exp(-log_snr / 2) of the n levels: float64 [n], decreasing; the first may be inf.
 
-        `log_snr` [T]: the table, the cleanest first (of a flow, T numbers of any kind).
+        `log_snr` [T]: the table, cleanest first (of a flow only T is used).
         """
         if self.timesteps == "flow":
             shifted = lambda s: self.shift * s / (1 + (self.shift - 1) * s)
-            s = shifted(np.linspace(1.0, shifted(1 / len(log_snr)), n))  # the least time is shifted twice there
+            s = shifted(np.linspace(1.0, shifted(1 / len(log_snr)), n))  # the library shifts the smallest time twice
             with np.errstate(divide="ignore"):
                 return s / (1 - s)
         steps, table = self.visited(len(log_snr), n), np.exp(-np.asarray(log_snr, np.float64) / 2)
@@ -160,23 +160,25 @@ class Grid:
         sigmas = table[whole] if (steps == whole).all() else np.interp(steps, np.arange(len(table)), table)
         if self.sigmas == "table":
             return sigmas
-        # Between the ends of all the table, or of what is visited of it: the classes differ.
+        # Between the ends of the whole table, or of its visited part: the classes differ.
         high, low = table[[-1, 0]] if self.timesteps == "of one more" else sigmas[[0, -1]]
         high, low, share = self.sigma_max or high, self.sigma_min or low, np.linspace(0.0, 1.0, n)
-        if self.sigmas == "karras":  # Karras et al. 2022, eq. 5; rho is always 7 there
+        if self.sigmas == "karras":  # Karras et al. 2022, eq. 5, always with rho = 7
             return (high ** (1 / 7) * (1 - share) + low ** (1 / 7) * share) ** 7
         return np.exp(np.log(high) * (1 - share) + np.log(low) * share)
 
     def __str__(self):
-        """In the words of a file."""
+        """As fields of a file."""
         words = [f"timestep_spacing={self.spacing}"] + [f"steps_offset={self.offset}"] * bool(self.offset)
         return " and ".join(words + [f"use_{self.sigmas}_sigmas"] * (self.sigmas != "table"))
 
 
 def lost_to_float32(table, betas):
-    """(greatest difference in log-SNR, its timestep) between a `tables.Table` and what the library makes of the betas [T] of its
-    file, in float32: 1 - beta, their products and, for a table that ends at zero SNR, its rescaling (then to within a few
-    roundings). ValueError if steps are lost altogether."""
+    """(largest difference in log-SNR, its timestep) between a `tables.Table` and the library's float32 table from the betas [T].
+
+    The library computes 1 - beta, the products and, for a table that ends at zero SNR, its rescaling in float32 (the last is
+    reproduced up to a few roundings). ValueError if whole steps are lost.
+    """
     alpha_bar = _float32_products(np.float32(1) - np.asarray(betas, np.float32))
     if table.alpha_bar[-1] == 0:
         root = np.sqrt(alpha_bar)
@@ -187,8 +189,8 @@ def lost_to_float32(table, betas):
     if alpha_bar[0] == 1 or not (np.diff(alpha_bar) < 0).all():
         step = 1 if alpha_bar[0] == 1 else int(np.argmax(np.diff(alpha_bar) >= 0)) + 2
         raise ValueError(
-            f"timestep {step} of {table.num_steps} has beta {table.betas[step - 1]:.3g}, which is lost in the "
-            "library's float32: cut the schedule's clean end, as in 'truncated(cosine, -20, 12)'"
+            f"timestep {step} of {table.num_steps} has beta {table.betas[step - 1]:.3g}, which the library's float32 loses: "
+            "cut the schedule's clean end, as in 'truncated(cosine, -20, 12)'"
         )
     finite = alpha_bar > 0
     log_snr = np.log(alpha_bar[finite]) - np.log1p(-alpha_bar[finite])
@@ -197,21 +199,21 @@ def lost_to_float32(table, betas):
 
 
 def _float32_products(alphas):
-    """Cumulative products, each rounded to float32, of a float64 accumulator: PyTorch's on the CPU."""
+    """Cumulative products as PyTorch computes them on the CPU: accumulated in float64, each rounded to float32."""
     return np.cumprod(alphas.astype(np.float64)).astype(np.float32)
 
 
 class Fields:
-    """A file's fields over the defaults of its class, each checked when it is asked for. It knows which were."""
+    """A file's fields over the defaults of its class, each checked when it is read; `asked` has those that were read."""
 
     def __init__(self, name, fields):
         self.name, self.defaults, self.asked = name, FIELDS[name], set()
-        left_out = fields.get("_use_default_values", [])  # a file may name fields whose values are to be passed over
+        left_out = fields.get("_use_default_values", [])  # a file may name fields whose values are ignored
         left_out = left_out if isinstance(left_out, list) else []
         self.given = {key: value for key, value in fields.items() if key in self.defaults and key not in left_out}
 
     def __getitem__(self, field):
-        """The field's value, of its default's type; None for a field that this class does not have."""
+        """The field's value, of its default's type; None if this class has no such field."""
         if field in self.defaults:
             self.asked.add(field)
         default = self.defaults.get(field)
@@ -222,30 +224,30 @@ class Fields:
             value = float(value) if abs(value) < 2**31 else math.inf
         if default is not None and type(value) is not type(default):
             kind = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}[type(default)]
-            raise ValueError(f"{field}={shown(value)} must be {kind}")
+            raise ValueError(f"{field}={quoted(value)} must be {kind}")
         if default is not None and type(value) in (int, float) and not abs(value) < 2**31 and value != default:
-            raise ValueError(f"{field}={shown(value)} must be finite, and below 2**31")
+            raise ValueError(f"{field}={quoted(value)} must be finite, and below 2**31")
         return value
 
     def choice(self, field, choices):
         if (value := self[field]) not in choices:
-            raise ValueError(f"{field}={shown(value)} is not known here; known: {', '.join(map(str, choices))}")
+            raise ValueError(f"{field}={quoted(value)} is not known here; known: {', '.join(map(str, choices))}")
         return value
 
     def number(self, field):
-        """A positive number, or None where the field may be left empty."""
+        """The field's value, a positive number or None."""
         value = self[field]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9):
-            raise ValueError(f"{field}={shown(value)} must be a number above 0, or null")
+            raise ValueError(f"{field}={quoted(value)} must be a number above 0, or null")
         return value
 
     def refuse(self, *names):
-        """ValueError if one of these switches, which change the levels in ways not known here, is on."""
+        """ValueError if one of these options is on: they change the levels in ways not known here."""
         for field in names:
             if field in self.defaults and self[field]:
-                raise ValueError(f"{field}={shown(self[field])}: such levels are not read here")
+                raise ValueError(f"{field}={quoted(self[field])}: such levels are not known here")
 
 
-def shown(value):
-    """A value of a JSON file, as a message shows it."""
+def quoted(value):
+    """A value of a JSON file, for a message."""
     return spec.shortened(json.dumps(value))
