@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from noisesched import diffusion, schedules, spec
+from noisesched.runtime.pictures import COLOURS
 
-# Okabe and Ito's colours, told apart by the colour-blind too; black last.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 LINES = ("-", "--", ":", "-.")
 LOG_SNR = (-15.0, 15.0)  # the levels drawn; curves that go beyond leave the picture
 SNR = (1e-6, 1e4)  # below the first, the SNR axis is linear down to 0

@@ -10,6 +10,8 @@ from noisesched.runtime.files import replacing
 SEPARATOR = 2  # pixels between cells, and around them: without it, digits on black run together
 GRAY = 128  # its colour, which is seen on black and on white
 LEGIBLE = 48  # pixels: about the smallest cell in which a person reads a digit without effort
+# Okabe and Ito's colours, told apart by the colour-blind too: blue, orange, green, red, purple, sky; black last.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 
 
 def grid(images: np.ndarray, columns: int, scale: int | None = None) -> np.ndarray:
