@@ -1,30 +1,30 @@
-"""What the runs of a comparison differ in, and which of them may be compared seed by seed: those that differ in one thing alone.
+"""Which runs of a comparison may be compared seed by seed, and the statistics of their differences.
 
-All of a run's configuration counts, but for its seed and what leaves the trained network as it is (`IDLE`). What a network is
-told, with the table of timesteps that belongs to it, is one thing; each other setting is one by itself.
+Two runs make a pair if they differ in one thing alone. All of a run's configuration counts, but for its seed and what leaves
+the trained network as it is (`IDLE`). What a network is told, with the table of timesteps that belongs to it, is one thing; each
+other setting is one by itself. All runs of a seed saw the same images and the same noise in the same order, so what the seeds
+share cancels in a difference.
 """
 
+import functools
 import itertools
 from typing import NamedTuple
 
-from noisesched.comparison.results import Condition
+import numpy as np
+import pandas as pd
+from scipy import stats
 
+from noisesched.comparison.results import TASK, Condition, better, own
+
+CONFIDENCE = 0.95
+VERDICTS = ("better", "worse", "no difference seen", "one seed")
 TOLD = ("log_snr", "sigma", "timestep", "none")  # the order in which they are compared: a former with each later one
 CONDITIONING = "conditioning"
-IDLE = (
-    "seed",
-    "preview",
-    "data.num_workers",
-    "training.parallel",
-    "training.steps_per_dispatch",
-    "training.accumulate",
-    "training.log_every",
-    "training.checkpoint_every",
-    "training.keep_checkpoints",
-    "training.keep_every",
-    "training.keep_best",
-    "training.best_split",
-)
+IDLE = {
+    *("seed", "preview", "data.num_workers", "training.parallel", "training.steps_per_dispatch", "training.accumulate"),
+    *("training.log_every", "training.checkpoint_every", "training.keep_checkpoints", "training.keep_every"),
+    *("training.keep_best", "training.best_split"),
+}
 
 
 class Pair(NamedTuple):
@@ -38,68 +38,63 @@ class Pair(NamedTuple):
     factor: str
     values: tuple[str, str]
 
+    def trained(self, schedule):
+        """Whether either was trained with this inference schedule."""
+        return own(self.first.drawn, schedule) or own(self.second.drawn, schedule)
+
 
 # -- settings
 
 
 def settings(run):
-    """{name: value} of a run's configuration, such as {"model.width": 16}, without those in IDLE. `run`: of runs.json."""
-    flat = {}
+    """{name: value as text} of a run's configuration, such as {"model.width": "16"}, without IDLE. `run`: of runs.json."""
 
-    def add(name, value):
-        if isinstance(value, dict):
-            for key, entry in value.items():
-                add(f"{name}.{key}" if name else key, entry)
-        else:
-            flat[name] = value
+    def flat(value, name=""):
+        if not isinstance(value, dict):
+            return {name: f"({', '.join(map(str, value))})" if isinstance(value, list | tuple) else str(value) or "''"}
+        parts = (flat(entry, f"{name}.{key}" if name else key) for key, entry in value.items())
+        return {key: text for part in parts for key, text in part.items()}
 
-    add("", run["config"])
-    if flat.get("conditioning.kind") != "timestep":  # which alone is translated to
-        flat.pop("conditioning.translation", None)
-    return {name: value for name, value in flat.items() if name not in IDLE and name.partition(".")[0] not in IDLE}
+    found = flat(run["config"])
+    if found.get("conditioning.kind") != "timestep":  # which alone is translated to
+        found.pop("conditioning.translation", None)
+    return {name: text for name, text in found.items() if not {name, name.partition(".")[0]} & IDLE}
 
 
-def varying(comparison):
-    """{name of a setting that is not the same in all runs: {run: its value as text}}"""
-    given = {label: settings(run) for label, run in comparison.runs.items()}
-    names = dict.fromkeys(name for each in given.values() for name in each)
-    found = {name: {label: shown(each, name) for label, each in given.items()} for name in names}
-    return {name: texts for name, texts in found.items() if len(set(texts.values())) > 1}
+def table(comparison):
+    """The settings of all runs: a column for each run, a row for each setting, "absent" where a run has none."""
+    return pd.DataFrame({label: settings(run) for label, run in comparison.runs.items()}, dtype=object).fillna("absent")
 
 
 def common(comparison):
     """{name: value as text} of the settings that all runs have alike."""
-    first = settings(next(iter(comparison.runs.values())))
-    other = varying(comparison)
-    return {name: shown(first, name) for name in first if name not in other}
+    found = table(comparison)
+    return found[found.nunique(axis=1) == 1].iloc[:, 0].to_dict()
 
 
-def shown(settings, name):
-    """A setting as text: "v", "(1, 2, 2)", "''", or "absent"."""
-    if name not in settings:
-        return "absent"
-    value = settings[name]
-    if isinstance(value, list | tuple):
-        return f"({', '.join(map(str, value))})"
-    return "''" if value == "" else str(value)
+def varying(comparison):
+    """{name of a setting that differs between runs: {run: its value as text}}"""
+    found = table(comparison)
+    return found[found.nunique(axis=1) > 1].to_dict("index")
 
 
 # -- pairs
 
 
 def pairs(comparison):
-    """[Pair]: for conditioning if any two runs differ in it alone, else for each setting that two runs alone differ in.
+    """(Pair, ..): for conditioning if any two runs differ in it alone, else for each setting that two runs alone differ in.
 
     For conditioning, the first of a pair is told what comes first in TOLD. For another setting, the second of a pair is the one
     that is listed first, as the usual: the first is measured against it.
     """
-    found = [pair for two in itertools.combinations(comparison.conditions, 2) if (pair := _pair(comparison, *two))]
+    given = table(comparison)
+    found = [pair for two in itertools.combinations(comparison.conditions, 2) if (pair := _pair(given, *two))]
     told = [pair for pair in found if pair.factor == CONDITIONING]
     if not told:
         factors = list(dict.fromkeys(pair.factor for pair in found))
-        return sorted(found, key=lambda pair: factors.index(pair.factor))
+        return tuple(sorted(found, key=lambda pair: factors.index(pair.factor)))
     drawn = [condition.drawn for condition in comparison.conditions]
-    return sorted(told, key=lambda pair: (drawn.index(pair.first.drawn), _rank(pair.first), _rank(pair.second)))
+    return tuple(sorted(told, key=lambda pair: (drawn.index(pair.first.drawn), _rank(pair.first), _rank(pair.second))))
 
 
 def foremost(pairs):
@@ -107,15 +102,11 @@ def foremost(pairs):
 
     For conditioning, those whose first is told what comes first in TOLD; else, those against the value that is listed first.
     """
-    least = min((_rank(pair.first) for pair in pairs), default=None)
-    usual = {}
+    least, usual = min((_rank(pair.first) for pair in pairs), default=None), {}
     for pair in pairs:
         usual.setdefault(pair.factor, pair.values[1])
-    return [
-        pair
-        for pair in pairs
-        if (_rank(pair.first) == least if pair.factor == CONDITIONING else pair.values[1] == usual[pair.factor])
-    ]
+    of = lambda pair: _rank(pair.first) == least if pair.factor == CONDITIONING else pair.values[1] == usual[pair.factor]
+    return tuple(pair for pair in pairs if of(pair))
 
 
 def questions(pairs):
@@ -126,28 +117,80 @@ def questions(pairs):
     return found
 
 
-def _pair(comparison, one, other):
+def _pair(given, one, other):
     """The Pair of two conditions, or None if their runs differ in more than one thing, or in nothing."""
-    given = [settings(comparison.runs[each.run]) for each in (one, other)]
-    names = [name for name in {**given[0], **given[1]} if shown(given[0], name) != shown(given[1], name)]
+    mine, theirs = given[one.run], given[other.run]
+    names = list(given.index[mine != theirs])
     factors = {CONDITIONING if name.startswith(f"{CONDITIONING}.") else name for name in names}
     if len(factors) != 1 or (one.told == other.told and one.translation != other.translation):
         return None
     (factor,) = factors
     if factor != CONDITIONING:
-        return Pair(other, one, factor, (shown(given[1], factor), shown(given[0], factor)))
-    marks = names if one.told == other.told else ()
-    values = {each: _told(each, mine, marks) for each, mine in zip((one, other), given, strict=True)}
+        return Pair(other, one, factor, (theirs[factor], mine[factor]))
+
+    def value(condition):
+        marks = [f"{name.partition('.')[2]} {given[condition.run][name]}" for name in names if one.told == other.told]
+        marks += [condition.translation] * bool(condition.translation)
+        return f"{condition.told} ({', '.join(marks)})" if marks else condition.told
+
     first, second = sorted((one, other), key=_rank)
-    return Pair(first, second, factor, (values[first], values[second]))
-
-
-def _told(condition, settings, names):
-    """ "timestep (nearest)", with the settings `names` where what is told does not tell two conditions apart."""
-    marks = [f"{name.partition('.')[2]} {shown(settings, name)}" for name in names]
-    marks += [condition.translation] if condition.translation else []
-    return f"{condition.told} ({', '.join(marks)})" if marks else condition.told
+    return Pair(first, second, factor, (value(first), value(second)))
 
 
 def _rank(condition):
     return TOLD.index(condition.told) if condition.told in TOLD else len(TOLD)
+
+
+# -- statistics, float64
+
+
+@functools.lru_cache
+def differences(comparison, pairs, metric):
+    """First minus second of every pair: a row for each (pair, *TASK) that both have, a column for each training seed.
+
+    Of what both have of the same training seed and sampling seed; sampling seeds are averaged. A pair that was never sampled
+    under the same schedule has no row.
+    """
+    frame = comparison.frame.set_index([*TASK, "train_seed", "seed"])[[*Condition._fields, metric]]
+    values = {Condition(*key): rows[metric] for key, rows in frame.groupby(list(Condition._fields))}
+    found = {number: (values[pair.first] - values[pair.second]).dropna() for number, pair in enumerate(pairs)}
+    found = {number: each.groupby([*TASK, "train_seed"]).mean() for number, each in found.items() if len(each)}
+    if not found:
+        return pd.DataFrame(index=pd.MultiIndex.from_arrays([[]] * (1 + len(TASK)), names=["pair", *TASK]))
+    wide = pd.concat(found, names=["pair"]).unstack("train_seed")
+    order = {task: number for number, task in enumerate(comparison.tasks)}
+    return wide.iloc[sorted(range(len(wide)), key=lambda n: (wide.index[n][0], order[wide.index[n][1:]]))]
+
+
+def judged(differences, metric):
+    """Statistics of paired differences, a row for each row of them: mean, error, low, high, n, verdict.
+
+    error: the standard error over training seeds; low, high: the interval of CONFIDENCE by Student's t; NaN for one seed.
+    A difference is "better" or "worse" only if its interval leaves out 0.
+    """
+    found = pd.DataFrame({"mean": differences.mean(axis=1), "error": differences.sem(axis=1), "n": differences.count(axis=1)})
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, found["n"] - 1) * found["error"]
+    found["low"], found["high"] = found["mean"] - reach, found["mean"] + reach
+    good = (found["mean"] < 0) == (better(metric) == "lower")
+    unseen = (found["low"] <= 0) & (found["high"] >= 0)
+    found["verdict"] = np.select([found["n"] == 1, unseen, good], ["one seed", "no difference seen", "better"], "worse")
+    return found
+
+
+def averaged(differences):
+    """(one row: the mean over cells for each training seed, how many cells count), (None, 0) if none does.
+
+    A cell counts if it has every seed that any of them has, so that all seeds are averages over the same cells.
+    """
+    full = differences.dropna(axis=1, how="all").dropna()
+    return (full.mean().to_frame().T, len(full)) if len(full) else (None, 0)
+
+
+def of(differences, pairs, group):
+    """Those of differences that are of a group of the pairs."""
+    return differences[[pairs[number] in group for number in differences.index.get_level_values("pair")]]
+
+
+def under(differences, pairs, trained):
+    """Those of differences under a schedule that one of the pair was trained with, or (`trained` False) under the others."""
+    return differences[[pairs[n].trained(schedule) == trained for n, schedule in differences.index.droplevel([*TASK[1:]])]]

@@ -1,7 +1,7 @@
 """The report: what `compare` left in a folder, told as a short paper, in one HTML page and in Markdown.
 
-Every sentence with a finding is made from the numbers, by rules that the report states; nothing here knows how a comparison
-came out. The statistics are in `findings`, the pictures in `figures`, the two ways of writing them down in `document`.
+An abstract of numbers, tables, plots, and what the data do not show; nothing here knows how a comparison came out. The numbers
+are in `results` and `pairs`, the sentences in `text`, the pictures in `plots`; `html` writes the document.
 """
 
 import importlib.metadata
@@ -9,15 +9,19 @@ import platform
 import shlex
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
-from noisesched.comparison import brightness, heatmaps, html, limits, plots, results
+from noisesched import spec
+from noisesched.comparison import html, plots, results, text
 from noisesched.comparison import pairs as pairing
-from noisesched.comparison import text as wording
-from noisesched.comparison.html import Code, Heading, Items, Picture, Table, Text, Title, number, plus_minus
-from noisesched.comparison.text import calls_made, count, every, listed, sampled, spread, task_columns, task_head
+from noisesched.comparison.results import LOOK, Task, better
+from noisesched.comparison.text import budget, count, every, listed, number, plus_minus, sampled, spread, task_columns
+from noisesched.evaluation.image_stats import STATISTICS
 
-PACKAGES = ("noisesched", "jax", "flax", "numpy", "scipy", "matplotlib")
+PACKAGES = ("noisesched", "jax", "flax", "numpy", "pandas", "scipy", "matplotlib")
+ACROSS = 3  # columns of a picture of brightness
+GUIDED = (plots.SPREAD, "contrast", "saturation", "clipped")  # what guidance changes
 
 
 def run(directory, out="", say=tqdm.write):
@@ -26,472 +30,517 @@ def run(directory, out="", say=tqdm.write):
     Raises FileNotFoundError or ValueError, in one line, for what is missing or damaged in the comparison's `directory`.
     """
     comparison = results.read(directory)
+    rows, asked = len(comparison.frame), len(comparison.config["keys"])
     if not comparison.metrics:
-        raise ValueError(
-            f"{comparison.folder}: none of its {len(comparison.rows)} rows has a number, all were refused: "
-            f"{comparison.rows[0]['refused']}"
-        )
+        reason = comparison.frame["refused"].iloc[0]
+        raise ValueError(f"{comparison.folder}: none of its {rows} rows has a number, all were refused: {reason}")
     command = shlex.join(["noisesched", "report", f"--compare={directory}", *([f"--out={out}"] if out else [])])
     folder = Path(out or comparison.folder / "report")
     html.write(compose(comparison, command), folder, "report")
-    say(f"{len(comparison.rows)} of {len(comparison.config['keys'])} rows: see {folder / 'report.html'}")
+    say(f"{rows} of {asked} rows: see {folder / 'report.html'}")
     return folder / "report.html"
 
 
 def compose(comparison, command):
     """The blocks of the report."""
-    metric = comparison.metrics[0]
-    pairs = [pair for pair in pairing.pairs(comparison) if wording.meet(comparison, pair, metric, comparison.tasks)]
-    parts = (heading, compared, by_schedule, by_calls, brightness.section, paired, losses, placed, images, numbers, costs)
-    blocks = [block for part in parts for block in part(comparison, metric, pairs)]
-    unseen = [*limits.limits(comparison, metric, pairs), *brightness.limits(comparison)]
-    return [*blocks, *made_by(comparison, command), Heading("What the data do not show"), Items(unseen)]
+    metric, pairs = comparison.metrics[0], pairing.pairs(comparison)
+    there = set(pairing.differences(comparison, pairs, metric).index.get_level_values("pair"))
+    pairs = tuple(pair for number, pair in enumerate(pairs) if number in there)  # others never met under one schedule
+    shown = home(comparison)
+    parts = (heading, compared, quality, brightness, paired, losses, placed, images, numbers, costs)
+    blocks = [block for part in parts for block in part(comparison, metric, pairs, shown)]
+    unseen = text.limits(comparison, metric, pairs, shown.values())
+    return [*blocks, *made_by(comparison, command), html.heading("What the data do not show"), html.items(unseen)]
 
 
 # -- the parts, in order
 
 
-def heading(comparison, metric, pairs):
-    told = [
-        wording.scope(comparison),
-        *wording.extremes(comparison, metric),
-        *brightness.abstract(comparison),
-        *wording.answers(comparison, metric, pairs),
-    ]
-    return [Title("Noise schedules compared", wording.question(comparison, pairs)), Items(told, abstract=True)]
+def heading(comparison, metric, pairs, shown):
+    yield html.title("Noise schedules compared", text.question(comparison, pairs))
+    told = text.extremes(comparison, metric), text.recovered(comparison, shown.values()), text.answers(comparison, metric, pairs)
+    yield html.abstract([text.scope(comparison), *(line for lines in told for line in lines)])
 
 
-def compared(comparison, metric, pairs):
-    config, about = comparison.config["comparison"], comparison.about
-    columns = ["run", "levels drawn in training", "told", "table of timesteps", "parameters", "steps x batch", "seeds"]
-    others = {label: differs(comparison, label) for label in comparison.runs}
-    rows = [
+def compared(comparison, metric, pairs, shown):
+    yield html.heading("What was compared")
+    columns = ("schedule", "conditioning.kind", "conditioning.table", "training.num_steps", "training.batch_size")
+    varying = {name: texts for name, texts in pairing.varying(comparison).items() if name not in columns}
+    yield html.table(
         [
-            name,
-            run["drawn"],
-            wording.told(comparison, name),
-            run.get("table") or "-",
-            f"{run['num_parameters']:,}",
-            f"{run['train_steps']:,} x {run['batch_size']}",
-            str(len(run["workdirs"])),
-            *[others[name]] * any(others.values()),
-        ]
-        for name, run in comparison.runs.items()
-    ]
-    measured = [
-        [name, results.better(name), number(comparison.floor[name]) if name in comparison.floor else "-"]
-        for name in comparison.metrics
-    ]
-    extra = [f"parameters: {config['parameters']}"] * ("parameters" in config)
-    seen = [f"extractor {name}: {wording.flat(what)}" for name, what in about.get("extractors", {}).items()]
-    return [
-        Heading("What was compared"),
-        Table(columns + ["differs in"] * any(others.values()), rows),
-        Table(
-            ["setting", "value"],
-            [list(each) for each in pairing.common(comparison).items()],
-            "Without those that leave the trained network as it is.",
-            folded="What all runs have in common" if len(comparison.runs) > 1 else "The run's settings",
-        ),
-        Items(wording.meanings(comparison)),
-        Text(
-            f"Inference: {listed(comparison.schedules)}; {listed([f'{m}, {s} spacing' for m, s in comparison.variants])}; "
-            f"{wording.budgets(comparison)}; {count(len({row['seed'] for row in comparison.rows}), 'seed')} of the "
-            f"noise, image i of a seed from the same noise throughout{''.join('; ' + text for text in extra)}."
-        ),
-        Text(
-            f"Real images: {wording.chosen(about)}. The floor is each number between those and as many others: what cannot be "
-            "told from real images lies there."
-        ),
-        *[Items(seen)] * bool(seen),
-        Table(["number", "better", "floor"], measured),
-    ]
+            {
+                "run": name,
+                "levels drawn in training": run["drawn"],
+                "told": text.told(comparison, name),
+                "table of timesteps": run.get("table") or "-",
+                "parameters": f"{run['num_parameters']:,}",
+                "steps x batch": f"{run['train_steps']:,} x {run['batch_size']}",
+                "seeds": str(len(run["workdirs"])),
+            }
+            | ({"differs in": ", ".join(f"{setting} {texts[name]}" for setting, texts in varying.items())} if varying else {})
+            for name, run in comparison.runs.items()
+        ],
+        text.meanings(comparison),
+    )
+    config, about, frame = comparison.config["comparison"], comparison.about, comparison.frame
+    folded = "What all runs have in common" if len(comparison.runs) > 1 else "The run's settings"
+    rows = [{"setting": name, "value": value} for name, value in pairing.common(comparison).items()]
+    yield html.table(rows, "Without those that leave the trained network as it is.", folded)
+    sampling = {
+        "inference schedules": listed(comparison.schedules),
+        "sampled with": "; ".join(map(str, comparison.hows)),
+        "network calls": ", ".join(budget(comparison, calls).replace(" network calls", "") for calls in comparison.calls),
+        "noise": f"{count(frame['seed'].nunique(), 'seed')}; image i of a seed starts from the same noise throughout",
+        "parameters": config.get("parameters", ""),
+        "real images": text.chosen(about),
+    } | {f"extractor {name}": text.flat(what) for name, what in about.get("extractors", {}).items()}
+    yield html.table([{"sampling": name, "": value} for name, value in sampling.items() if value])
+    floors = {name: number(comparison.floor[name]) if name in comparison.floor else "-" for name in comparison.metrics}
+    yield html.table(
+        [{"number": name, "better": better(name), "floor": floor} for name, floor in floors.items()],
+        "The floor is between those real images and as many others: what cannot be told from real images lies there.",
+    )
 
 
-def differs(comparison, label):
-    """The settings in which a run differs from others, but for those that have columns of their own."""
-    told = ("schedule", "conditioning.kind", "conditioning.table", "training.num_steps", "training.batch_size")
-    found = {name: texts[label] for name, texts in pairing.varying(comparison).items() if name not in told}
-    return ", ".join(f"{name} {text}" for name, text in found.items())
-
-
-def by_schedule(comparison, metric, pairs):
-    yield Heading("Quality under each schedule")
-    for which, variant in enumerate(variants(comparison), 1):
-        where, middle, calls = sampled(comparison, variant), comparison.middle_of(variant), comparison.of_variant(variant)[2]
-        yield Picture(
+def quality(comparison, metric, pairs, shown):
+    yield html.heading("Quality")
+    frame, error = comparison.frame, " Bands: one standard deviation over seeds." if len(comparison.seeds) > 1 else ""
+    marks = " Hatched: rows refused, with their number." if frame["refused"].notna().any() else ""
+    marks += " †: levels outside the table of timesteps, told as its nearest end." if frame["clamped"].any() else ""
+    for which, how in enumerate(pictured(comparison), 1):
+        _, schedules, calls, _ = comparison.of(how)
+        where = sampled(comparison, how)
+        means = f"mean{spread(comparison)}" if len(calls) == 1 else "means, each number of calls on its own scale"
+        yield html.picture(
             f"heat_map_{which}",
-            heatmaps.heat_maps(comparison, metric, variant, [middle]),
-            (
-                f"{metric} at {wording.budget(comparison, middle, variant)}{where}: mean{spread(comparison)}. Darker "
-                f"is worse. An orange frame: the schedule of training.{_marks(comparison)}"
-            ),
+            plots.heat_maps(comparison, metric, how, calls),
+            f"{metric}{where}: {means}. Darker is worse. Framed: the schedule of training.{marks}",
         )
-        if len(calls) > 1:
-            yield Picture(
-                f"heat_maps_{which}",
-                heatmaps.heat_maps(comparison, metric, variant, calls),
-                (f"The same for all numbers of calls{where}; each panel has a scale of its own."),
-            )
-
-
-def by_calls(comparison, metric, pairs):
-    yield Heading("Quality against network calls")
-    for which, variant in enumerate(variants(comparison), 1):
-        yield Picture(
+        panels = {
+            name: [cell for cell in comparison.cells if (cell[1].schedule, cell[1].how) == (name, how)] for name in schedules
+        }
+        yield html.picture(
             f"quality_{which}",
-            plots.quality(comparison, metric, variant),
-            (
-                f"{metric} against network calls{sampled(comparison, variant)}, a panel for each inference schedule."
-                + (" Bands: one standard deviation over seeds." if len(comparison.seeds) > 1 else "")
-                + (" Gray dashes: the floor." if metric in comparison.floor else "")
-            ),
+            plots.against_calls(comparison, metric, panels, comparison.floor.get(metric), metric),
+            f"{metric} against network calls{where}, a panel for each inference schedule.{error}"
+            + " Gray dashes: the floor." * (metric in comparison.floor),
         )
 
 
-def paired(comparison, metric, pairs):
-    yield Heading("Seed by seed" + (f": {listed(wording.factors(pairs))}" if pairs else ""))
-    if not pairs:
-        yield Text(wording.unpaired(comparison))
+def brightness(comparison, metric, pairs, shown):
+    """Whether samples span brightness as the data do, black images and white ones too; where the rows say how images look."""
+    if not shown:
         return
-    yield Text(wording.rule(comparison, pairs))
-    columns = ["schedules", "cells", "seeds", "difference ± standard error", "95 % interval", "the first is"]
-    caption = (
-        f"Differences of {metric}, first minus second, averaged over schedules and numbers of calls: where distances are "
-        "large, they weigh most."
+    yield html.heading("Brightness")
+    if text.shares(comparison):
+        yield html.paragraph(text.recovery_rule(comparison))
+    others = dict.fromkeys(
+        f"{condition} under {task.schedule}"
+        for condition, task in shown.values()
+        if not results.own(condition.drawn, task.schedule)
     )
+    under = f"Each network under the schedule that it was trained with{f', but {listed(others)}' if others else ''}"
+    budgets = {task.calls for _, task in shown.values()}
+    where = f"{under}, at {budget(comparison, *budgets) if len(budgets) == 1 else 'its largest number of calls'}."
+    hows = list(dict.fromkeys(how for _, how in shown))
+    for first in range(0, len(hows), ACROSS):
+        chosen = {place: cell for place, cell in shown.items() if place[1] in hows[first : first + ACROSS]}
+        yield html.picture(
+            f"brightness_{first // ACROSS + 1}",
+            plots.distributions(comparison, chosen),
+            f"How bright images are: outlines, samples, all seeds together; shaded, the real images, both halves together. "
+            f"{where} No panel is higher than {plots.HEADROOM} times the tallest shaded bar.",
+        )
+    means = [f"{_words(name)}: {STATISTICS[name].meaning}" for name in _known(comparison, STATISTICS)]
+    caption = f"Mean{spread(comparison)}, on the scale of x, from -1 to 1. {'; '.join(means).capitalize()}."
+    yield html.table(_looks(comparison, list(shown.values())), f"{where} {caption}")
+    cells = [cell for cell in comparison.cells if comparison.rows(cell)[LOOK("histogram")].notna().any()]
+    if len(cells) > len(shown):
+        yield html.table(_looks(comparison, cells), caption, f"{every(len(cells), 'cell')}, what the images look like")
+    alike = [(cell, (cell[0], cell[1].how)) for cell in cells]
+    panels = {
+        str(how): [cell for cell, place in alike if place[1] == how and cell[1].schedule == shown[place][1].schedule]
+        for how in hows
+        if (alike := [(cell, place) for cell, place in alike if place in shown])
+    }
+    real = comparison.appearance["real"].get(plots.SPREAD)
+    if real is not None and len({cell[1].calls for panel in panels.values() for cell in panel}) > 1:
+        yield html.picture(
+            "brightness_spreads",
+            plots.against_calls(comparison, LOOK(plots.SPREAD), panels, real, "spread of brightness"),
+            f"The standard deviation of an image's brightness over images, against network calls. {under}. Gray dashes: the real "
+            "images." + " Bands: one standard deviation over seeds." * (len(comparison.seeds) > 1),
+        )
+    if guided := guidances(comparison):
+        yield from _guidance(comparison, metric, guided)
+
+
+def _guidance(comparison, metric, guided):
+    real, halves, floor = comparison.appearance["real"], comparison.appearance, comparison.floor.get(metric)
+    names = _known(comparison, GUIDED)
+    how = {cell: (cell[0], *(cell[1].how._replace(guidance="none"))) for cell in guided}
+    rows, columns = list(dict.fromkeys(how.values())), list(dict.fromkeys(task.guidance for _, task in guided))
+    several = len({row[1:] for row in rows}) > 1
+    labels = [f"{row[0]}, {row[1]}, {row[3]}" if several else str(row[0]) for row in rows]
+    places = {(rows.index(how[cell]), columns.index(cell[1].guidance)): cell for cell in guided}
+    of = lambda column: {at: comparison.summary(column).get(cell) for at, cell in places.items()}
+    panels = {f"{metric} (floor {number(floor or 0.0)})": (of(metric), floor or 0.0)}
+    panels |= {f"{_words(name)} (real images {number(real[name])})": (of(LOOK(name)), real[name]) for name in names}
+    yield html.picture(
+        "guidance",
+        plots.guidance_maps(labels, columns, panels),
+        "Guidance, and what it does to the images: mean over seeds. Darker is farther from the real images.",
+    )
+    yield html.picture(
+        "guided_images",
+        plots.strips(comparison, columns, labels, {(column, row): cell for (row, column), cell in places.items()}),
+        "The same, guidances downwards: all start from the same noise. Not chosen: the first images of the first seeds.",
+    )
+    columns = ("condition", "schedule", "method", "spacing", "calls", "guidance")
+    lines = [
+        dict.fromkeys(columns, "-")
+        | {"condition": label}
+        | {_words(name): _number(halves[half].get(name)) for name in names}
+        | {metric: _number(distance)}
+        for label, half, distance in (("real images", "real", None), ("as many others, the floor", "floor", floor))
+    ]
+    for cell in guided:
+        condition, task = cell
+        values = {_words(name): LOOK(name) for name in names} | {metric: metric}
+        place = {"condition": str(condition), **task._asdict(), "calls": task_columns(comparison, task)["calls"]}
+        lines.append(
+            {name: place[name] for name in columns} | {name: _cell(comparison, cell, column) for name, column in values.items()}
+        )
+    yield html.table(lines, f"Guidance, and what it does to the images: mean{spread(comparison)}.")
+
+
+def _looks(comparison, cells):
+    """What samples look like, in a line for each cell, under the same of the real images and of as many others."""
+    halves, names = comparison.appearance, _known(comparison, STATISTICS)
+    distance = next((name for name in comparison.metrics if results.measure(name) == "brightness"), None)
+    title = lambda name: _words(name) + ", over the real images'" * STATISTICS[name].relative
+    judged = [name for name in text.shares(comparison)]
+
+    def of_real(half, name):
+        """A statistic of real images: a share over that of the first half, with the share itself."""
+        value, real = halves[half].get(name), halves["real"][name]
+        if value is None or not STATISTICS[name].relative:
+            return _number(value)
+        return f"{number(value / real)} ({value:.1%})" if real else f"{value:.1%}"
+
+    def of_samples(cell, name):
+        found, real = comparison.summary(LOOK(name)).get(cell), halves["real"][name]
+        if not STATISTICS[name].relative:
+            return plus_minus(*found) if found else "-"
+        return plus_minus(found.mean / real, found.std / real) if found and real else "-"
+
+    def verdict(cell, name):
+        said = text.recovery(comparison, cell, name)
+        return f"{comparison.summary(LOOK(name))[cell].mean:.1%}, {said}" if said else "-"
+
+    place = ["condition", *task_columns(comparison, cells[0][1])]
+    rows = [
+        dict.fromkeys(place, "-")
+        | {"condition": label}
+        | ({distance: _number(apart)} if distance else {})
+        | {title(name): of_real(half, name) for name in names}
+        | {f"{_words(name)} images": "-" for name in judged}
+        for label, half, apart in (
+            ("real images", "real", 0.0),
+            ("as many others, the floor", "floor", comparison.floor.get(distance)),
+        )
+    ]
+    return rows + [
+        {"condition": str(cell[0]), **task_columns(comparison, cell[1])}
+        | ({distance: _cell(comparison, cell, distance)} if distance else {})
+        | {title(name): of_samples(cell, name) for name in names}
+        | {f"{_words(name)} images": verdict(cell, name) for name in judged}
+        for cell in cells
+    ]
+
+
+def paired(comparison, metric, pairs, shown):
+    yield html.heading("Seed by seed" + (f": {listed(text.factors(pairs))}" if pairs else ""))
+    if not pairs:
+        yield html.paragraph(text.unpaired(comparison))
+        return
+    yield html.paragraph(text.rule(comparison, pairs))
+    differences = pairing.differences(comparison, pairs, metric)
     asked = pairing.questions(pairs)
-    told = {pair.factor for pair in pairs} == {pairing.CONDITIONING}
-    yield averages(
-        comparison,
-        metric,
-        {tuple(wording.named(factor, value) for value in values): chosen for (factor, *values), chosen in asked.items()},
-        [*(["first told", "second told"] if told else ["first has", "second has"]), *columns],
-        caption + " Over all pairs of runs that differ so." * (len(pairs) > len(asked)),
+    heads = ("first told", "second told") if pairs[0].factor == pairing.CONDITIONING else ("first has", "second has")
+    caption = (
+        f"Differences of {metric}, first minus second, averaged over schedules and numbers of calls: the largest weigh most."
     )
-    for which, variant in enumerate(comparison.variants, 1):
-        tasks = [task for task in comparison.tasks if (task.method, task.spacing) == variant]
-        met = [pair for pair in pairing.foremost(pairs) if wording.meet(comparison, pair, metric, tasks)]
-        if not met:
-            continue
-        yield Picture(
-            f"differences_{which}",
-            heatmaps.difference_maps(comparison, metric, variant, met),
-            (
-                f"Mean difference of {metric}{sampled(comparison, variant)}, the first condition minus the second. Blue: the "
-                "first "
-                "is better; orange: it is worse; gray: no difference seen (or one seed). Framed: the schedule of training."
-            ),
-        )
+    groups = {tuple(text.named(factor, value) for value in values): chosen for (factor, *values), chosen in asked.items()}
+    yield html.table(_averages(differences, pairs, groups, heads, metric), caption)
+    for which, how in enumerate(comparison.hows, 1):
+        if (drawn := plots.difference_maps(comparison, metric, how, pairing.foremost(pairs))) is not None:
+            yield html.picture(
+                f"differences_{which}",
+                drawn,
+                f"Mean difference of {metric}{sampled(comparison, how)}, first minus second. Blue: the first is better; orange: "
+                "worse; gray: no difference seen (or one seed). Framed: a schedule of training.",
+            )
     if len(pairs) > len(asked):
-        yield averages(
-            comparison,
-            metric,
-            {(str(pair.first), str(pair.second)): [pair] for pair in pairs},
-            ["first", "second", *columns],
-            caption,
-            "Each pair of runs by itself",
-        )
+        groups = {(str(pair.first), str(pair.second)): [pair] for pair in pairs}
+        yield html.table(_averages(differences, pairs, groups, ("first", "second"), metric), caption, "Each pair by itself")
+    names = lambda pair: {"first": str(pair.first), "second": str(pair.second)}
     if len(comparison.metrics) > 1:
-        verdicts = lambda *pair, name: [
-            said for task in comparison.tasks if (said := wording.verdict(comparison, *pair, task, name))
-        ]
-        rows = [
-            [str(a), str(b), *(wording.tally(verdicts(a, b, name=name), short=True) for name in comparison.metrics)]
-            for a, b, *_ in pairs
-        ]
-        yield Table(
-            ["first", "second", *comparison.metrics],
-            rows,
+        said = {
+            name: pairing.judged(pairing.differences(comparison, pairs, name), name)["verdict"] for name in comparison.metrics
+        }
+        tally = lambda verdicts: " / ".join(str((verdicts == kind).sum()) for kind in pairing.VERDICTS[:3])
+        yield html.table(
+            [
+                names(pair) | {name: tally(pairing.of(verdicts, pairs, [pair])) for name, verdicts in said.items()}
+                for pair in pairs
+            ],
             "Verdicts over all cells: better / worse / no difference seen.",
-            folded="By every number, not the main one alone",
+            "By every number, not the main one alone",
         )
+    yield html.table(
+        [
+            names(pairs[found.Index[0]]) | task_columns(comparison, Task(*found.Index[1:])) | text.interval(found)
+            for found in pairing.judged(differences, metric).itertuples()
+        ],
+        folded=f"{every(len(differences), 'difference')} of {metric}, cell by cell",
+    )
+
+
+def _averages(differences, pairs, groups, heads, metric):
+    """The rows of {(first, second): pairs}: their average differences under the schedule of training, and under others."""
     rows = []
-    for first, second, *_ in pairs:
-        for task in comparison.tasks:
-            if values := results.differences(comparison, first, second, task, metric):
-                found = results.difference(values.values())
-                rows.append(
-                    [
-                        str(first),
-                        str(second),
-                        *task_columns(comparison, task),
-                        *_difference(found),
-                        str(found.n),
-                        results.verdict(found, metric),
-                    ]
-                )
-    header = ["first", "second", *task_head(comparison), "difference ± standard error", "95 % interval", "seeds", "the first is"]
-    yield Table(header, rows, folded=f"{every(len(rows), 'difference')} of {metric}, cell by cell")
+    for names, group in groups.items():
+        for trained, where in ((True, "of training"), (False, "others")):
+            cells = pairing.under(pairing.of(differences, pairs, group), pairs, trained)
+            mean, full = pairing.averaged(cells)
+            if mean is not None:
+                (found,) = pairing.judged(mean, metric).itertuples()
+                place = {"schedules": where, "cells": f"{full} of {len(cells)}"}
+                rows.append(dict(zip(heads, names, strict=True)) | place | text.interval(found))
+    return rows
 
 
-def averages(comparison, metric, asked, header, caption, folded=""):
-    """The table of {(first, second): pairs}: their average differences under the schedule of training, and under others."""
-    rows, verdicts = [], []
-    for names, pairs in asked.items():
-        for own, where in ((True, "of training"), (False, "others")):
-            cells = wording.select(comparison, pairs, own)
-            found, full = results.average(comparison, cells, metric)
-            if found:
-                verdicts.append(results.verdict(found, metric))
-                rows.append([*names, where, f"{full} of {len(cells)}", str(found.n), *_difference(found), verdicts[-1]])
-    return Table(header, rows, caption, folded, verdicts)
-
-
-def losses(comparison, metric, pairs):
-    yield Heading("Likelihood and loss at every level")
-    evaluated, missing = {label: list(found.values()) for label, found in comparison.evaluations.items() if found}, {}
-    for label, run in comparison.runs.items():
-        for directory, seed in zip(run["workdirs"], run["train_seeds"], strict=True):
-            if directory not in comparison.evaluations[label]:
-                reason = str(run["evaluations"].get(directory) or "evaluation.json is missing")
-                missing.setdefault(reason, []).append(f"{label}, seed {seed}")
-    done, left = (sum(map(len, which.values())) for which in (evaluated, missing))
-    if evaluated:
-        several = " mean over seeds with one standard deviation;" if max(map(len, evaluated.values())) > 1 else ""
-        told = any(run["told"] == "timestep" for run in comparison.runs.values())
-        yield Picture(
+def losses(comparison, metric, pairs, shown):
+    yield html.heading("Likelihood and loss at every level")
+    networks = comparison.networks
+    missing = networks[networks["reason"].notna()].groupby("reason", sort=False)
+    done = networks["reason"].isna().sum()
+    if not done and len(missing) == 1:
+        yield html.paragraph(f"No run has been evaluated: {networks['reason'].iloc[0]}.")
+        return
+    if done:
+        band = ", mean over seeds with one standard deviation" if networks.groupby("run")["reason"].count().size < done else ""
+        yield html.picture(
             "profiles",
             plots.profiles(comparison),
-            (
-                f"Squared error of the network at every log-SNR, on {limits.evaluated(comparison)};{several} {done} of "
-                f"{count(done + left, 'network')}."
-                + " What a network is told of timesteps here is as its own config says."
-                * told
-            ),
+            f"Squared error of the network at every log-SNR, on {text.evaluated(comparison)}{band}; {done} of "
+            f"{count(len(networks), 'network')}."
+            + " What a network is told of timesteps here is as its own config says."
+            * any(run["told"] == "timestep" for run in comparison.runs.values()),
         )
-        yield bounds(comparison, evaluated)
-        if any(limits.numbers(found, "last_level", "x") for found in evaluated.values()):  # older evaluations do not have it
-            yield noisiest(comparison, evaluated)
-    elif len(missing) == 1:
-        yield Text(f"No run has been evaluated: {next(iter(missing))}.")
-        return
-    if missing:
-        yield Items([f"Not evaluated: {'; '.join(names)} ({reason})." for reason, names in missing.items()])
+        yield from _bits(comparison)
+    if len(missing):
+        names = {reason: "; ".join(f"{row.run}, seed {row.train_seed}" for row in rows.itertuples()) for reason, rows in missing}
+        yield html.items([f"Not evaluated: {which} ({reason})." for reason, which in names.items()])
 
 
-def bounds(comparison, evaluated):
-    """The table of bits per dimension, of {run: its evaluations}."""
-    rows, apart = [], []
-    for name, found in evaluated.items():
-        bits = results.summarise([each["bits_per_dim"]["value"] for each in found])
-        error, by_profile = limits.typical(found), limits.typical(found, "profile", "bits_per_dim_std_error")
-        diffusion, integral, share = (
-            limits.numbers(found, *keys)
-            for keys in (("bits_per_dim", "diffusion"), ("profile", "bits_per_dim"), ("bits_per_dim", "untrained", "share"))
+def _bits(comparison):
+    """The tables of bits per dimension, and of what networks know at their last trained level and answer at zero SNR."""
+    networks = comparison.networks[comparison.networks["reason"].isna()]
+    bits, last = [], []
+    for name, rows in networks.groupby("run", sort=False):
+        of = lambda column, rows=rows: comparison.evaluated(column)[rows.index]
+        cell = lambda column, of=of: plus_minus(*results.summarise(of(column)))
+        mean = lambda column, error, of=of: plus_minus(of(column).mean(), error)
+        error, by_profile = text.typical(of("bits_per_dim.std_error")), text.typical(of("profile.bits_per_dim_std_error"))
+        share = of("bits_per_dim.untrained.share").mean()
+        who = {"run": name, "told": text.told(comparison, name)}
+        bits.append(
+            who
+            | {"bits per dimension": cell("bits_per_dim.value"), "seeds": str(len(rows)), "Monte-Carlo error": _number(error)}
+            | {"diffusion term": mean("bits_per_dim.diffusion", error)}
+            | {"the same by the profile": mean("profile.bits_per_dim", by_profile)}
+            | {"of the bits, at levels never drawn": "-" if np.isnan(share) else f"{share:.1%}"}
         )
-        mean = lambda values, error=None: plus_minus(results.summarise(values).mean, error) if values else "-"
-        rows.append(
-            [
-                name,
-                wording.told(comparison, name),
-                plus_minus(bits.mean, bits.std),
-                str(bits.n),
-                number(error) if error is not None else "-",
-                mean(diffusion, error),
-                mean(integral, by_profile),
-                f"{results.summarise(share).mean:.1%}" if share else "-",
-            ]
-        )
-        apart += limits.disagreement(found)
-    header = [
-        "run",
-        "told",
-        "bits per dimension",
-        "seeds",
-        "Monte-Carlo error",
-        "diffusion term",
-        "the same by the profile",
-        "of the bits, at levels never drawn",
-    ]
-    return Table(
-        header,
-        rows,
-        (
-            f"Bits, lower is better: mean{spread(comparison)}, on {limits.evaluated(comparison)}. Monte-Carlo error: of one "
-            "network's bits, from drawing levels and noise. The diffusion term is measured twice, for the bound and as the "
-            "integral "
-            "of the profile, each ± its Monte-Carlo error"
-            + (f"; in no network do the two differ by more than {max(apart):.1f} standard errors." if apart else ".")
-            + " That is more than noise explains: the levels of the profile may lie too far apart." * (max(apart, default=0) > 4)
-        ),
+        ends = dict.fromkeys(value for value in rows.get("last_level.log_snr", ()) if isinstance(value, float) and value == value)
+        columns = {
+            "eps error there": "last_level.eps",
+            "v error": "last_level.v",
+            "x error": "last_level.x",
+            "of answering the mean": "last_level.constant_x",
+            "gain over it": "last_level.gain",
+            "at zero SNR: answers vary by": "zero_snr.spread",
+            "their brightness by": "zero_snr.brightness_spread",
+            "they miss the mean by": "zero_snr.off_mean",
+            "the data": "zero_snr.data_std",
+        }
+        ends = {"last log-SNR of training": listed([f"{value:.4g}" for value in ends]) if ends else "-"}  # -inf, too
+        last.append(who | ends | {head: cell(column) for head, column in columns.items()})
+    apart, of = text.disagreement(comparison), text.evaluated(comparison)
+    yield html.table(
+        bits,
+        f"Bits, lower is better: mean{spread(comparison)}, on {of}. Monte-Carlo error: of one network's bits, from drawing "
+        "levels and noise. The diffusion term is measured twice, for the bound and as the integral of the profile, each ± its "
+        "Monte-Carlo error"
+        + ("." if np.isnan(apart) else f"; in no network do the two differ by more than {apart:.1f} standard errors.")
+        + " That is more than noise explains: the levels of the profile may lie too far apart." * bool(apart > 4),
     )
-
-
-def noisiest(comparison, evaluated):
-    """The table of what networks know at their last trained level, and answer at zero SNR, of {run: its evaluations}."""
-    rows = []
-    for name, found in evaluated.items():
-
-        def mean(*keys, found=found):
-            values = limits.numbers(found, *keys)
-            return plus_minus(*results.summarise(values)[:2]) if values else "-"
-
-        levels = dict.fromkeys(each["last_level"].get("log_snr") for each in found if isinstance(each.get("last_level"), dict))
-        levels = [f"{level:.4g}" for level in levels if isinstance(level, float)]  # -inf, too
-        rows.append(
-            [
-                name,
-                wording.told(comparison, name),
-                listed(levels) or "-",
-                *(mean("last_level", key) for key in ("eps", "v", "x", "constant_x", "gain")),
-                *(mean("zero_snr", key) for key in ("spread", "brightness_spread", "off_mean", "data_std")),
-            ]
+    if comparison.evaluated("last_level.x").notna().any():  # older evaluations do not have it
+        yield html.table(
+            last,
+            f"Where sampling starts: mean{spread(comparison)}, on {of}. Errors are mean squares per dimension; at zero SNR, root "
+            "mean squares per pixel between the answers to different noises, which should be one, the mean of the data (of the "
+            "class, if the network is told it), beside the standard deviation of the data about it. -: a network that predicts "
+            "eps has no answer there.",
         )
-    header = [
-        "run",
-        "told",
-        "last log-SNR of training",
-        "eps error there",
-        "v error",
-        "x error",
-        "of answering the mean",
-        "gain over it",
-        "at zero SNR: answers vary by",
-        "their brightness by",
-        "they miss the mean by",
-        "the data",
-    ]
-    return Table(
-        header,
-        rows,
-        (
-            f"Where sampling starts: mean{spread(comparison)}, on {limits.evaluated(comparison)}. Errors are mean squares per "
-            "dimension; at zero SNR, root mean squares per pixel between the answers to different noises, which should be one, "
-            "the "
-            "mean of the data (of the class, if the network is told it), beside the standard deviation of the data about it. "
-            "-: a network that predicts eps has no answer there."
-        ),
-    )
 
 
-def placed(comparison, metric, pairs):
-    yield Heading("Where the schedules put their levels")
-    for which, variant in enumerate(variants(comparison), 1):
-        calls = comparison.middle_of(variant)
-        yield Picture(
+def placed(comparison, metric, pairs, shown):
+    yield html.heading("Where the schedules put their levels")
+    for which, how in enumerate(pictured(comparison), 1):
+        calls = comparison.of(how)[3]
+        yield html.picture(
             f"levels_{which}",
-            plots.levels(comparison, variant, calls),
-            (
-                f"The levels of each inference schedule for {wording.budget(comparison, calls, variant)}"
-                f"{sampled(comparison, variant)}, under "
-                "the density of the levels that training drew. Orange: outside of it; an arrowhead: -inf, or beyond the picture."
-            ),
+            plots.levels(comparison, how, calls),
+            f"The levels of each inference schedule for {budget(comparison, calls, how)}{sampled(comparison, how)}, under the "
+            "density of the levels that training drew. Orange: outside of it; an arrowhead: -inf, or beyond the picture.",
         )
 
 
-def images(comparison, metric, pairs):
-    yield Heading("Images from the same noise")
-    for which, variant in enumerate(variants(comparison), 1):
-        conditions, schedules, numbers = comparison.of_variant(variant)
-        for calls in dict.fromkeys((numbers[0], comparison.middle_of(variant))):
+def images(comparison, metric, pairs, shown):
+    yield html.heading("Images from the same noise")
+    for which, how in enumerate(pictured(comparison), 1):
+        conditions, schedules, numbers, middle = comparison.of(how)
+        for calls in dict.fromkeys((numbers[0], middle)):
             places = {
-                (row, column): (condition, results.Task(schedule, *variant, calls))
+                (row, column): (condition, Task(schedule, *how, calls))
                 for row, condition in enumerate(conditions)
                 for column, schedule in enumerate(schedules)
             }
-            yield Picture(
+            yield html.picture(
                 f"images_{which}_{calls}",
                 plots.strips(comparison, [*map(str, conditions)], schedules, places),
-                (
-                    f"{wording.budget(comparison, calls, variant)}{sampled(comparison, variant)}: rows are networks, columns "
-                    "inference schedules; every cell starts from the same noise. Not chosen: the first images of the first seeds."
-                ),
+                f"{budget(comparison, calls, how)}{sampled(comparison, how)}: rows are networks, columns inference schedules; "
+                "all start from the same noise. Not chosen: the first images of the first seeds.",
             )
 
 
-def numbers(comparison, metric, pairs):
-    yield Heading("The numbers")
+def numbers(comparison, metric, pairs, shown):
+    yield html.heading("The numbers")
     rows = []
     for calls in comparison.calls:
-        found = wording.ranked(comparison, metric, calls)
-        for word, (condition, task, cell) in zip(
-            ("best", "worst") if len(found) > 1 else ("only",), found[:1] + found[1:][-1:], strict=False
-        ):
-            rows.append(
-                [
-                    calls_made(comparison, task),
-                    word,
-                    str(condition),
-                    wording.place(comparison, task),
-                    plus_minus(*cell[:2]),
-                    str(cell.n),
-                ]
-            )
-    yield Table(["calls", "", "condition", "schedule", metric, "seeds"], rows, f"Mean{spread(comparison)}.")
+        found = text.ranked(comparison, metric, calls)
+        words = ("best", "worst") if len(found) > 1 else ("only",)
+        for word, (cell, summary) in zip(words, [*found[:1], *found[1:][-1:]], strict=False):
+            condition, task = cell
+            place = task_columns(comparison, task)
+            line = {"calls": place.pop("calls"), "": word, "condition": str(condition), **place}
+            rows.append(line | {metric: plus_minus(*summary), "seeds": str(summary.n)})
+    yield html.table(rows, f"Mean{spread(comparison)}.")
     full = []
-    for (condition, task), found in comparison.cells.items():
-        cells = [comparison.summary(condition, task, name) for name in comparison.metrics]
+    for cell in comparison.cells:
+        rows = comparison.rows(cell)
+        notes = {"refused": rows["refused"].notna().sum(), "clamped": rows["clamped"].sum()}
         full.append(
-            [
-                str(condition),
-                *task_columns(comparison, task),
-                str(len(found)),
-                *(plus_minus(*cell[:2]) if cell else "-" for cell in cells),
-                _notes(found),
-            ]
+            {"condition": str(cell[0]), **task_columns(comparison, cell[1]), "rows": str(len(rows))}
+            | {name: _cell(comparison, cell, name) for name in comparison.metrics}
+            | {"notes": ", ".join(f"{n} {how}" for how, n in notes.items() if n)}
         )
-    yield Table(
-        ["condition", *task_head(comparison), "rows", *comparison.metrics, "notes"],
-        full,
-        f"Mean{spread(comparison)}.",
-        folded=f"{every(len(full), 'cell')}, all numbers",
-    )
+    yield html.table(full, f"Mean{spread(comparison)}.", f"{every(len(full), 'cell')}, all numbers")
 
 
-def costs(comparison, metric, pairs):
-    rows, total = [], [0.0, 0.0, 0]
-    for name, run in comparison.runs.items():
-        mine = [row for row in comparison.rows if row["run"] == name]
-        sampling = sum(row["seconds"] for row in mine)
-        calls = sum(row["network_calls"] * row["num_images"] for row in mine if not row["refused"])
-        spent = results.summarise(run["seconds"]) if run["seconds"] else None
-        rows.append([name, plus_minus(spent.mean, spent.std) if spent else "-", number(sampling), f"{calls:,}"])
-        total = [total[0] + sum(run["seconds"]), total[1] + sampling, total[2] + calls]
-    rows.append(["all", number(total[0]), number(total[1]), f"{total[2]:,}"])
-    header = ["run", "training, seconds each", "sampling and measuring, seconds", "network calls x images"]
-    return [Heading("What it cost"), Table(header, rows, f"Mean{spread(comparison)}; in the last row, sums.")]
+def costs(comparison, metric, pairs, shown):
+    frame, networks = comparison.frame, comparison.networks
+    made = (frame["network_calls"] * frame["num_images"]).where(frame["refused"].isna(), 0)
+    line = lambda name, training, rows: {
+        "run": name,
+        "training, seconds each": training,
+        "sampling and measuring, seconds": number(frame["seconds"][rows].sum()),
+        "network calls x images": f"{made[rows].sum():,.0f}",
+    }
+    seconds = {name: results.summarise(networks["seconds"][networks["run"] == name]) for name in comparison.runs}
+    rows = [line(name, plus_minus(*seconds[name]), frame["run"] == name) for name in comparison.runs]
+    yield html.heading("What it cost")
+    total = line("all", number(networks["seconds"].sum()), frame["run"].notna())
+    yield html.table([*rows, total], f"Mean{spread(comparison)}; in the last row, sums.")
 
 
 def made_by(comparison, command):
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     stored = comparison.config.get("command") or "# the command of the comparison is not stored"
-    return [
-        Heading("How to make it again"),
-        Code(f"{stored}\n{command}"),
-        Text(f"This report was written with Python {platform.python_version()}, {versions}."),
-    ]
+    yield html.heading("How to make it again")
+    yield html.code(f"{stored}\n{command}")
+    yield html.paragraph(f"This report was written with Python {platform.python_version()}, {versions}.")
 
 
-# -- captions and columns
+# -- which cells
 
 
-def variants(comparison):
-    """The (method, spacing)s that have pictures of their own: those in the grid of guidances need none."""
-    shown = brightness.in_grid(comparison)
-    return [variant for variant in comparison.variants if variant not in shown] or comparison.variants[:1]
+def home(comparison):
+    """{(condition, how): the cell that stands for it}: under the schedule of training, or else the first, at the most calls.
+
+    Of rows that say what their images look like, without guidance, or with it if all have it. {} where it is not said of the
+    real images.
+    """
+    cells = _described(comparison)
+    plain, found = [cell for cell in cells if cell[1].guidance == "none"], {}
+    for condition, task in plain or cells:
+        found.setdefault((condition, task.how), []).append(task)
+    return {place: (place[0], at_home(place[0], tasks)) for place, tasks in found.items()}
 
 
-def _marks(comparison):
-    """What the marks in a heat map mean, if there are any."""
-    refused, clamped = (results.handled(comparison.rows, how) for how in ("refused", "clamped"))
-    text = " Hatched: rows refused, with their number." if refused else ""
-    return text + (" †: levels outside the table of timesteps, told as its nearest end." if clamped else "")
+def at_home(condition, tasks):
+    """Of tasks, the one under the schedule that a condition was trained with, or else the first one's, at the most calls."""
+    same = [task for task in tasks if spec.parse(task.schedule) == spec.parse(condition.drawn)]
+    own = same or [task for task in tasks if results.own(condition.drawn, task.schedule)] or tasks
+    return max((task for task in own if task.schedule == own[0].schedule), key=lambda task: task.calls)
 
 
-def _difference(found):
-    """A Difference's two columns, with as many decimals each."""
-    if found.std_error is None:
-        return [number(found.mean), "-"]
-    text = plus_minus(found.mean, found.std_error)
-    decimals = len(text.partition(" ± ")[0].partition(".")[2])
-    exact = "e" in text  # too small or large for decimals
-    return [text, " to ".join(number(limit) if exact else f"{limit:,.{decimals}f}" for limit in (found.low, found.high))]
+def guidances(comparison):
+    """[cell] of those that were sampled with guidance, and the same without it, as `at_home` chooses the guided."""
+    alike = {}
+    for condition, task in _described(comparison):
+        alike.setdefault((condition, task.method, task.spacing), []).append((condition, task))
+    found = []
+    for (condition, *_), cells in alike.items():
+        if guided := [task for _, task in cells if task.guidance != "none"]:
+            home = at_home(condition, guided)
+            found += [cell for cell in cells if (cell[1].schedule, cell[1].calls) == (home.schedule, home.calls)]
+    return found
 
 
-def _notes(rows):
-    counts = {how: results.handled(rows, how) for how in ("refused", "clamped")}
-    return ", ".join(f"{n} {how}" for how, n in counts.items() if n)
+def pictured(comparison):
+    """The Hows that have pictures of their own: not those of which every cell is in the grid of guidances."""
+    shown = set(guidances(comparison))
+    apart = {task.how for condition, task in comparison.cells if task.guidance == "none" or (condition, task) not in shown}
+    return [how for how in comparison.hows if how in apart] or comparison.hows[:1]
+
+
+def _described(comparison):
+    there = comparison.frame[LOOK("histogram")].notna().to_numpy()
+    return [cell for cell, rows in comparison.cells.items() if there[rows].any()] if comparison.appearance else []
+
+
+# -- cells of tables
+
+
+def _known(comparison, names):
+    """Those statistics that real images have."""
+    return [name for name in names if comparison.appearance["real"].get(name) is not None]
+
+
+def _words(name):
+    return name.replace("_", " ")
+
+
+def _number(value):
+    return "-" if value is None or np.isnan(value) else number(value)
+
+
+def _cell(comparison, cell, column):
+    found = comparison.summary(column).get(cell)
+    return plus_minus(*found) if found else "-"
 
 
 def main(request):

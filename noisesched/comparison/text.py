@@ -1,256 +1,69 @@
-"""The sentences of a report, made from the numbers of a `results.Comparison` by stated rules; none knows how one came out."""
+"""The words of a report, made from the numbers of a `results.Comparison` by stated rules; none knows how one came out.
+
+Its sentences, what the data do not show, and numbers as text. Splits of images are compared by their texts alone, in
+tensorflow-datasets' notation ("train[:90%]", "train+test"): two are called disjoint only where the texts show that they are.
+"""
+
+import math
+import re
+
+import numpy as np
+from scipy import stats
 
 from noisesched.comparison import pairs as pairing
-from noisesched.comparison import results
-from noisesched.comparison.html import number, plus_minus
+from noisesched.comparison.results import LOOK, better, own
+from noisesched.evaluation.image_stats import STATISTICS
 
 TELLS = {
-    "log_snr": "told the log-SNR of the level itself",
-    "sigma": "told sigma of the level itself",
-    "none": "told nothing",
-    "timestep": "told a timestep of its table",
-}
-TRANSLATES = {
-    "nearest": "the timestep whose log-SNR lies nearest to the level",
-    "interpolated": "a fraction of a timestep, interpolated in its table",
-    "raw": "the timestep that the training schedule would have had at that point of sampling, whatever the level is: the mistake "
-    "of changing the schedule and forgetting the network",
+    "log_snr": "the log-SNR of the level",
+    "sigma": "sigma of the level",
+    "none": "nothing",
+    "timestep": "a timestep of its table",
+    "nearest": "the timestep whose log-SNR is nearest to the level",
+    "interpolated": "a fractional timestep, interpolated in its table",
+    "raw": "the timestep that the training schedule would have at that point of sampling, whatever the level: the mistake of "
+    "changing the schedule and forgetting the network",
 }
 FACTORS = {pairing.CONDITIONING: "what the network is told", "schedule": "training schedule"}  # others by the setting's name
+LINES = 6  # of answers in the abstract
 
 
-def question(comparison, pairs):
-    """What the comparison asks."""
-    if ("log_snr", "timestep") in {(pair.first.told, pair.second.told) for pair in pairs}:
-        return (
-            "What does telling the network the noise level, rather than the timestep, buy when the schedule changes at inference?"
-        )
-    if pairs:
-        return f"What does a change of {listed(factors(pairs), 'or')} do under each inference schedule?"
-    if all(results.own(condition.drawn, task.schedule) for condition, task in comparison.cells):
-        return "How do these networks do under the schedules that they were trained with?"
-    return "How do these networks do under inference schedules that they were not trained with?"
+# -- numbers
 
 
-def factors(pairs):
-    """In what the runs of pairs differ, in words."""
-    return list(dict.fromkeys(FACTORS.get(pair.factor, pair.factor) for pair in pairs))
+def number(value):
+    """Three digits: "0.0123", "4.56", "1,230", "1.2e-07"."""
+    if 1e-4 <= abs(value) < 1000:
+        return f"{value:.{_decimals(value)}f}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else "0" if value == 0 else f"{value:.1e}"
 
 
-def scope(comparison):
-    """What there is, and whether it is all."""
-    refused = sum(row["refused"] is not None for row in comparison.rows)
-    rows, asked, runs = len(comparison.rows), len(comparison.config["keys"]), len(comparison.runs)
-    seeds = [len({row["train_seed"] for row in comparison.rows if row["run"] == name}) for name in comparison.runs]
-    each = count(max(seeds), "seed") if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)} seeds"
-    return (
-        f"{count(runs, 'way')} of training a network, {each}{' each' * (runs > 1)}, sampled under "
-        f"{under_how_many(comparison)} with {budgets(comparison)}, without retraining: "
-        f"{rows:,} of {count(asked, 'row')}{f', {refused:,} of them refused' * bool(refused)}."
-        + " The comparison is unfinished."
-        * (rows < asked)
-    )
+def plus_minus(mean, spread=math.nan, *_):
+    """ "4.56 ± 0.12": to two digits of the spread, or one where the mean would have more than four; without a spread, three."""
+    if math.isnan(spread):
+        return "-" if math.isnan(mean) else number(mean)
+    if abs(mean) >= 1e6 or not 1e-4 <= spread < 1e6:
+        return f"{number(mean)} ± {number(spread)}"
+    decimals = max(min(_decimals(spread) - 1, _decimals(mean) + 1), _decimals(spread) - 2, 0)
+    return f"{mean:,.{decimals}f} ± {spread:,.{decimals}f}"
 
 
-def under_how_many(comparison):
-    """ "5 inference schedules", or "1 to 2 of 5 inference schedules each" where not every condition was sampled under all."""
-    found = {condition: set() for condition in comparison.conditions}
-    for condition, task in comparison.cells:
-        found[condition].add(task.schedule)
-    least, most = min(map(len, found.values())), max(map(len, found.values()))
-    text = count(len(comparison.schedules), "inference schedule")
-    if least == len(comparison.schedules):
-        return text
-    return f"{least if least == most else f'{least} to {most}'} of {text} each"
+def interval(found):
+    """The columns of a row of `pairs.judged`: its mean with its error, and its interval, with as many decimals each."""
+    text = plus_minus(found.mean, found.error)
+    decimals = len(text.partition(" ± ")[0].partition(".")[2])
+    limit = lambda value: number(value) if "e" in text else f"{value:,.{decimals}f}"  # too small or large for decimals
+    return {
+        "difference ± standard error": text,
+        "95 % interval": "-" if math.isnan(found.error) else f"{limit(found.low)} to {limit(found.high)}",
+        "seeds": str(found.n),
+        "the first is": found.verdict,
+    }
 
 
-def budget(comparison, calls, variant=None):
-    """ "10 network calls", or "9 network calls (at most 10)" where what sampled, or a `variant` of it, does not make them all."""
-    made = results.network_calls(comparison, calls, variant) or [calls]
-    text = count(made[0], "network call") if len(made) == 1 else f"{listed(made)} network calls"
-    return text if made == [calls] else f"{text} (at most {calls})"
-
-
-def budgets(comparison):
-    """All numbers of network calls."""
-    exact = all(results.network_calls(comparison, calls) == [calls] for calls in comparison.calls)
-    noun = "network call" if comparison.calls == [1] else "network calls"
-    return f"{'' if exact else 'at most '}{listed(comparison.calls)} {noun}"
-
-
-def meanings(comparison):
-    """What the names of what networks are told stand for."""
-    told = {condition.told for condition in comparison.conditions}
-    used = {condition.translation for condition in comparison.conditions}
-    return [f"{kind}: the network is {TELLS[kind]}." for kind in TELLS if kind in told] + [
-        f"{name}: at inference it is told {TRANSLATES[name]}." for name in TRANSLATES if name in used
-    ]
-
-
-def chosen(about):
-    """The real images: "256 of the 1,500 images of 'train' (digits/1.0.0), chosen at random (seed 0)"."""
-    size, n = (f"{about[name]:,}" if isinstance(about.get(name), int) else "" for name in ("split_size", "n"))
-    if not n or "split" not in about:
-        return flat(about | {"extractors": None}) or "nothing is stored of them"
-    return (
-        f"{n} of the {f'{size} ' * bool(size)}images of {about['split']!r}"
-        + f" ({about.get('data')})" * ("data" in about)
-        + ", chosen at random"
-        + f" (seed {about.get('seed')})" * ("seed" in about)
-    )
-
-
-def extremes(comparison, metric):
-    """The best and the worst cell at the middle number of calls."""
-    found = ranked(comparison, metric, comparison.middle)
-    if not found:
-        return
-    spread = "; mean ± standard deviation over seeds" if len(comparison.seeds) > 1 else ""
-    cells = [f"{plus_minus(*cell[:2])} ({condition} under {place(comparison, task)})" for condition, task, cell in found]
-    text = f"At {budget(comparison, comparison.middle)}, {metric} ({results.better(metric)} is better{spread}) "
-    text += f"runs from {cells[0]} to {cells[-1]}" if len(cells) > 1 else f"is {cells[0]}"
-    floor = comparison.floor.get(metric)
-    yield text + (f"; between two sets of real images it is {number(floor)}." if floor is not None else ".")
-
-
-def answers(comparison, metric, pairs):
-    """A sentence for each question: the mean difference and the verdicts, over all pairs that it is asked of."""
-    told = []
-    for (factor, *values), chosen in pairing.questions(pairing.foremost(pairs)).items():
-        parts = []
-        for own in (False, True):
-            cells = select(comparison, chosen, own)
-            found, _ = results.average(comparison, cells, metric)
-            if found:
-                verdicts = [said for cell in cells if (said := verdict(comparison, *cell, metric))]
-                mean = plus_minus(found.mean, found.std_error) if found.mean or found.std_error else "exactly 0"
-                parts.append(f"{mean} {under(factor, own)} ({tally(verdicts)})")
-        if parts:
-            told.append(f"{rather(factor, *values)}: {'; '.join(parts)}.")
-    if told:
-        error = ", ± its standard error over training seeds" if len(comparison.seeds) > 1 else ""
-        sign = "negative" if results.better(metric) == "lower" else "positive"
-        yield f"The difference in {metric}, averaged over schedules and numbers of calls{error}; {sign} is better:"
-    yield from told
-
-
-def rather(factor, first, second):
-    """ "Told log_snr rather than none", "With weighting v rather than eps"."""
-    return f"{'Told' if factor == pairing.CONDITIONING else 'With'} {named(factor, first)} rather than {second}"
-
-
-def named(factor, value):
-    """What sets one of a pair apart: "timestep (raw)", "weighting v"."""
-    return value if factor == pairing.CONDITIONING else f"{FACTORS.get(factor, factor)} {value}"
-
-
-def under(factor, own):
-    """Which inference schedules `select` selects."""
-    if factor == "schedule":
-        return "under a schedule that one of the two was trained with" if own else "under schedules that neither was trained with"
-    return "under that of training" if own else "under schedules other than that of training"
-
-
-def select(comparison, pairs, own):
-    """[(first, second, task)]: the cells of pairs under the schedule of their training, or (`own` False) under the others."""
-    return [(pair.first, pair.second, task) for pair in pairs for task in comparison.tasks if framed(pair, task.schedule) == own]
-
-
-def framed(pair, schedule):
-    """Whether either of a pair was trained with this inference schedule."""
-    return any(results.own(each.drawn, schedule) for each in (pair.first, pair.second))
-
-
-def unpaired(comparison):
-    """Why nothing is compared seed by seed."""
-    if len(comparison.runs) == 1:
-        return "There is one run: nothing can be paired."
-    if pairing.pairs(comparison):
-        return (
-            "No two of these runs that differ in one thing alone have a number under the same inference schedule: nothing is "
-            "paired."
-        )
-    return (
-        "No two of these runs differ in one thing alone (what the network is told, or another setting of their "
-        "configurations): a difference between them has no one cause, and nothing is paired."
-    )
-
-
-def rule(comparison, pairs):
-    """How verdicts are made, and what they are worth with so many seeds."""
-    n = len(comparison.seeds)
-    text = (
-        f"Runs whose configurations differ in nothing but {listed(factors(pairs), 'or')} are compared seed by seed: the "
-        "difference of two numbers with the same training seed and the same noise. "
-    )
-    if n == 1:
-        return text + "There is one training seed: a difference is given as it is, with no error and no verdict."
-    from scipy import stats
-
-    reach = stats.t.ppf((1 + results.CONFIDENCE) / 2, n - 1)
-    weak = ": weak evidence, which only large effects pass" if n < 5 else ""
-    return text + (
-        "One is called better or worse only if the 95 % interval of its mean, by Student's t over the training seeds, leaves out "
-        f"0; else no difference is seen, which does not say that there is none. With {n} seeds the interval reaches {reach:.1f} "
-        f"standard errors to each side{weak}. The intervals are not corrected for how many there are: of comparisons without any "
-        "effect, one in twenty is called better or worse by chance."
-    )
-
-
-# -- parts of sentences
-
-
-def ranked(comparison, metric, calls):
-    """[(condition, task, Summary)] of one number of calls, the best first."""
-    cells = [
-        (condition, task, cell)
-        for condition, task in comparison.cells
-        if task.calls == calls and (cell := comparison.summary(condition, task, metric))
-    ]
-    return sorted(cells, key=lambda found: found[2].mean, reverse=results.better(metric) == "higher")
-
-
-def meet(comparison, pair, metric, tasks):
-    """Whether a pair has a difference in any of some tasks: two that were each sampled under another schedule have none."""
-    return any(results.differences(comparison, pair.first, pair.second, task, metric) for task in tasks)
-
-
-def verdict(comparison, first, second, task, metric):
-    """The verdict on a pair of conditions in one cell; None if they have nothing in common there."""
-    values = results.differences(comparison, first, second, task, metric)
-    return results.verdict(results.difference(values.values()), metric) if values else None
-
-
-def tally(said, short=False):
-    """How many verdicts came out which way."""
-    kinds = ("better", "worse", "no difference seen")
-    if short:
-        return " / ".join(str(said.count(kind)) for kind in kinds)
-    if said.count("one seed") == len(said):
-        return f"{count(len(said), 'cell')}, one seed: no verdict"
-    parts = [f"{kind} in {said.count(kind)}" for kind in (*kinds, "one seed") if kind in said]
-    return f"{', '.join(parts)} of {count(len(said), 'cell')}"
-
-
-def place(comparison, task):
-    """A task in words: the schedule, and what else tells it from others."""
-    variants = len(comparison.variants) > 1
-    return f"{task.schedule}, {task.method}, {task.spacing}" if variants else task.schedule
-
-
-def told(comparison, run):
-    """What a run's network is told, with the ways in which levels became timesteps."""
-    found = [condition for condition in comparison.conditions if condition.run == run]
-    translations = [condition.translation for condition in found if condition.translation]
-    kind = comparison.runs[run]["told"]
-    return f"{kind} ({', '.join(translations)})" if translations else kind
-
-
-def flat(value, name=""):
-    """Nested settings on one line: "split train, n 256, classifier accuracy 0.98"."""
-    if isinstance(value, dict):
-        return ", ".join(part for key, entry in value.items() if (part := flat(entry, f"{name} {key}".strip())))
-    return f"{name} {number(value) if isinstance(value, float) else value}" if value not in (None, "") else ""
+def _decimals(value):
+    """How many show three digits."""
+    return max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
 
 
 def count(n, noun):
@@ -267,27 +80,466 @@ def listed(entries, last_by="and"):
     return f"{', '.join(most)} {last_by} {last}" if most else last
 
 
-# -- captions and columns
+# -- parts of sentences and captions
 
 
-def sampled(comparison, variant):
+def budget(comparison, calls, how=None):
+    """ "10 network calls", or "9 network calls (at most 10)" where what sampled, or one How, does not make them all."""
+    made = comparison.network_calls(calls, how) or [calls]
+    text = count(made[0], "network call") if len(made) == 1 else f"{listed(made)} network calls"
+    return text if made == [calls] else f"{text} (at most {calls})"
+
+
+def task_columns(comparison, task):
+    """{column: text} of what tells a task from others."""
+    made = comparison.network_calls(task.calls, task.how)
+    several = {
+        name: text for name, text in task.how._asdict().items() if len({getattr(how, name) for how in comparison.hows}) > 1
+    }
+    calls = str(task.calls) if made == [task.calls] else f"{listed(made)} (at most {task.calls})"
+    return {"schedule": task.schedule, **several, "calls": calls}
+
+
+def sampled(comparison, how):
     """What sampled, where it has to be said."""
-    return f" with {variant[0]}, {variant[1]} spacing" if len(comparison.variants) > 1 else ""
+    return f" with {how}" if len(comparison.hows) > 1 else ""
 
 
 def spread(comparison):
     return " ± standard deviation over seeds" if len(comparison.seeds) > 1 else " (one seed: no spread)"
 
 
-def task_head(comparison):
-    return ["schedule", *(["method", "spacing"] if len(comparison.variants) > 1 else []), "calls"]
+def told(comparison, run):
+    """What a run's network is told, with the ways in which levels became timesteps."""
+    translations = [each.translation for each in comparison.conditions if each.run == run and each.translation]
+    kind = comparison.runs[run]["told"]
+    return f"{kind} ({', '.join(translations)})" if translations else kind
 
 
-def task_columns(comparison, task):
-    return [task.schedule, *([task.method, task.spacing] if len(comparison.variants) > 1 else []), calls_made(comparison, task)]
+def meanings(comparison):
+    """What the names of what networks are told stand for."""
+    used = {name for condition in comparison.conditions for name in (condition.told, condition.translation)}
+    return "Told: " + "; ".join(f"{name}: {meaning}" for name, meaning in TELLS.items() if name in used) + "."
 
 
-def calls_made(comparison, task):
-    """The network calls that a task made, and its budget where that is more."""
-    made = results.network_calls(comparison, task.calls, (task.method, task.spacing))
-    return str(task.calls) if made == [task.calls] else f"{listed(made)} (at most {task.calls})"
+def chosen(about):
+    """The real images: "256 of the 1,500 images of 'train' (digits/1.0.0), chosen at random (seed 0)"."""
+    size, n = (f"{about[name]:,}" if isinstance(about.get(name), int) else "" for name in ("split_size", "n"))
+    if not n or "split" not in about:
+        return flat(about | {"extractors": None}) or "nothing is stored of them"
+    data, seed = f" ({about.get('data')})" * ("data" in about), f" (seed {about.get('seed')})" * ("seed" in about)
+    return f"{n} of the {f'{size} ' * bool(size)}images of {about['split']!r}{data}, chosen at random{seed}"
+
+
+def flat(value, name=""):
+    """Nested settings on one line: "split train, n 256, classifier accuracy 0.98"."""
+    if isinstance(value, dict):
+        return ", ".join(part for key, entry in value.items() if (part := flat(entry, f"{name} {key}".strip())))
+    return f"{name} {number(value) if isinstance(value, float) else value}" if value not in (None, "") else ""
+
+
+# -- the abstract
+
+
+def question(comparison, pairs):
+    if any((pair.first.told, pair.second.told) == ("log_snr", "timestep") for pair in pairs):
+        return "What does telling a network the noise level, not the timestep, buy when the schedule changes at inference?"
+    if pairs:
+        return f"What does {listed(factors(pairs), 'or')} change under each inference schedule?"
+    home = all(own(condition.drawn, task.schedule) for condition, task in comparison.cells)
+    return (
+        f"How do these networks do under {'the' if home else 'other'} schedules {'' if home else 'than those '}of their training?"
+    )
+
+
+def factors(pairs):
+    """In what the runs of pairs differ, in words."""
+    return list(dict.fromkeys(FACTORS.get(pair.factor, pair.factor) for pair in pairs))
+
+
+def scope(comparison):
+    """What was sampled, and whether it is all."""
+    frame, asked = comparison.frame, len(comparison.config["keys"])
+    seeds = frame.groupby("run")["train_seed"].nunique()
+    under = frame.groupby(["run", "translation"])["schedule"].nunique()
+    between = lambda n: f"{n.min()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"
+    some = f"{between(under)} of " if under.min() < len(comparison.schedules) else ""
+    exact = all(comparison.network_calls(calls) == [calls] for calls in comparison.calls)
+    refused = int(frame["refused"].notna().sum())
+    return (
+        f"{count(len(comparison.runs), 'way')} of training, {between(seeds)} seed{'' if seeds.max() == 1 else 's'}, sampled "
+        f"under {some}{count(len(comparison.schedules), 'inference schedule')} with {'' if exact else 'at most '}"
+        f"{listed(comparison.calls)} network call{'s' * (comparison.calls != [1])}, without retraining: {len(frame):,} of "
+        f"{count(asked, 'row')}{f', {refused:,} of them refused' * bool(refused)}."
+        + " The comparison is unfinished."
+        * (len(frame) < asked)
+    )
+
+
+def ranked(comparison, metric, calls):
+    """[((condition, task), Summary)] of one number of calls, the best first."""
+    cells = [(cell, found) for cell, found in comparison.summary(metric).items() if cell[1].calls == calls]
+    return sorted(cells, key=lambda each: each[1].mean, reverse=better(metric) == "higher")
+
+
+def extremes(comparison, metric):
+    """The best and the worst cell at the middle number of calls."""
+    found = ranked(comparison, metric, comparison.middle)
+    if not found:
+        return
+    of = lambda cell: f"{cell[0]} under {cell[1].schedule}{sampled(comparison, cell[1].how)}"
+    cells = [f"{plus_minus(*summary)} ({of(cell)})" for cell, summary in found]
+    error = "; mean ± standard deviation over seeds" if len(comparison.seeds) > 1 else ""
+    text = f"At {budget(comparison, comparison.middle)}, {metric} ({better(metric)} is better{error}) "
+    text += f"runs from {cells[0]} to {cells[-1]}" if len(cells) > 1 else f"is {cells[0]}"
+    floor = comparison.floor.get(metric)
+    yield text + (f"; between two sets of real images it is {number(floor)}." if floor is not None else ".")
+
+
+def answers(comparison, metric, pairs):
+    """A sentence for each question: the mean difference and the verdicts, over all pairs that it is asked of."""
+    found, differences = [], pairing.differences(comparison, pairs, metric)
+    for (factor, *values), asked in pairing.questions(pairing.foremost(pairs)).items():
+        parts = []
+        for trained in (False, True):
+            chosen = pairing.under(pairing.of(differences, pairs, asked), pairs, trained)
+            mean, _ = pairing.averaged(chosen)
+            if mean is not None:
+                (all_,) = pairing.judged(mean, metric).itertuples()
+                text = plus_minus(all_.mean, all_.error) if all_.mean or all_.error > 0 else "exactly 0"
+                where = "that of training" if trained else "other schedules"
+                parts.append(f"{text} under {where} ({tally(pairing.judged(chosen, metric)['verdict'])})")
+        if parts:
+            verb = "Told" if factor == pairing.CONDITIONING else "With"
+            found.append(f"{verb} {named(factor, values[0])} rather than {values[1]}: {'; '.join(parts)}.")
+    if found:
+        error = ", ± its standard error over training seeds" if len(comparison.seeds) > 1 else ""
+        sign = "negative" if better(metric) == "lower" else "positive"
+        yield f"Difference in {metric}, averaged over schedules and numbers of calls{error}; {sign} is better:"
+    yield from found[:LINES]
+    if len(found) > LINES:
+        yield f"{len(found) - LINES} more: see “Seed by seed”."
+
+
+def named(factor, value):
+    """What sets one of a pair apart: "timestep (raw)", "weighting v"."""
+    return value if factor == pairing.CONDITIONING else f"{FACTORS.get(factor, factor)} {value}"
+
+
+def tally(verdicts):
+    """How many verdicts came out which way: "better in 3, worse in 1 of 4 cells"."""
+    said = list(verdicts)
+    parts = [f"{kind} in {said.count(kind)}" for kind in pairing.VERDICTS if kind in said]
+    return f"{', '.join(parts)} of {count(len(said), 'cell')}"
+
+
+def rule(comparison, pairs):
+    """How verdicts are made, and what they are worth with so many seeds."""
+    n = len(comparison.seeds)
+    text = f"Runs that differ in nothing but {listed(factors(pairs), 'or')}, compared seed by seed with the same noise. "
+    if n == 1:
+        return text + "One training seed: a difference is given as it is, with no error and no verdict."
+    reach = stats.t.ppf((1 + pairing.CONFIDENCE) / 2, n - 1)
+    return text + (
+        "Better or worse: the 95 % interval of the mean difference, by Student's t over training seeds, leaves out 0. Otherwise "
+        f"no difference is seen, which does not show that there is none. With {n} seeds the interval reaches {reach:.1f} "
+        f"standard errors to each side{', so that only large effects pass' * (n < 5)}. It is not corrected for their number."
+    )
+
+
+def unpaired(comparison):
+    """Why nothing is compared seed by seed."""
+    if len(comparison.runs) == 1:
+        return "There is one run: nothing can be paired."
+    if pairing.pairs(comparison):
+        return "No two runs that differ in one thing alone have a number under the same inference schedule: nothing is paired."
+    return "No two of these runs differ in one thing alone: a difference between them has no one cause, and nothing is paired."
+
+
+# -- black and white
+
+
+def shares(comparison):
+    """{name: (share among the real images, both halves together, its variance)} of the statistics that are such shares."""
+    halves = [comparison.appearance[half] for half in ("real", "floor")]
+    counts, found = [sum(half["histogram"]) for half in halves], {}
+    for name, each in STATISTICS.items():
+        if each.relative and all(half.get(name) is not None for half in halves):
+            share = float(np.average([half[name] for half in halves], weights=counts))
+            found[name] = share, _binomial_variance(share, sum(counts))
+    return found
+
+
+def _binomial_variance(share, n):
+    """Of a share of n, not 0 at 0 or 1 (Agresti & Coull 1998): that of a share with two more of either kind."""
+    p = (share * n + 2) / (n + 4)
+    return p * (1 - p) / (n + 4)
+
+
+def recovery(comparison, cell, name):
+    """How a share of samples compares with that among the real images: "recovered", "too few", "too many", "undecided", or None
+    if it has no value.
+
+    Alike, if the interval of their difference holds 0: by the binomial error of the real share and the spread over training
+    seeds (Welch's t), or of one seed the binomial error of its share. Undecided, if a share of 0 would be alike, too.
+    """
+    if (found := comparison.summary(LOOK(name)).get(cell)) is None:
+        return None
+    share, variance = shares(comparison)[name]
+    if found.n == 1:
+        images = comparison.rows(cell)[LOOK("histogram")].dropna().map(sum).sum()
+        error, freedom = _binomial_variance(found.mean, images), math.inf
+    else:
+        error = found.std**2 / found.n
+        freedom = (found.n - 1) * ((variance + error) / error) ** 2 if error else math.inf
+    reach = float(stats.t.ppf((1 + pairing.CONFIDENCE) / 2, freedom)) * math.sqrt(variance + error)
+    if abs(found.mean - share) > reach:
+        return "too few" if found.mean < share else "too many"
+    return "undecided" if share <= reach else "recovered"
+
+
+def recovered(comparison, cells):
+    """From which networks black and white images come as often as among the real ones, if any can be told."""
+    said = {cell: {recovery(comparison, cell, name) for name in shares(comparison)} - {None, "undecided"} for cell in cells}
+    said = {cell: found for cell, found in said.items() if found}
+    if said:
+        names = [f"{cell[0]}{sampled(comparison, cell[1].how)}" for cell, found in said.items() if found == {"recovered"}]
+        what = listed(shares(comparison)).capitalize()
+        yield (
+            f"{what} images come out as often as among the real ones from {len(names)} of {count(len(said), 'way')} to train and "
+            f"sample{f': {listed(names)}' if names else ''}."
+        )
+
+
+def recovery_rule(comparison):
+    found, total = shares(comparison), sum(sum(each["histogram"]) for each in comparison.appearance.values())
+    real = listed([f"{share:.1%} {name}" for name, (share, _) in found.items()])
+    means = "; ".join(f"{name}: {STATISTICS[name].meaning}" for name in found)
+    return (
+        f"Of the {total:,} real images, both halves together, {real} ({means}). Recovered: the {pairing.CONFIDENCE:.0%} interval "
+        "of the difference between a network's share and that holds 0, by the binomial error of the real share (Agresti and "
+        "Coull) and the spread over training seeds (Welch's t; of one seed, the binomial error of its share). Undecided: a share "
+        "of 0 would pass, too."
+    )
+
+
+# -- what the data do not show
+
+
+def limits(comparison, metric, pairs, shown):
+    """[str], of every comparison as its facts have it. `shown`: the cells whose brightness is."""
+    parts = (replication, networks, real, distances, likelihood, levels)
+    return [line for part in parts for line in part(comparison, metric, pairs)] + [*brightness(comparison, shown)]
+
+
+def replication(comparison, metric, pairs):
+    frame, asked, n = comparison.frame, len(comparison.config["keys"]), len(comparison.seeds)
+    few = ", so few that real differences are missed" * (n < 5)
+    yield f"{count(n, 'training seed')}: " + (
+        "no spread, no error and no verdict can be given." if n == 1 else f"spreads and intervals rest on {n} networks each{few}."
+    )
+    if frame["seed"].nunique() == 1:
+        yield "1 sampling seed: what other noise would change is in no spread and no interval."
+    cells = len(pairing.differences(comparison, pairs, metric))
+    if n > 1 and cells:
+        chance = (1 - pairing.CONFIDENCE) * cells
+        yield (
+            f"{count(cells, 'difference')} looked at one by one: were there no effect at all, "
+            f"{f'about {chance:.0f}' if chance >= 1 else f'{chance:.2g} of them'} would be called better or worse."
+        )
+    if len(frame) < asked:
+        yield f"{asked - len(frame)} of {count(asked, 'row')} are not there yet; means are over the rows that are."
+    if comparison.left_out:
+        yield f"{count(comparison.left_out, 'row')} of earlier requests in the same folder left out."
+
+
+def networks(comparison, metric, pairs):
+    """Of what images and networks all of it is."""
+    alike, varying = pairing.common(comparison), pairing.varying(comparison)
+    differing = lambda group: [name for name in varying if name.startswith(f"{group}.")]
+    name, size, channels = (alike.get(f"data.{setting}") for setting in ("name", "image_size", "channels"))
+    data = "one data set" + (f", {name!r} at {size}x{size}x{channels}" if None not in (name, size, channels) else "")
+    data = f"images that differ in {listed(differing('data'))}" if differing("data") else data
+    width, prediction = (alike.get(f"model.{setting}") for setting in ("width", "prediction"))
+    network = "one network" + (f", of width {width} predicting {prediction}" if None not in (width, prediction) else "")
+    network = f"networks that differ in {listed(differing('model'))}" if differing("model") else network
+    yield f"{data[0].upper()}{data[1:]}, and {network}: what holds here may not hold for others."
+
+
+def real(comparison, metric, pairs):
+    """The real images, if copies of what was trained on would be near to them."""
+    split = comparison.about.get("split")
+    if not isinstance(split, str):
+        return
+    found, which = held(comparison, split)
+    if found != "none":
+        learnt = "classifier" in comparison.about.get("extractors", {}) and overlap(split, "train") != "none"
+        yield (
+            f"The real images, those of the floor too, are of {split!r}, {which}: a network that copied the images it was "
+            f"trained on would score well.{' The classifier was trained on images of that split, too.' * learnt}"
+        )
+
+
+def distances(comparison, metric, pairs):
+    sizes = sorted(comparison.frame["num_images"].unique().tolist())
+    yield f"Distances are between sets of {listed(sizes)} images, and compare with numbers of the same name and size alone."
+    extractors = sorted({name for name in ("raw", "classifier", "inception") if any(f"({name}" in m for m in comparison.metrics)})
+    if extractors:
+        yield f"What the extractor does not see ({listed(extractors)}), these distances do not see."
+    for name in comparison.metrics:
+        cells = comparison.summary(name).values()
+        if name in comparison.floor and cells:
+            sign = 1 if better(name) == "lower" else -1
+            reached = sum(sign * cell.mean <= sign * comparison.floor[name] for cell in cells)
+            yield f"{name}: " + (
+                f"{reached} of {count(len(cells), 'cell')} at the floor or beyond, where it cannot tell samples from real images."
+                if reached
+                else "no cell reaches the floor."
+            )
+    if strange := comparison.frame["strange"].sum():
+        yield f"{count(strange, 'number')} infinite or undefined, and in no mean."
+
+
+def likelihood(comparison, metric, pairs):
+    """Of which images the bits are, and how exact."""
+    if not (images := evaluated(comparison)):
+        return
+    yield f"Bits per dimension and the errors at every level are of {images}."
+    errors = {
+        "of drawing levels and noise (Monte Carlo)": typical(comparison.evaluated("bits_per_dim.std_error")),
+        "of having these images and no others": typical(comparison.evaluated("bits_per_dim.std_error_images")),
+    }
+    if texts := [f"{number(error)} {of}" for of, error in errors.items() if not math.isnan(error)]:
+        seeds = comparison.evaluated("request.seed")[comparison.networks["reason"].isna()]
+        alike = seeds.notna().all() and seeds.nunique() == 1
+        yield (
+            f"The standard error of one network's bits per dimension is about {listed(texts)}."
+            + " All networks share the same draws: that is no part of their spread over seeds." * alike
+        )
+
+
+def levels(comparison, metric, pairs):
+    """What networks could not be told."""
+    refused, clamped = comparison.frame["refused"].dropna(), comparison.frame[comparison.frame["clamped"]]
+    if len(refused):
+        reasons, others = refused.iloc[0], refused.nunique() - 1
+        more = f" (and {count(others, 'other reason')})" if others else ""
+        yield f"{count(len(refused), 'row')} refused, and in no mean: {reasons}{more}"
+    if len(clamped):
+        finite = clamped["beyond"][np.isfinite(clamped["beyond"])]
+        parts = [f"-inf is among them in {count(len(clamped) - len(finite), 'row')}"] * (len(finite) < len(clamped))
+        parts += [f"{'in the others ' * bool(parts)}up to {finite.max():.3g} in log-SNR beyond"] if len(finite) else []
+        yield (
+            f"{count(len(clamped), 'row')} with levels outside the network's table of timesteps, told as its nearest end "
+            f"({', '.join(parts)})."
+        )
+
+
+def brightness(comparison, shown):
+    if not shown:
+        return
+    total = sum(sum(each["histogram"]) for each in comparison.appearance.values())
+    if found := shares(comparison):
+        rare = [
+            f"{round(share * total):,} {name}, a share known to ± {2 * math.sqrt(variance):.1%}"
+            for name, (share, variance) in found.items()
+        ]
+        yield (
+            f"Among {total:,} real images are {listed(rare)} (two standard errors): a smaller lack or excess is not seen, and "
+            "one verdict in twenty on a share that is right is wrong by chance."
+            + " One training seed: what another would change is in no verdict on brightness."
+            * (len(comparison.seeds) == 1)
+        )
+        yield "Black and white are judged under one schedule and one number of calls for each network, those of the picture."
+    silent = (comparison.frame[LOOK("histogram")].isna() & comparison.frame["refused"].isna()).sum()
+    if silent:
+        yield f"{count(silent, 'row')} of an earlier version without a description of the images: in no number on brightness."
+
+
+def typical(errors):
+    """The root mean square of the errors that are there; NaN if none is."""
+    return math.sqrt((errors**2).mean()) if errors.notna().any() else math.nan
+
+
+def disagreement(comparison):
+    """The most standard errors by which the diffusion term and the profile's integral lie apart in a network, or NaN."""
+    apart = comparison.evaluated("bits_per_dim.diffusion") - comparison.evaluated("profile.bits_per_dim")
+    error = np.hypot(comparison.evaluated("bits_per_dim.std_error"), comparison.evaluated("profile.bits_per_dim_std_error"))
+    return (apart.abs() / error.where(error > 0)).max()
+
+
+# -- of which images
+
+HOLDS = {  # how much of a split was trained on -> a clause that says so
+    "all": "which {} trained on",
+    "some": "which holds images that {} trained on",
+    "maybe": "which may include images that {} trained on",
+    "none": "which {} not trained on",
+}
+
+
+def evaluated(comparison):
+    """The images of the evaluations: "297 images of 'test', which the networks were not trained on"; "" if there are none."""
+    there = comparison.networks[comparison.networks["reason"].isna()].reindex(columns=["num_images", "split"])
+    texts = []
+    for n, split in dict.fromkeys(there.itertuples(index=False, name=None)):
+        images = count(int(n), "image") if isinstance(n, int | float) and n == n else "images"
+        known = f"{split!r}, {held(comparison, split)[1]}" if isinstance(split, str) else "a split that is not stored"
+        texts.append(f"{images} of {known}")
+    return "; and ".join(texts)
+
+
+def held(comparison, split):
+    """("all" | "some" | "maybe" | "none", a clause that says so): how much of a split the networks were trained on."""
+    by_kind = {}
+    for label, run in comparison.runs.items():
+        trained = pairing.settings(run).get("data.split")
+        by_kind.setdefault(overlap(split, trained) if trained else "maybe", []).append(label)
+    kinds = [kind for kind in HOLDS if kind in by_kind]
+    who = {kind: "the networks were" if len(kinds) == 1 else f"those of {listed(by_kind[kind])} were" for kind in kinds}
+    return kinds[0], " and ".join(HOLDS[kind].format(who[kind]) for kind in kinds)
+
+
+def overlap(split, trained):
+    """How much of a split is in another: "all" | "some" | "maybe" | "none", as far as their texts show."""
+    found = {_overlap(_slice(part), [_slice(other) for other in trained.split("+")]) for part in split.split("+")}
+    if len(found) == 1:
+        return found.pop()
+    return "some" if {"all", "some"} & found else "maybe"
+
+
+def _overlap(part, others):
+    name, begin, end = part
+    same = [other for other in others if other[0] == name]
+    if any(_before(first, begin) and _before(end, last) for _, first, last in same):
+        return "all"
+    if "all" in {name, *(other[0] for other in others)}:  # which holds every split
+        return "maybe"
+    apart = [_before(end, first) or _before(last, begin) for _, first, last in same]
+    touch = [_before(end, first) is False and _before(last, begin) is False for _, first, last in same]
+    return "none" if all(apart) else "some" if any(touch) else "maybe"
+
+
+def _slice(part):
+    """(name, begin, end) of "train[:90%]": ("train", ("", -inf), ("%", 90)); a bound has a unit: "%", images, or from the end."""
+    name, _, bounds = part.partition("[")
+    begin, _, end = bounds.strip().removesuffix("]").partition(":")
+
+    def bound(text, whole, least):
+        text = text.strip()
+        if text in whole:
+            return "", least
+        if not re.fullmatch(r"-?\d+%?", text):
+            return f"?{part}", 0
+        value = int(text.rstrip("%"))
+        if "%" in text:
+            return "%", value + 100 * (value < 0)
+        return "from the end" if value < 0 else "images", value
+
+    return name.strip(), bound(begin, ("", "0", "0%"), -math.inf), bound(end, ("", "100%"), math.inf)
+
+
+def _before(one, other):
+    """Whether one bound is at another or before it; None if their texts do not show it."""
+    known = one[0] == other[0] or math.isinf(one[1]) or math.isinf(other[1])
+    return one[1] <= other[1] if known else None
