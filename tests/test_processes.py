@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT
 
 from noisesched.evaluation import evaluate
+from noisesched.runs import requests
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.metrics_log import read_metrics
 from noisesched.runs.workdir import Workdir
@@ -163,8 +164,8 @@ def test_samples_and_evaluations_do_not_depend_on_the_number_of_processes(alone,
     asked = ("--num_images=20", "--noises=2", "--profile_levels=5", "--metrics", "frechet(raw)", "--steps=3", "--num_samples=40")
     finished(job("evaluate", f"--workdir={alone}", *asked, f"--out={tmp_path / 'two'}"))
     evaluate.run(
-        alone,
-        evaluate.Request(
+        requests.Evaluate(
+            workdir=str(alone),
             num_images=20,
             noises=2,
             profile_levels=5,
@@ -172,7 +173,7 @@ def test_samples_and_evaluations_do_not_depend_on_the_number_of_processes(alone,
             steps=3,
             num_samples=40,
             out=str(tmp_path / "one"),
-        ),
+        )
     )
     one, two = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two"))
     assert two["bits_per_dim"]["value"] == pytest.approx(one["bits_per_dim"]["value"], rel=1e-5)

@@ -15,14 +15,16 @@ from noisesched.evaluation import sample
 from noisesched.models import build, denoiser
 from noisesched.models import generate as generation
 from noisesched.runs import config as configuration
+from noisesched.runs import requests
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.workdir import Workdir
 from noisesched.training import step as training_step
 
-ASKED = sample.Request(
-    schedules=("cosine",),
+ASKED = requests.Sample(
+    workdir="",
+    schedule=("cosine",),
     steps=(3,),
-    methods=("ddim",),
+    method=("ddim",),
     spacing="trailing",
     num_images=5,
     seed=0,
@@ -30,7 +32,7 @@ ASKED = sample.Request(
     checkpoint=None,
     translation=None,
     labels=(),
-    guidances=("none",),
+    guidance=("none",),
     out="",
 )
 KINDS = {
@@ -77,7 +79,9 @@ def sampled(runs, tmp_path):
 
     def run(kind="plain", **changes):
         lines = []
-        images = sample.run(runs[kind], dataclasses.replace(ASKED, **({"out": str(tmp_path / "out")} | changes)), lines.append)
+        images = sample.run(
+            dataclasses.replace(ASKED, workdir=runs[kind], **({"out": str(tmp_path / "out")} | changes)), lines.append
+        )
         return (next(iter(images.values())) if len(images) == 1 else images), lines
 
     return run
@@ -98,7 +102,7 @@ def snapshot(folder):
 
 def test_files_of_one_combination(runs, sampled, tmp_path):
     before = snapshot(Path(runs["plain"]))
-    images, lines = sampled("plain", schedules=("zero_terminal(scaled_linear)",), methods=("heun",))
+    images, lines = sampled("plain", schedule=("zero_terminal(scaled_linear)",), method=("heun",))
     assert snapshot(Path(runs["plain"])) == before  # the run itself is only read
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {"samples.npy", "grid.png", "settings.json"}
@@ -133,7 +137,7 @@ def test_files_of_one_combination(runs, sampled, tmp_path):
 
 def test_several_combinations(sampled, tmp_path):
     long = f"piecewise([{', '.join(str(9 - n / 10) for n in range(120))}])"
-    images, lines = sampled(schedules=("cosine", "shifted(cosine, by=-2)", long), methods=("ddim", "dpmpp_2m"), steps=(2,))
+    images, lines = sampled(schedule=("cosine", "shifted(cosine, by=-2)", long), method=("ddim", "dpmpp_2m"), steps=(2,))
     out = tmp_path / "out"
     folders = {path.name for path in out.iterdir() if path.is_dir()}
     assert len(images) == len(folders) == 6 and (out / "overview.png").stat().st_size > 1000
@@ -185,11 +189,11 @@ def test_the_seed_decides_and_the_batch_does_not(sampled, monkeypatch):
 
 
 def test_random_samplers_do_not_depend_on_the_batch_either(sampled, monkeypatch):
-    images, _ = sampled(methods=("ddim(eta=1)",), num_images=9)
+    images, _ = sampled(method=("ddim(eta=1)",), num_images=9)
     assert (images != sampled(num_images=9)[0]).mean() > 0.5
     monkeypatch.setattr(generation, "BATCH", 3)
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
-    assert_same(images, sampled(methods=("ddim(eta=1)",), num_images=9)[0])
+    assert_same(images, sampled(method=("ddim(eta=1)",), num_images=9)[0])
 
 
 def test_sampling_starts_from_the_noise_of_training(small, monkeypatch):
@@ -224,7 +228,7 @@ def test_labels_go_round_and_decide(sampled, tmp_path):
 
 def test_guidance_is_a_way_of_its_own(sampled, tmp_path):
     """Scale 1 is no guidance; scale 0 is the network without a label, whatever the labels are."""
-    images, _ = sampled("classes", guidances=("none", "cfg(1)", "cfg(0)", "cfg(3, rescaled(0.7))"))
+    images, _ = sampled("classes", guidance=("none", "cfg(1)", "cfg(0)", "cfg(3, rescaled(0.7))"))
     ways = [way for _, way, _ in images]
     assert ways == ["ddim", "ddim, cfg(1)", "ddim, cfg(0)", "ddim, cfg(3, rescaled(0.7))"]
     plain, same, without, guided = images.values()
@@ -240,7 +244,7 @@ def test_translation_of_levels_to_timesteps(sampled):
     assert (nearest != between).mean() > 0.05
     np.testing.assert_array_equal(nearest, sampled("table")[0])  # as the config says
     # On the table's own levels there is nothing to translate.
-    table = dict(schedules=("discrete(linear, num_steps=100)",), steps=(4,))
+    table = dict(schedule=("discrete(linear, num_steps=100)",), steps=(4,))
     assert_same(*(sampled("table", translation=kind, **table)[0] for kind in ("nearest", "interpolated")))
 
 
@@ -319,12 +323,12 @@ def test_refused_in_one_line(sampled, tmp_path, kind, changes, message):
 
 def test_no_run(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
-        sample.run(tmp_path, dataclasses.replace(ASKED, out=str(tmp_path / "out")))
+        sample.run(dataclasses.replace(ASKED, workdir=str(tmp_path), out=str(tmp_path / "out")))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_without_a_checkpoint_yet(small, tmp_path):
     Workdir(tmp_path / "run").write_config(configuration.to_dict(small()))
     with pytest.raises(ValueError, match="no checkpoint"):
-        sample.run(tmp_path / "run", dataclasses.replace(ASKED, out=str(tmp_path / "out")))
+        sample.run(dataclasses.replace(ASKED, workdir=str(tmp_path / "run"), out=str(tmp_path / "out")))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
