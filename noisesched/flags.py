@@ -180,8 +180,9 @@ def _add(group, field):
         options["required"] = True
     else:
         options["default"] = argparse.SUPPRESS  # the request knows its defaults
-        if shown := " ".join(map(str, field.default)) if several else field.default or "":
-            options["help"] += f" ({shown})"
+        if field.default:
+            shown = " ".join(map(str, field.default)) if several else field.default
+            options["help"] += f" ({shown:g})" if isinstance(shown, float) else f" ({shown})"
     if kind is bool:
         group.add_argument(f"--{field.name}", action="store_true", **options)
         return

@@ -11,8 +11,8 @@ from conftest import BASE, ROOT
 
 from noisesched import loss
 from noisesched.comparison import study
-from noisesched.models import build, conditioning
-from noisesched.runs import config
+from noisesched.models import build
+from noisesched.runs import config, settings
 
 EVERY = sorted(ROOT.glob("configs/*.py"))
 COMPARISONS = [path for path in EVERY if path.stem == "compare" or path.stem.startswith("study_")]
@@ -43,7 +43,8 @@ def parent(path):
 
 def fields(kind):
     known = dataclasses.fields(kind)
-    return {field.name: fields(field.type) if dataclasses.is_dataclass(field.type) else None for field in known}
+    group = lambda field: settings.is_group(field) and field.type is not dict
+    return {field.name: fields(field.type) if group(field) else None for field in known}
 
 
 def test_the_promised_configs_are_there():
@@ -67,7 +68,7 @@ def test_the_base_page_has_every_setting_once_and_no_more():
     settings = [name for name in stated(ROOT / "configs/digits.py") if name in flat(fields(config.Config))]
     assert settings == list(flat(fields(config.Config)))  # in the same order, too
     groups = [name for name in stated(ROOT / "configs/digits.py") if name not in settings]
-    assert groups == [field.name for field in dataclasses.fields(config.Config) if dataclasses.is_dataclass(field.type)]
+    assert groups == [field.name for field in dataclasses.fields(config.Config) if settings.is_group(field)]
 
 
 @pytest.mark.parametrize("path", DERIVED, ids=lambda path: path.stem)
@@ -85,8 +86,8 @@ def test_its_docstring_shows_the_command_that_trains_it(path):
 
 def test_the_base_page_names_every_choice():
     page = Path(BASE).read_text()
-    choices = [choice for names in config.CHOICES.values() for choice in names]
-    for name in (*choices, *conditioning.KINDS, *loss.WEIGHTINGS):
+    choices = [choice for names in settings.stated("choices", config.Config).values() for choice in names]
+    for name in (*choices, *loss.WEIGHTINGS):
         assert re.search(rf"\b{name}\b", page), name
 
 

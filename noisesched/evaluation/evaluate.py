@@ -47,6 +47,11 @@ OF_SAMPLES = ("schedule", "steps", "method", "guidance", "num_samples", "incepti
 # -- the program
 
 
+def main(request):
+    """The command."""
+    run(request)
+
+
 def run(request, say=tqdm.write):
     """Carries out a `requests.Evaluate`; returns the content of evaluation.json. All processes call it, the first one writes.
 

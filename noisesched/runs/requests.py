@@ -126,8 +126,8 @@ class Evaluate(Job):
     split: str = setting("test", help="held-out images, e.g. test, 'test[:100]'")
     num_images: int = setting(0, at_least=0, metavar="N", help="measure the first N images; 0: all")
     noises: int = setting(16, at_least=1, metavar="N", help="draws of (level, noise) for each image, an even number")
-    log_snr_min: float = setting(-12.0, help="noisiest level of the bound")
-    log_snr_max: float = setting(13.3, help="cleanest level of the bound")
+    log_snr_min: float = setting(-12.0, metavar="LOG_SNR", help="noisiest level of the bound")
+    log_snr_max: float = setting(13.3, metavar="LOG_SNR", help="cleanest level of the bound")
     profile_levels: int = setting(41, at_least=1, metavar="N", help="levels of the loss profile")
     discrete: tuple[tuple[str, int], ...] = setting(
         (),
