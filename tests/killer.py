@@ -1,6 +1,7 @@
-"""Starts a run, kills it, and starts it again, many times, in processes forked from one that has imported everything.
+"""Starts a run, kills it, and starts it again, many times, in processes forked from one that has imported everything; and once
+undisturbed.
 
-    python tests/killer.py FILE                 JSON: {"words", "workdir", "seed", "kills"}; "words" as after `noisesched train`
+    python tests/killer.py FILE       JSON: {"words", "whole", "killed", "kills"}: as after `noisesched train`, and two workdirs
 
 A process of its own: JAX's backend may not start before the last fork. Prints a line of JSON for each kill. Leave its CPU cores
 as they are while it works: on another number of cores XLA rounds the last bit differently, killed or not.
@@ -60,8 +61,15 @@ def writing(workdir):
     return {path.name for path in folder.iterdir() if "-tmp" in path.name} if folder.exists() else set()
 
 
-def main(words, workdir, seed, kills):
-    moments = random.Random(seed)
+def to_its_end(words, workdir):
+    _, status = os.waitpid(run(words, workdir), 0)
+    if status:
+        sys.exit(f"{workdir}: exit code {os.waitstatus_to_exitcode(status)}")
+
+
+def main(words, whole, killed, kills):
+    to_its_end(words, whole)
+    workdir, moments = killed, random.Random(0)
     for number in range(kills):
         left, child, begin = writing(workdir), run(words, workdir), time.monotonic()
         kind = ("anywhere", "in a write", "in a write")[number % 3]
@@ -87,8 +95,7 @@ def main(words, workdir, seed, kills):
             ),
             flush=True,
         )
-    _, status = os.waitpid(run(words, workdir), 0)
-    sys.exit(os.waitstatus_to_exitcode(status))
+    to_its_end(words, workdir)
 
 
 if __name__ == "__main__":

@@ -51,13 +51,11 @@ class OneLayer(nnx.Module):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_layer():
-    jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the work here
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "UNet", OneLayer)
         build._abstract_denoiser.cache_clear()  # which may hold a UNet of the same configuration
         yield
     build._abstract_denoiser.cache_clear()
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def parameters(config, seed):

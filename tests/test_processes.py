@@ -106,8 +106,8 @@ def assert_same_run(folder, other):
     ours, theirs = state(folder), state(other)
     for item, leaves in theirs.items():
         for name, leaf in leaves.items():
-            # Where a gradient is naught, Adam makes updates of its rounding: less than a tenth of one of these moves.
-            np.testing.assert_allclose(ours[item][name], leaf, rtol=1e-3, atol=2e-4, err_msg=f"{item}/{name}")
+            # Where a gradient is zero, Adam makes updates of its rounding: in all less than half of one of the six updates.
+            np.testing.assert_allclose(ours[item][name], leaf, rtol=1e-3, atol=1e-3, err_msg=f"{item}/{name}")
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_death_and_signal(job, words, tmp_path):
     step, which is saved."""
     folder, changes, before = tmp_path / "run", CHANGES | {"training.num_steps": 100_000, "preview.every": 0}, -1
     for killed in (1, 0):
-        processes = job("train", f"--workdir={folder}", *words(changes), devices=1)
+        processes = job("train", f"--workdir={folder}", *words(changes))
         wait_for(lambda: (Workdir(folder).latest_step() or -1) > before, processes)  # noqa: B023
         processes[killed].kill()
         code, _, err = ended(processes)[1 - killed]
@@ -195,7 +195,7 @@ def test_death_and_signal(job, words, tmp_path):
         assert "Traceback" not in err
         before = Workdir(folder).latest_step()
 
-    processes = job("train", f"--workdir={folder}", devices=1)
+    processes = job("train", f"--workdir={folder}")
     wait_for(lambda: Workdir(folder).latest_step() > before, processes)
     processes[1].send_signal(signal.SIGTERM)
     done = ended(processes)

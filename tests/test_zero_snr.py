@@ -195,7 +195,6 @@ def trained(small, monkeypatch):
     monkeypatch.setattr(build, "UNet", Small)
     monkeypatch.setattr(evaluate, "BATCH", 16)
     build._abstract_denoiser.cache_clear()  # which may hold a UNet of the same configuration
-    jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the work here
 
     def made(schedule):
         config = small(
@@ -220,7 +219,6 @@ def trained(small, monkeypatch):
         return evaluate.noisiest_of(config, definition, run(state, images, rows).ema, held_out, None, 0, average)
 
     yield made
-    jax.config.update("jax_disable_most_optimizations", False)
     build._abstract_denoiser.cache_clear()
 
 
