@@ -162,7 +162,7 @@ def test_hostile_data(main, copied, tmp_path):
         {"data__data_dir": "/dev/null/x"},
     ):
         words = programs(spoilt(copied, **changes), tmp_path)[:1]
-        assert_refused(main, words, "no such image folder", "no name of a data set", "writable")
+        assert_refused(main, words, "no such image folder", "not the name of a data set", "writable")
     folder = tmp_path / "data" / "evil" / "1.0.0"
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text('{"name": "evil", "version": "1.0.0", "fileFormat": "array_record"}')

@@ -228,7 +228,14 @@ def test_the_comparison_above_would_show_a_fault(tiny_step, wanted):
     assert (wanted[0]["grad_norm"] > 0.1).all() and len(set(wanted[0]["loss"].tolist())) == STEPS
 
 
-def test_same_numbers_for_the_unet(small, monkeypatch):
+@pytest.fixture
+def quickly_compiled():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_same_numbers_for_the_unet(small, monkeypatch, quickly_compiled):
     monkeypatch.setattr(training_step, "make_optimizer", plain)
     monkeypatch.setattr(denoiser, "merge", MERGE)
     config = small(CHANGES | {"model.dropout": 0.0})  # which the tiny network has, and which would take long to compile
