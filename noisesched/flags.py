@@ -180,7 +180,7 @@ def _add(group, field):
         options["required"] = True
     else:
         options["default"] = argparse.SUPPRESS  # the request knows its defaults
-        if field.default:
+        if field.default is not None and field.default not in ("", ()) and kind is not bool:
             shown = " ".join(map(str, field.default)) if several else field.default
             options["help"] += f" ({shown:g})" if isinstance(shown, float) else f" ({shown})"
     if kind is bool:
