@@ -20,7 +20,7 @@ def main(arguments=None):
         backend.prepare()
         program = importlib.import_module(f"noisesched.{flags.COMMANDS[command].module}")
     if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
-        sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line at once, and keeps it when the process is killed
+        sys.stdout.reconfigure(line_buffering=True)  # so that a log file shows, and a kill keeps, every line
     try:
         if isinstance(request, Job):
             join(command, request)
@@ -47,13 +47,13 @@ def main(arguments=None):
 
 @contextlib.contextmanager
 def ended_at_once():
-    """While modules load, signals end the process: an exception out of an import is a page long, or lost in somebody's code."""
+    """While modules load, a signal ends the process: an exception raised inside an import would print a page, or be swallowed."""
 
     def end(number, frame):
         os.write(2, b"noisesched: error: stopped by a signal before anything was begun\n")
         os._exit(75 if number == signal.SIGTERM else 130)
 
-    # Not what a parent has had ignored; and only the main thread, which a notebook's need not be, can set handlers.
+    # A signal that the parent ignores stays ignored. Only the main thread can set handlers, and a notebook may run in another.
     taken = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) not in (signal.SIG_IGN, None)]
     taken = taken if threading.current_thread() is threading.main_thread() else []
     usual = {number: signal.signal(number, end) for number in taken}
@@ -74,13 +74,13 @@ def fail(message, code=2, at_once=False, agreed=False):
 
 
 def leave(code, fault=""):
-    """Ends this process if it is one of several of a job."""
+    """Ends this process if it is one of several in a job."""
     if "noisesched.runtime.cluster" in sys.modules:
         sys.modules["noisesched.runtime.cluster"].end(code, fault)
 
 
 def join(command, request):
-    """Finds the other processes of the job, if any; of these the first alone speaks."""
+    """Finds the other processes of the job, if any; only the first one prints."""
     from noisesched.runtime import cluster
 
     cluster.start(request.coordinator, request.num_processes, request.process_id)
@@ -91,19 +91,19 @@ def join(command, request):
     cluster.agree("command line", {"command": command} | words | overrides)
     if not cluster.is_first():
         sys.stdout = open(os.devnull, "w")
-    # A traceback, too, ends this process without waiting for the others.
+    # A traceback ends this process, too, without waiting for the others.
     sys.excepthook = lambda kind, error, trace: (sys.__excepthook__(kind, error, trace), cluster.end(1, kind.__name__))
 
 
 def lost(error):
-    """What to say of a computation that failed because another process of the job is gone; '' for other errors."""
+    """The message for a computation that failed because another process of the job is gone; '' for other errors."""
     import jax
 
     if jax.process_count() == 1 or not (isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)):
         return ""
     return (
-        f"another process of this job is gone, or out of reach ({' '.join(str(error).split())[:100]}); start all again to go "
-        "on from the last checkpoint"
+        f"another process of this job is gone or out of reach ({' '.join(str(error).split())[:100]}); start all of them "
+        "again to continue from the last checkpoint"
     )
 
 

@@ -1,8 +1,9 @@
 """An experiment's configuration: typed, complete, and checked before any long work starts.
 
-A config file (`configs/*.py`, ml-collections) is where a person writes it; it becomes the frozen dataclasses below, which
-have no defaults: every setting is stated on the page `configs/digits.py`. In a workdir it is JSON, read back through the same
-checks, so nothing of a workdir is ever executed. What every field means, and its choices, is said on that page.
+People write a configuration as a config file (`configs/*.py`, ml-collections). It becomes the frozen dataclasses below: specs
+are parsed here, once, and what is known of a field stands at the field. There are no defaults: the page `configs/digits.py`
+states every setting and explains it. In a workdir a configuration is JSON, which goes through the same checks, so nothing in a
+workdir is ever executed.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ def _table(text):
 
 
 OTHER_IMAGES = "it was trained on other images"
-FAR = 2**16  # far beyond what anybody means: a config may come from anybody
+FAR = 2**16  # far beyond what anybody needs: a config may come from anybody
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +131,9 @@ def load(path, overrides=()):
 
 
 def read(path, kind, overrides=()):
-    """What a config file states of a `kind` (Config, say), with overrides, as nested dictionaries: for `typed`."""
+    """The settings in a config file for a `kind` of settings (such as Config), with overrides, as nested dictionaries."""
     path = find(path)
-    last = {}  # of a setting given twice, the last counts, where ml-collections would add tuples up
+    last = {}  # the last of repeated settings counts; ml-collections would concatenate tuples
     for override in overrides:
         prefix = next((p for p in ("--config.", "--noconfig.") if override.startswith(p)), None)
         require(prefix, f"{override!r} is no setting: write --config.NAME=value")
@@ -230,7 +231,7 @@ def check_devices(config, num_devices):
 
 
 def warnings(config):
-    """What works but is probably not meant, in one line each."""
+    """Lines on what works but is probably not intended."""
     if math.isinf(float(config.schedule(1.0))) and loss.vanishes_at_zero_snr(config.weighting):
         yield (
             f"weighting '{config.weighting}' vanishes at log-SNR -inf, where schedule '{config.schedule}' ends: nothing is "
