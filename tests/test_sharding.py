@@ -228,7 +228,7 @@ def test_the_comparison_above_would_show_a_fault(tiny_step, wanted):
     assert (wanted[0]["grad_norm"] > 0.1).all() and len(set(wanted[0]["loss"].tolist())) == STEPS
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def quickly_compiled():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -253,6 +253,7 @@ def test_same_numbers_for_the_unet(small, monkeypatch, quickly_compiled):
 
 def test_accumulation_shares_every_part_among_all_devices(tiny_step):
     """Under sharded jit a part must not lie on a few devices: the only communication is that of sums."""
+    jax.config.update("jax_disable_most_optimizations", False)  # the program as it is compiled for training
     compiled, shard = sharding.compilable(tiny_step(4), "jit", jax.devices())
     state = sharding.placed(initial(TinyNetwork.initial()), "jit")
     program = compiled.lower(state, jax.tree.map(shard, loop.stacked(batches()[:1]))).compile().as_text()
