@@ -157,7 +157,7 @@ def dynamic(x, conditional, z, log_snr, percentile=0.995):
 
 
 def _restoring(guided, conditional, phi):
-    """The factor [B, 1, ..] that takes the standard deviation a share phi of the way to `conditional`'s; 1 if `guided` is flat."""
+    """The factor [B, 1, ..] that takes the standard deviation a share phi of the way to `conditional`'s; 1 for a flat one."""
     axes = tuple(range(1, guided.ndim))
     have, want = (value.std(axis=axes, keepdims=True) for value in (guided, conditional))
     return 1 + phi * jnp.where(have > 0, want / jnp.where(have > 0, have, 1.0) - 1, 0.0)
