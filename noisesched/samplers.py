@@ -129,33 +129,33 @@ def sample(denoise, key, z, log_snrs, method="ddim", *, told=None, **options):
     told = None if told is None else jnp.asarray(told)
     if told is not None and told.shape != levels.shape:
         raise ValueError(f"told has one number for each of the {len(levels)} levels; got shape {told.shape}")
+    if get_opaque_trace_state(convention="noisesched") != _OUTSIDE:
+        # Within a transformation the denoiser may close over tracers, which nothing may keep.
+        return _scan(denoise, METHODS[method], (), key, z, levels, told, options)
     # Whether noise is drawn at all is part of the program, how much is data.
     off = tuple(name for name, value in options.items() if _is_off(value))
-    data = key, z, levels, told, {name: value for name, value in options.items() if name not in off}
-    denoise = jax.tree_util.Partial(denoise) if jax.tree_util.all_leaves([denoise]) else denoise
-    return _program(denoise)(denoise, *data, METHODS[method], off)
-
-
-def _program(denoise):
-    """`_scan`, compiled outside all transformations: within one, functions may close over tracers, which nothing may keep."""
-    if get_opaque_trace_state(convention="noisesched") != _OUTSIDE:
-        return _scan
+    numbers = {name: jnp.asarray(value, levels.dtype) for name, value in options.items() if name not in off}
+    data = key, z, levels, told, numbers
+    if not jax.tree_util.all_leaves([denoise]):  # a pytree: a Partial
+        return _scan_of_data(denoise, METHODS[method], off, *data)
     try:
-        return _compiled(jax.tree.structure(denoise))
+        program = _program(denoise)
     except TypeError:  # a callable that has no hash, as it may change
-        return _scan
+        program = functools.partial(_scan, denoise)
+    return program(METHODS[method], off, *data)
 
 
 _OUTSIDE = get_opaque_trace_state(convention="noisesched")
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(structure):
-    return jax.jit(functools.partial(_scan), static_argnums=(6, 7))  # a function of its own, with which JAX drops its programs
+def _program(denoise):
+    """`_scan` compiled for one function. It is not an argument of the compiled program, or JAX would keep it for ever."""
+    return jax.jit(functools.partial(_scan, denoise), static_argnums=(0, 1))
 
 
-def _scan(denoise, key, z, levels, told, options, method, off):
-    options = options | dict.fromkeys(off, 0.0)
+def _scan(denoise, method, off, key, z, levels, told, numbers):
+    options = numbers | dict.fromkeys(off, 0.0)
     keys = _example_keys(key, len(z))
     batch = lambda number: jnp.broadcast_to(number, (len(z),))
 
@@ -173,6 +173,9 @@ def _scan(denoise, key, z, levels, told, options, method, off):
     steps = (jnp.arange(len(levels) - 1), levels[:-1], levels[1:])
     (state, _), _ = jax.lax.scan(advance, (z, method.memory(z, levels)), steps)
     return call(state, levels[-1], len(levels) - 1)
+
+
+_scan_of_data = jax.jit(_scan, static_argnums=(1, 2))
 
 
 # -- the methods: each moves z from interval.now to interval.next
@@ -199,7 +202,8 @@ def ancestral(interval, z, denoise, memory, keys, variance=0.0):
     x = denoise(z, interval.now, interval.index)
     removed, sigma_now, sigma_next = interval.removed, sigma(interval.now), sigma(interval.next)
     kept = jnp.sqrt(1 - removed) * sigma_next / sigma_now  # = (alpha_now / alpha_next) (sigma_next / sigma_now)^2
-    std = jnp.sqrt(removed) * sigma_next ** (1 - variance) * sigma_now**variance
+    share = jnp.where(variance < 1, sigma_next ** (1 - variance), 1.0)  # 0^0 = 1, which XLA does not keep to
+    std = jnp.sqrt(removed) * share * sigma_now**variance
     return alpha(interval.next) * removed * x + kept * z + std * _normal(keys, z), memory
 
 

@@ -61,7 +61,7 @@ def main(folder):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:  # a log line ends with the file list of no moment in particular: steps go on meanwhile
-            if line.startswith("step ") and "alive" not in line and (step := int(line.split()[1].split("/")[0])) >= last + 1000:
+            if line.startswith("step ") and "  loss " in line and (step := int(line.split()[1].split("/")[0])) >= last + 1000:
                 last = step
                 try:
                     found.append((step, seen(process.pid, workdir)))

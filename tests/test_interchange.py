@@ -14,7 +14,7 @@ import pytest
 
 from noisesched import samplers, schedules
 from noisesched.interchange import schedulers
-from noisesched.interchange.scheduler_config import from_fields, read, to_fields
+from noisesched.interchange.scheduler_config import WRITTEN, from_fields, read, to_fields
 
 LATENT = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 LATENT_SPEC = "discrete(scaled_linear, num_steps=1000, beta_min=0.00085, beta_max=0.012)"
@@ -119,7 +119,7 @@ PUBLISHED = {  # as they are distributed with the networks
             "Stable Diffusion XL",
             LATENT_SPEC,
             "eps",
-            "euler",
+            "ddim",
             None,
             "_diffusers_version clip_sample sample_max_value set_alpha_to_one skip_prk_steps",
         ),
@@ -127,17 +127,17 @@ PUBLISHED = {  # as they are distributed with the networks
             "Stable Video Diffusion",
             LATENT_SPEC,
             "v",
-            "euler",
+            "ddim",
             None,
             "_diffusers_version clip_sample set_alpha_to_one skip_prk_steps",
         ),
         ("DDPM", LINEAR_SPEC, "eps", "ancestral(variance=1)", "leading", "_diffusers_version"),
-        ("Stable Diffusion 3", "flow(shift=3.0)", None, "euler", None, "_diffusers_version"),
+        ("Stable Diffusion 3", "flow(shift=3.0)", None, "ddim", None, "_diffusers_version"),
         (
             "FLUX.1 schnell",
             "flow",
             None,
-            "euler",
+            "ddim",
             "linspace",
             "_diffusers_version base_image_seq_len base_shift max_image_seq_len max_shift",
         ),
@@ -414,7 +414,9 @@ def test_what_is_written_is_read_back(schedule, prediction, spacing, method, nam
     made = schedules.make(schedule)
     fields, _ = to_fields(schedule, prediction, spacing, method)
     settings = from_fields(json.loads(json.dumps(fields, allow_nan=False)))
-    assert (settings.prediction, settings.spacing, settings.method) == (prediction, spacing, method)
+    assert (settings.prediction, settings.spacing) == (prediction, spacing)
+    assert settings.method == ("ddim" if method == "euler" else method)
+    assert fields["_class_name"] == WRITTEN[method.partition("(")[0]]
     assert ("trained_betas" in fields) == (named is None) and (named is None or fields["beta_schedule"] == named)
     back = schedules.make(settings.schedule).table
     np.testing.assert_allclose(back.alpha_bar, made.table.alpha_bar, rtol=1e-9, atol=1e-18)

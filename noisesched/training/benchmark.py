@@ -1,12 +1,12 @@
-"""Speed: the tool by which it is judged. Ratios are between things measured in turn, in one run; medians, with their spread.
+"""Measures speed. Ratios are between things measured in turn, in one run; figures are medians with their quartiles.
 
-Each bar is of a product's part against the bare computation that it cannot do without:
+Each part of the product is compared with the bare computation that it cannot do without, and has a bar to meet:
 
     training    the loop of `train` against the bare jitted step of the same network, loss, optimizer and EMA
     sampling    the sampler against as many bare network calls
-    input       the time the training loop stands still for its next batch
-    checkpoints the training loop with a save in its midst against the same steps without, over the interval between saves
-    compiling   nothing anew for a new schedule; nothing at all for a second start of the same config
+    input       the time that the training loop waits for its next batch
+    checkpoints the training loop with a save in the middle against the same steps without, over the interval between saves
+    compiling   a new schedule compiles nothing; a second start of the same config compiles nothing at all
 """
 
 import contextlib
@@ -53,7 +53,7 @@ def main(request):
 
 
 def benchmark(config, chosen, seconds=60, calls=50, json_path=None, say=print):
-    """Measures the config on this machine's devices; prints, and returns, the figures. `chosen`: what `backend.prepare` said."""
+    """Measures a config on this machine's devices; prints and returns the figures. `chosen`: what `backend.prepare` returned."""
     configuration.check_devices(config, jax.local_device_count())
     split = training_loop.open_data(config)
     devices = jax.local_devices()
@@ -93,7 +93,7 @@ def benchmark(config, chosen, seconds=60, calls=50, json_path=None, say=print):
 
 
 class Compilations(contextlib.AbstractContextManager):
-    """Counts programs compiled and programs read from the persistent cache, with a cache of its own in an empty folder."""
+    """Counts programs compiled and programs read from a persistent cache of its own, in the empty folder `cache`."""
 
     def __init__(self, cache):
         self.cache, self.count, self.hits, self.seconds = cache, 0, 0, 0.0
@@ -101,7 +101,7 @@ class Compilations(contextlib.AbstractContextManager):
     def __enter__(self):
         self.usual = jax.config.jax_compilation_cache_dir
         self._use(self.cache)
-        jax.clear_caches()  # what reading the config compiled, too, is compiled again, into the new cache
+        jax.clear_caches()  # so that what reading the config compiled also goes into the new cache
         jax.monitoring.register_event_duration_secs_listener(self._compiled)
         jax.monitoring.register_event_listener(self._hit)
         return self
@@ -121,13 +121,13 @@ class Compilations(contextlib.AbstractContextManager):
 
     def __exit__(self, *exception):
         self._use(self.usual)
-        self.count = self.hits = None  # JAX keeps its listeners; let these fail loudly if anything still counts
+        self.count = self.hits = None  # so that a listener that JAX kept would fail loudly
         jax.monitoring.unregister_event_duration_listener(self._compiled)
         jax.monitoring.unregister_event_listener(self._hit)
 
 
 def compiling(config, definition, state, stream, compilations):
-    """Seconds to the first step done: anew; and with JAX's memory cleared and its cache on disk filled, as at a second start."""
+    """Seconds until the first step is done: at a first start, and at a second, with JAX's cache on disk filled."""
     copy = jax.tree.map(jnp.copy, state)
 
     def first_step():
@@ -153,7 +153,7 @@ def compiling(config, definition, state, stream, compilations):
 
 
 def training(config, definition, state, stream, seconds):
-    """The product's loop and the bare step, in turn."""
+    """The training loop and the bare step, in turn."""
     steps = config.training.steps_per_dispatch
     devices = jax.local_devices()
     step = training_step.make_step(config, definition)
@@ -193,7 +193,7 @@ def training(config, definition, state, stream, seconds):
 
 
 def checkpointing(config, definition, state, stream, seconds, step_seconds):
-    """The product's loop with a save in its midst, and without one, in turn: long enough for the save to end meanwhile."""
+    """The training loop with a save in the middle and without one, in turn, each long enough for the save to end meanwhile."""
     loop, saved = Loop(config, training_step.make_step(config, definition), state, stream), 0
     with tempfile.TemporaryDirectory() as folder, Checkpoints(Workdir(folder), config.training.keep_checkpoints) as checkpoints:
 
@@ -242,7 +242,7 @@ def checkpointing(config, definition, state, stream, seconds, step_seconds):
 
 
 def sampling(config, definition, params, calls, seconds, compilations):
-    """A sampling run of `calls` network calls and as many bare calls, in turn; then schedules not seen before."""
+    """A sampling run of `calls` network calls and as many bare calls, in turn; then schedules that were not sampled before."""
     devices = len(jax.local_devices())
     count = -(-config.preview.num_images // devices) * devices
     draw = generate.make_sampler(config, definition, "ddim")
@@ -272,7 +272,7 @@ def sampling(config, definition, params, calls, seconds, compilations):
     ratios = [p / b for p, b in zip(per_call["product"], per_call["bare"], strict=True)]
     made = [schedules.make(text) for text in schedules.EXAMPLES.values()]
     specs = [str(schedule) for schedule in made if not schedule.table or schedule.table.num_steps >= calls]
-    for spec in specs:  # making a schedule, and laying its levels out, is small arithmetic that JAX compiles too
+    for spec in specs:  # making a schedule and its levels is small arithmetic, which JAX compiles too
         schedules.levels(schedules.make(spec), calls)
     before = compilations.count
     for spec in specs:
@@ -290,7 +290,7 @@ def sampling(config, definition, params, calls, seconds, compilations):
 
 
 def matmul_peak(dtype):
-    """FLOP/s of a large matrix product: the most that a network could reach on one device."""
+    """FLOP/s of a large matrix product on all local devices: the most that a network could reach."""
     size = 1024 if jax.default_backend() == "cpu" else 8192
     a = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a: a @ a)
@@ -363,28 +363,34 @@ def report(figures, config):
 
 
 class Loop:
-    """The lines of train.train's loop."""
+    """The training loop of `train`, some dispatches at a time. It logs as in a run without a terminal, but to nowhere."""
 
     def __init__(self, config, step, state, stream):
-        self.config, self.stream, self.state = config, stream, jax.tree.map(jnp.copy, state)
-        self.dispatch = sharding.data_parallel(step, config.training.parallel)
-        self.record = monitor.Recorder(
-            config, training_step.learning_rate(config), Unwritten(), 0, say=lambda line: None, show=False
-        )
+        training, nowhere = config.training, lambda line: None
+        progress = monitor.Progress(nowhere, training.num_steps, show=False)
+        self.record = monitor.Recorder(config, training_step.learning_rate(config), Unwritten(), 0, progress)
+        self.state, self.done, self.chunk = jax.tree.map(jnp.copy, state), 0, training.steps_per_dispatch
+        self.parts = {
+            "run": sharding.data_parallel(step, training.parallel),
+            "next_batch": lambda: chunk(config, stream),
+            "record": self.record,
+            "tracer": monitor.Profile("", 0, 0, 0, nowhere),
+        }
 
     def run(self, dispatches):
-        for _ in range(dispatches):
-            batch = self.record.waiting(lambda: chunk(self.config, self.stream))
-            self.state, results = self.dispatch(self.state, batch)
-            self.record.dispatched(0, results)
+        numbers = range(self.done, self.done + dispatches * self.chunk, self.chunk)
+        taken = training_loop.steps(numbers, state=self.state, **self.parts)
+        for self.done, self.state in taken:
+            pass
 
 
 def chunk(config, stream):
+    """The batches of one dispatch."""
     return training_loop.stacked([next(stream) for _ in range(config.training.steps_per_dispatch)])
 
 
 def in_turn(runs, seconds, what, least=7):
-    """{name: [(seconds, repetitions)]} of functions run in turn, at least `least` times each, for about `seconds` in all."""
+    """{name: [(seconds, repetitions)]} of functions run in turn, each at least `least` times, for about `seconds` in all."""
     repetitions = {}
     for name, run in runs.items():
         run(1)  # compiles
@@ -407,6 +413,6 @@ def in_turn(runs, seconds, what, least=7):
 
 
 def spread(values):
-    """Median and the middle half."""
+    """The median and the quartiles."""
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
     return {"median": float(median), "low": float(low), "high": float(high)}

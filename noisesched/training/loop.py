@@ -1,11 +1,12 @@
 """Training: one network, told the noise level, on levels drawn by a schedule.
 
 Everything random in step s is a function of (seed, s, position in the global batch), and the batch of step s is a function of
-(seed, s). So a run may be killed at any moment and resumed from its last checkpoint, to bit-identical parameters, and its
+(seed, s). So a run may be killed at any moment and resumed from its last checkpoint to bit-identical parameters, and its
 losses do not depend on the number of devices.
 """
 
 import contextlib
+import functools
 
 import jax
 import numpy as np
@@ -21,11 +22,11 @@ from noisesched.runs.workdir import Workdir
 from noisesched.runtime import cluster, sharding
 from noisesched.runtime.files import writing
 from noisesched.runtime.pictures import grid, write_png
-from noisesched.training import monitor, resume
+from noisesched.training import resume
 from noisesched.training import step as training_step
-from noisesched.training.monitor import Preempted, Recorder, Signals, TrainingStopped
+from noisesched.training.monitor import Preempted, Profile, Progress, Recorder, Signals, TrainingStopped
 
-JUDGED = 1024  # held-out images by which checkpoints are told the best
+JUDGED = 1024  # held-out images on which checkpoints are compared
 
 
 # -- the program
@@ -45,24 +46,27 @@ def main(request):
 def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
     """Trains the run in `directory` to config.training.num_steps, from its last checkpoint if it has one.
 
-    All processes of a job call it alike; the first one logs and writes, but for the checkpoints, which all write.
-    `profile`: how many steps the first traces, into `directory`/profile. `accept_changes`: go on with a run of another
-    configuration, if it may differ in that (see `config.setting`).
+    All processes of a job call it alike; the first one logs and writes, except for the checkpoints, which all write.
+    `profile`: how many steps the first traces, into `directory`/profile. `accept_changes`: continue a run whose configuration
+    differs, where it may (`settings.setting`, "fixed").
     Raises ValueError or OSError (one line each) before any long work; TrainingStopped for a non-finite loss, a fault of the
     input, or a signal; files.WriteError for a full disk.
     """
     training, preview = config.training, config.preview
-    chunk, several, first = training.steps_per_dispatch, jax.process_count() > 1, cluster.is_first()
+    several, first = jax.process_count() > 1, cluster.is_first()
 
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(Signals())
+        progress = stack.enter_context(Progress(say, training.num_steps))
+        say = progress.say
 
-        # ---- What could go wrong at once, does so here.
+        # ---- Whatever can fail at once fails here.
         configuration.check_devices(config, jax.device_count())
         cluster.agree("configuration", configuration.to_dict(config))
-        split = cluster.in_turn(lambda: open_data(config))
-        cluster.agree("data set", split.identity)
-        judged = pipeline.open_config(config.data, training.best_split) if training.keep_best else None
+        with progress.doing("preparing the data"):
+            split = cluster.in_turn(lambda: open_data(config))
+            cluster.agree("data set", split.identity)
+            judged = pipeline.open_config(config.data, training.best_split) if training.keep_best else None
         workdir = Workdir(directory)
         for warning in configuration.warnings(config):
             say(f"warning: {warning}")
@@ -70,14 +74,16 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
         if several:
             check_shared(workdir)
 
-        # ---- State: fresh, or the last complete checkpoint.
-        definition, state = training_step.init(config)
+        # ---- State: fresh, or from the last complete checkpoint.
+        with progress.doing("initializing the network"):
+            definition, state = training_step.init(config)
         checkpoints = stack.enter_context(
             Checkpoints(workdir, training.keep_checkpoints, keep_every=training.keep_every, keep_best=training.keep_best, say=say)
         )
         start = 0
         if cluster.by_first(checkpoints.steps):
-            start, items = checkpoints.restore(state._asdict())
+            with progress.doing("restoring the last checkpoint"):
+                start, items = checkpoints.restore(state._asdict())
             state = training_step.State(**items)
         cluster.agree("checkpoint to go on from", start)
         if changes:
@@ -91,6 +97,8 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
             + (f" of {jax.process_count()} processes" if several else "")
             + (f"; resuming at step {start}" if start else f"; {training.num_steps} steps")
         )
+
+        # ---- What the loop needs.
         train_step = training_step.make_step(config, definition)
         run = sharding.data_parallel(training_step.with_stop(train_step) if several else train_step, training.parallel)
         stream = stack.enter_context(
@@ -106,40 +114,17 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
             )
         )
         draw_preview, judge = make_preview(config, definition), make_judge(config, definition, judged)
-        tracer = stack.enter_context(
-            monitor.Profile(workdir.path / "profile", profile if first else 0, start, training.num_steps, say)
-        )
+        tracer = stack.enter_context(Profile(workdir.path / "profile", profile if first else 0, start, training.num_steps, say))
         metrics = stack.enter_context(Metrics(workdir, start or None) if first else Unwritten())
-        record = stack.enter_context(Recorder(config, training_step.learning_rate(config), metrics, start, say))
+        record = Recorder(config, training_step.learning_rate(config), metrics, start, progress)
         stop.stepping = True
 
-        def save(done):
-            # Last of all: what belongs to a checkpoint's steps is then on disk, or done again after a kill.
-            record.drain()
-            metrics.flush()
-            checkpoints.save(done, state._asdict(), judge(state.ema))
+        def next_batch():
+            batch = stacked([next(stream) for _ in range(training.steps_per_dispatch)])
+            return batch | {"stop": np.full_like(batch["index"], stop.requested)} if several else batch
 
-        def save_now(done):
-            save(done)
-            checkpoints.wait()
-
-        # ---- The loop.
-        for step in range(start, training.num_steps, chunk):
-            try:
-                batch = record.waiting(lambda: stacked([next(stream) for _ in range(chunk)]))
-            except pipeline.InputFault as fault:
-                raise without_input(fault, step, save_now if step > start else None) from fault
-            if several:
-                batch["stop"] = np.full_like(batch["index"], stop.requested)
-            with tracer.step(step, chunk):
-                state, results = run(state, batch)
-            record.dispatched(step, results)
-            done = step + chunk
-            tracer.dispatched(done, results)
-            # Asked once: a later signal stops the next step. Several processes stop where all know that one was asked.
-            stopping = (record.stop if several else stop.requested) and done < training.num_steps
-            last = stopping or done >= training.num_steps
-            if preview.every and (done % preview.every == 0 or done >= training.num_steps):
+        def show_preview(done, state):
+            with progress.doing("drawing a preview"):
                 record.drain()  # nothing is drawn or saved before its losses are known to be finite
                 picture = draw_preview(state.ema)
                 metrics.image(done, "samples", picture)
@@ -147,43 +132,83 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
                     with writing(workdir.samples):
                         workdir.samples.mkdir(parents=True, exist_ok=True)
                         write_png(workdir.samples / f"step_{done:07d}.png", picture)
-            if last or done % training.checkpoint_every == 0:
-                save(done)
-            if stopping:
-                checkpoints.wait()
-                raise Preempted(f"stopped by a signal at step {done}, which is saved; the same command goes on from it")
-        record.close()
-        # Whoever asked is not to wait for what would come after this run. After the last batch one process alone may know.
+
+        def save(done, state, wait=False):
+            # Last of all: whatever belongs to these steps is then on disk already, or is done again after a kill.
+            with progress.doing("saving a checkpoint"):
+                record.drain()
+                metrics.flush()
+                checkpoints.save(done, state._asdict(), judge(state.ema))
+                if wait:
+                    checkpoints.wait()
+
+        # ---- The loop.
+        done, numbers = start, range(start, training.num_steps, training.steps_per_dispatch)
+        taken = steps(numbers, run, state, next_batch, record, tracer)
+        try:
+            for done, state in taken:
+                # Read once: a later signal stops the next step. Several processes stop at the step at which all know.
+                stopping = (record.stop if several else stop.requested) and done < training.num_steps
+                last = stopping or done >= training.num_steps
+                if preview.every and (done % preview.every == 0 or done >= training.num_steps):
+                    show_preview(done, state)
+                if last or done % training.checkpoint_every == 0:
+                    save(done, state, wait=stopping)
+                if stopping:
+                    raise Preempted(f"stopped by a signal at step {done}, which is saved; the same command goes on from it")
+        except pipeline.InputFault as fault:
+            save_now = functools.partial(save, done, state, wait=True) if done > start else None
+            raise without_input(fault, done, save_now) from fault
+        record.drain()
+        # A signal during the last step: what would follow this run must not begin. Only one process may know of it.
         if record.stop or np.any(sharding.collected(np.asarray([stop.requested]))):
             checkpoints.wait()
             raise Preempted(f"stopped by a signal at step {done}, which is saved: the run's last, it is complete")
     return state
 
 
+def steps(numbers, run, state, next_batch, record, tracer):
+    """The training loop: yields (steps done, state) after every dispatch. The state before is donated, and so gone.
+
+    numbers     range(first step, end, steps per dispatch), counted from 0
+    run         the compiled (state, batch) -> (state, results), as from `sharding.data_parallel`
+    next_batch  () -> arrays [steps per dispatch, B, ...]
+    """
+    note = record.progress.doing("compiling the training step")
+    for step in numbers:
+        batch = record.waiting(next_batch)
+        with note, tracer.step(step, numbers.step):
+            state, results = run(state, batch)
+        note = contextlib.nullcontext()
+        record.dispatched(step, results)
+        tracer.dispatched(step + numbers.step, results)
+        yield step + numbers.step, state
+
+
 def begin(stack, workdir, config, accept_changes):
-    """Holds the workdir for this job, and puts the config of a new run there; returns what `adopt` does."""
+    """Locks the workdir for this job and writes a new run's config there; returns what `resume.adopt` returns."""
     stack.enter_context(workdir.held())
     return resume.adopt(workdir, config, accept_changes)
 
 
 def check_shared(workdir):
-    """Raises ValueError in a process that does not see the first one's workdir, where all write their parts of checkpoints."""
+    """Raises ValueError in a process that does not see the first one's workdir, to which all write their parts of checkpoints."""
     word = cluster.by_first(workdir.mark)
     if not workdir.has_mark(word):
         raise ValueError(
             f"process {jax.process_index()} does not see the workdir of process 0 at {workdir.path}: give a folder "
             "that all machines share, or a bucket such as gs://bucket/run"
         )
-    cluster.together()  # what comes next waits less long than this may take
+    cluster.together()  # here, as the next thing waits for a shorter time than this may take
 
 
 def without_input(fault, step, save):
-    """The TrainingStopped for an InputFault at a step; what is done so far, which the fault has no part in, is saved first."""
-    # One process alone: of several, the others do not know, and a checkpoint is the work of all.
+    """The TrainingStopped for an InputFault after `step` steps, which are saved first: the fault has not touched them."""
+    # In one process only: others do not know of the fault, and all must take part in a checkpoint.
     saved = "the last checkpoint is as it was"
     if save and jax.process_count() == 1:
         try:
-            save(step)
+            save()
             saved = f"step {step} is saved: the same command goes on from it"
         except (TrainingStopped, ValueError) as error:
             saved = str(error)
@@ -193,7 +218,7 @@ def without_input(fault, step, save):
 
 
 def open_data(config):
-    """The training split a config names, found to agree with it."""
+    """The training split that a config names; ConfigError if it has another number of classes."""
     split = pipeline.open_config(config.data)
     if config.model.num_classes not in (0, split.num_classes):
         raise configuration.ConfigError(
@@ -204,7 +229,7 @@ def open_data(config):
 
 
 def make_judge(config, definition, split):
-    """EMA parameters -> their mean loss on held-out images, the same noise every time; None if there is no `split`."""
+    """A function: EMA parameters -> their mean loss on held-out images, the same noise every time; None without a `split`."""
     if split is None:
         return lambda params: None
     loss = jax.jit(training_step.make_loss(config, definition))
@@ -229,7 +254,7 @@ def stacked(batches):
 
 
 def make_preview(config, definition):
-    """EMA parameters -> a grid of samples, the same noise every time."""
+    """A function: EMA parameters -> a grid of samples, from the same noise every time."""
     preview = config.preview
     levels = schedules.levels(preview.schedule, preview.steps)
     draw = generate.make_sampler(config, definition, preview.method)

@@ -1,4 +1,4 @@
-"""What is known of a training run's steps: losses checked, logged and shown, a sign of life, and why it stopped."""
+"""Watching a training run: losses checked and logged, what it is doing, profiles, and the signals that stop it."""
 
 import collections
 import contextlib
@@ -14,33 +14,110 @@ import numpy as np
 from tqdm import tqdm
 
 RUN_AHEAD = 4  # dispatches in flight: enough to keep a device busy, few enough that a fault is seen at once
+SILENCE = 60.0  # seconds after which a program without a terminal says what it is doing
+WARM_UP = 10  # steps before a profile, which should show neither compilation nor the first wait for input
+PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class TrainingStopped(RuntimeError):
-    """Training cannot go on; the message is one line. `stuck`: nor does the process end in the usual way, see data.InputFault."""
+    """Training cannot go on; the message is one line. `stuck`: a thread hangs, see `pipeline.InputFault`, so the process must be
+    ended by force."""
 
     stuck = False
 
 
-class Recorder(contextlib.AbstractContextManager):
-    """What is known of the steps, a few steps later: checks every loss, logs, shows progress. It never waits for the device."""
+class Preempted(TrainingStopped):
+    """A signal stopped training, and nothing is lost: the same command continues. `agreed`: all processes of the job know."""
 
-    def __init__(self, config, rate, metrics, start, say, show=True):
-        self.training, self.metrics, self.say = config.training, metrics, say
-        self.rate = rate
-        self.pending, self.window, self.intervals, self.waited = collections.deque(), [], [], 0.0
-        self.step, self.count, self.skipped = start, 0, 0  # the last step seen; steps since the last log line; skipped updates
+    def __init__(self, message, agreed=True):
+        super().__init__(message)
+        self.agreed = agreed
+
+
+class Progress(contextlib.AbstractContextManager):
+    """What a run shows of itself: a bar on a terminal, lines elsewhere; both say what it is doing.
+
+    After SILENCE seconds without a line a thread says one, even while the program waits for a compiler, a device or a disk.
+    """
+
+    def __init__(self, say, num_steps, show=True):
+        self._say, self._num_steps, self._show = say, num_steps, show
+        self.bar = self.step = self._stepped = None  # from `begin` on; when a step was last seen done
+        self._activity, self._begun, self._spoken = None, time.monotonic(), time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._speak, name="noisesched-progress", daemon=True)
+        if show:
+            self._thread.start()
+
+    def begin(self, step):
+        """Training begins, with `step` steps done already."""
+        self.bar = tqdm(total=self._num_steps, initial=step, unit="step", disable=None if self._show else True, smoothing=0.05)
+        self.step, self._begun = step, time.monotonic()
+
+    def advance(self, count):
+        """`count` more steps are seen to be done."""
+        self.step, self._stepped = self.step + count, time.monotonic()
+        self.bar.update(count)
+
+    @contextlib.contextmanager
+    def doing(self, activity, on_bar=True):
+        """Names what the program does meanwhile; on a terminal at once, unless `on_bar` is false."""
+        outer, self._activity = self._activity, (activity, time.monotonic())
+        on_bar = on_bar and self.bar is not None
+        if on_bar:
+            self.bar.set_description_str(f"{activity}: ")
+        try:
+            yield
+        finally:
+            self._activity = outer
+            if on_bar:
+                self.bar.set_description_str(f"{outer[0]}: " if outer else "")
+
+    def say(self, line):
+        self._spoken = time.monotonic()
+        self._say(line)
+
+    def _speak(self):
+        while not self._ended.wait(max(self._spoken + SILENCE - time.monotonic(), 0.01)):
+            if time.monotonic() - self._spoken >= SILENCE:
+                if self.bar is None or self.bar.disable:
+                    self.say(self._status())
+                self._spoken = time.monotonic()
+
+    def _status(self):
+        activity, since = self._activity or ("starting" if self.bar is None else "running the first step", self._begun)
+        if self._activity or self._stepped is None:
+            doing = f"{activity}, {time.monotonic() - since:.0f} s so far"
+        else:
+            doing = f"training, last step done {time.monotonic() - self._stepped:.0f} s ago"
+        step = "" if self.step is None else f"step {self.step}/{self._num_steps}  "
+        return f"{step}{doing}  {in_words(memory_in_use())}"
+
+    def __exit__(self, *exception):
+        self._ended.set()
+        if self._show:
+            self._thread.join()
+        if self.bar is not None:
+            self.bar.close()
+
+
+class Recorder:
+    """Checks every loss, logs and shows them, a few steps after they are dispatched, so that it never waits for the device."""
+
+    def __init__(self, config, rate, metrics, start, progress):
+        self.training, self.rate, self.metrics, self.progress = config.training, rate, metrics, progress
+        self.pending, self.window, self.intervals = collections.deque(), [], []
+        self.waited = self.waited_before = 0.0  # seconds that the loop waited for input: in all, and until the last log line
+        self.count, self.skipped = 0, 0  # steps since the last log line; skipped updates
         self.stop = False  # whether a process had been asked to stop, at the last dispatch looked at
         self.since = self.looked = time.perf_counter()
-        self.bar = tqdm(total=self.training.num_steps, initial=start, unit="step", disable=None if show else True, smoothing=0.05)
-        self.heartbeat = Heartbeat(say, self._alive) if show and self.bar.disable else None
-        if self.heartbeat:
-            self.say = self.heartbeat.say
+        progress.begin(start)
 
     def waiting(self, produce):
-        """The input, and how long the loop stood still for it."""
+        """The input, and how long the loop waited for it."""
         begin = time.perf_counter()
-        produced = produce()
+        with self.progress.doing("waiting for input", on_bar=False):
+            produced = produce()
         self.waited += time.perf_counter() - begin
         return produced
 
@@ -53,15 +130,6 @@ class Recorder(contextlib.AbstractContextManager):
         while self.pending:
             self._look(*self.pending.popleft())
 
-    def close(self):
-        self.drain()
-        self.__exit__()
-
-    def __exit__(self, *exception):
-        self.bar.close()
-        if self.heartbeat:
-            self.heartbeat.close()
-
     def _look(self, first, results):
         results = jax.device_get(results)  # of a dispatch that has had time to finish
         self.stop = self.stop or bool(np.any(results.get("stop", False)))
@@ -69,7 +137,7 @@ class Recorder(contextlib.AbstractContextManager):
         self.intervals.append((now - self.looked) / count)
         self.looked = now
         for offset, (loss, norm) in enumerate(zip(results["loss"], results["grad_norm"], strict=True)):
-            self.step = step = first + offset + 1
+            step = first + offset + 1
             self.count += 1
             if np.isfinite(loss) and np.isfinite(norm):
                 self.window.append((loss, norm))
@@ -77,28 +145,27 @@ class Recorder(contextlib.AbstractContextManager):
                 self._not_finite(step, {name: values[offset] for name, values in results.items()})
             if step % self.training.log_every == 0 or step == self.training.num_steps:
                 self._log(step)
-        self.bar.update(count)
+        self.progress.advance(count)
 
     def _not_finite(self, step, result):
-        """Tells of a skipped update, or raises TrainingStopped."""
+        """Reports a skipped update, or raises TrainingStopped."""
         low, high = result["bad_log_snr_min"], result["bad_log_snr_max"]
         where = f"in examples of log-SNR {low:.4g} to {high:.4g}" if low <= high else "in the gradient alone"
         what = f"not finite at step {step}: loss {result['loss']}, gradient norm {result['grad_norm']}, {where}"
         allowed = self.training.skip_nonfinite
         if not allowed or result["skipped"] > allowed:
             before = f" {allowed} such updates were skipped before (training.skip_nonfinite);" if allowed else ""
-            self.bar.close()
             raise TrainingStopped(
                 f"{what};{before} checkpoints from before are kept (a lower learning rate or clip_norm may help)"
             )
         self.skipped = int(result["skipped"])
-        self.say(f"{what}; update skipped, {self.skipped} of at most {allowed}")
+        self.progress.say(f"{what}; update skipped, {self.skipped} of at most {allowed}")
 
     def _log(self, step):
         now = time.perf_counter()
         seconds, steps = now - self.since, self.count
         loss, norm = np.mean(self.window, axis=0) if self.window else (np.nan, np.nan)
-        each, waited, memory = np.median(self.intervals), self.waited / seconds, memory_in_use()
+        each, waited, memory = np.median(self.intervals), (self.waited - self.waited_before) / seconds, memory_in_use()
         self.metrics.write(
             step,
             {
@@ -112,7 +179,7 @@ class Recorder(contextlib.AbstractContextManager):
                 **({"skipped": self.skipped} if self.training.skip_nonfinite else {}),
             },
         )
-        self.bar.set_postfix(
+        self.progress.bar.set_postfix(
             loss=f"{loss:.4f}",
             ms=f"{1e3 * each:,.1f}",
             input=f"{waited:.1%}",
@@ -120,34 +187,18 @@ class Recorder(contextlib.AbstractContextManager):
             **({"skipped": self.skipped} if self.skipped else {}),
             refresh=False,
         )
-        if self.bar.disable:
+        if self.progress.bar.disable:
             left = (self.training.num_steps - step) * seconds / steps
-            self.say(
+            self.progress.say(
                 f"step {step}/{self.training.num_steps}  loss {loss:.4f}  {1e3 * each:,.1f} ms/step, {steps / seconds:.1f}/s"
                 f"  input wait {waited:.1%}  {in_words(memory)}  {left // 60:.0f}m{left % 60:02.0f}s left"
             )
-        self.window, self.intervals, self.count, self.waited, self.since = [], [], 0, 0.0, now
-
-    def _alive(self):
-        """The line of a heartbeat, from what has been looked at."""
-        ago = time.perf_counter() - self.looked
-        return (
-            f"step {self.step}/{self.training.num_steps}  alive, last seen at work {ago:.0f} s ago  {in_words(memory_in_use())}"
-        )
-
-
-PAGE = os.sysconf("SC_PAGE_SIZE")
-
-
-SILENCE = 60.0  # seconds after which a program without a terminal says that it is alive
-
-
-WARM_UP = 10  # steps before a profile: compilation and the first wait for input are not what is looked for
+        self.window, self.intervals, self.count, self.waited_before, self.since = [], [], 0, self.waited, now
 
 
 def memory_in_use():
-    """{"device_bytes": in use, "device_bytes_peak": ..} of the fullest local device; where a backend does not tell, as the CPU,
-    {"process_bytes": resident, "process_bytes_peak": ..} of this process."""
+    """{"device_bytes": in use, "device_bytes_peak": ..} of the fullest local device; on backends that do not tell, such as the
+    CPU, {"process_bytes": resident, "process_bytes_peak": ..} of this process."""
     if all(stats := [device.memory_stats() for device in jax.local_devices()]):
         return {
             "device_bytes": max(each["bytes_in_use"] for each in stats),
@@ -169,31 +220,8 @@ def in_words(memory):
     return f"{now:,.0f} MiB of the {kind} (peak {peak:,.0f})"
 
 
-class Heartbeat:
-    """Says a line whenever nothing was said for SILENCE seconds: a thread, so that it speaks while a device or a disk is waited
-    for, too. `status()` -> the line, from what is known already."""
-
-    def __init__(self, say, status):
-        self._say, self._status, self._ended, self.spoken = say, status, threading.Event(), time.monotonic()
-        self._thread = threading.Thread(target=self._run, name="noisesched-heartbeat", daemon=True)
-        self._thread.start()
-
-    def _run(self):
-        while not self._ended.wait(max(self.spoken + SILENCE - time.monotonic(), 0.01)):
-            if time.monotonic() - self.spoken >= SILENCE:
-                self.say(self._status())
-
-    def say(self, line):
-        self.spoken = time.monotonic()
-        self._say(line)
-
-    def close(self):
-        self._ended.set()
-        self._thread.join()
-
-
 class Profile(contextlib.AbstractContextManager):
-    """A trace of `steps` steps, after WARM_UP others if the run is that long, for TensorBoard or Perfetto. 0: none."""
+    """A trace of `steps` steps, after WARM_UP others if the run is long enough, for TensorBoard or Perfetto; 0: none."""
 
     def __init__(self, folder, steps, start, end, say):
         if steps and "://" in str(folder):
@@ -203,18 +231,18 @@ class Profile(contextlib.AbstractContextManager):
         self._last = min(self._first + steps, end)
 
     def step(self, step, length):
-        """A context for the dispatch of steps step .. step + length - 1, by the name of "train" in the trace."""
+        """A context for the dispatch of steps step .. step + length - 1, named "train" in the trace."""
         if not self._running and self._first < step + length and step < self._last:
             options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0  # every Python call would be many, and slow what is measured
+            options.python_tracer_level = 0  # recording every Python call would slow down what is measured
             jax.profiler.start_trace(str(self._folder), profiler_options=options)
             self._running, self._begun = True, step
         return jax.profiler.StepTraceAnnotation("train", step_num=step) if self._running else contextlib.nullcontext()
 
     def dispatched(self, done, results):
-        """To be told of every dispatch: `done` steps are on their way, with these results."""
+        """Call after every dispatch: `done` steps are dispatched, the last with these results."""
         if self._running and done >= self._last:
-            jax.block_until_ready(results)  # of the profiled steps the last is to be in the trace
+            jax.block_until_ready(results)  # so that the trace holds the last profiled step, too
             self._stop(done)
 
     def _stop(self, done):
@@ -229,23 +257,15 @@ class Profile(contextlib.AbstractContextManager):
     def __exit__(self, *exception):
         if self._running:
             self._running = False
-            with contextlib.suppress(Exception):  # what stopped the run in the middle is what there is to tell
+            with contextlib.suppress(Exception):  # the error that stopped the run matters more
                 jax.profiler.stop_trace()
-
-
-class Preempted(TrainingStopped):
-    """A signal stopped training, with nothing lost: the same command goes on. `agreed`: all processes of the job know."""
-
-    def __init__(self, message, agreed=True):
-        super().__init__(message)
-        self.agreed = agreed
 
 
 class Signals(contextlib.AbstractContextManager):
     """Turns SIGINT and SIGTERM into a request to save and stop after the running step; a second one acts as usual.
 
-    Until `stepping` is set there is nothing to save: then Preempted is raised where the program stands. A signal that the parent
-    has had ignored stays ignored, as the background jobs of a shell expect.
+    Until `stepping` is set there is nothing to save, and Preempted is raised wherever the program is. A signal that the parent
+    ignores stays ignored, as the background jobs of a shell expect.
     """
 
     requested = stepping = False
@@ -257,10 +277,12 @@ class Signals(contextlib.AbstractContextManager):
 
     def _request(self, number, frame):
         signal.signal(number, self.usual[number])
-        self.requested = True  # if the exception is lost, as in a callback of the garbage collector, the first step is the last
+        self.requested = (
+            True  # should the exception be lost, as in a callback of the garbage collector, the first step is the last
+        )
         if not self.stepping:
             raise Preempted("stopped by a signal before the first step; the same command begins again", agreed=False)
-        # Not print, which may be what the signal interrupted.
+        # Not print: the signal may have interrupted one.
         os.write(sys.__stderr__.fileno(), b"saving, then stopping (once more to stop at once)\n")
 
     def __exit__(self, *exception):
