@@ -37,7 +37,7 @@ ASKED = study.Study(
     translations=("nearest",),
     outside="clamp",
     metrics=("frechet(raw)", "brightness"),
-    num_images=40,
+    num_images=16,
     reference="test",
     inception_weights="",
     likelihood="",
@@ -55,8 +55,30 @@ def save(workdir, config, step=6, size=0.2):
         checkpoints.save(step, training_step.State(np.int32(step), params, params, ())._asdict())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    """Tests of this file share the compiled programs of their networks."""
+    programs = {}
+
+    def make(config, definition, method):
+        key = config.data.image_size, config.model.num_classes, definition, method
+        if key not in programs:
+            programs[key] = generate.make_sampler(config, definition, method)
+        return programs[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "make_sampler", make)
+        yield
+
+
 @pytest.fixture(scope="module")
-def runs(small, tmp_path_factory):
+def tiny(small):
+    """`tiny(changes)`: the Config of a network that is as small as they come."""
+    return lambda changes=(): small({"model.width": "4"} | dict(changes))
+
+
+@pytest.fixture(scope="module")
+def runs(tiny, tmp_path_factory):
     """Workdirs of a run told log-SNR and of one told timesteps."""
     folder = tmp_path_factory.mktemp("runs")
     told = {
@@ -64,7 +86,7 @@ def runs(small, tmp_path_factory):
         "timestep": {"schedule": TABLE, "conditioning.kind": "timestep", "conditioning.table": TABLE},
     }
     for name, changes in told.items():
-        save(Workdir(folder / name / "seed0"), small(changes))
+        save(Workdir(folder / name / "seed0"), tiny(changes))
     return {name: str(folder / name / "seed0") for name in told}
 
 
@@ -92,9 +114,9 @@ def test_every_combination_is_one_line_with_all_that_made_it(compared, tmp_path)
     assert len(rows) == (1 + 2) * 2 * 2 * 2  # (log-SNR + two translations) x schedules x calls x seeds
     assert read_lines(tmp_path / "out" / "compare.jsonl") == rows
     assert len({row["key"] for row in rows}) == len(rows)
-    assert all(set(row["metrics"]) == {"frechet(raw, n=40)", "brightness(n=40)"} for row in rows)
+    assert all(set(row["metrics"]) == {"frechet(raw, n=16)", "brightness(n=16)"} for row in rows)
     assert all((tmp_path / "out" / row["preview"]).is_file() for row in rows)
-    assert all(sum(row["appearance"]["histogram"]) == 40 for row in rows)
+    assert all(sum(row["appearance"]["histogram"]) == 16 for row in rows)
     asked = json.loads((tmp_path / "out" / "config.json").read_text())
     assert asked["keys"] == [row["key"] for row in rows] and asked["comparison"]["calls"] == [2, 3]
     reference = json.loads((tmp_path / "out" / "reference.json").read_text())
@@ -129,7 +151,7 @@ def test_numbers_of_another_classifier_neither_stand_for_nor_beside_todays(compa
 
 @pytest.mark.parametrize(
     "changes",
-    [{"parameters": "params"}, {"num_images": 30}, {"metrics": ("brightness",)}, {"reference": "train"}, {"outside": "refuse"}],
+    [{"parameters": "params"}, {"num_images": 12}, {"metrics": ("brightness",)}, {"reference": "train"}, {"outside": "refuse"}],
 )
 def test_what_was_asked_differently_does_not_stand_in_one_report(compared, runs, tmp_path, changes):
     only = {"workdirs": (runs["timestep"],), "schedules": (TABLE,), "calls": (2,)}
@@ -140,7 +162,7 @@ def test_what_was_asked_differently_does_not_stand_in_one_report(compared, runs,
     again, lines = compared(**only)
     assert again == first and keys() == [row["key"] for row in first] and "0 of them new" in lines[-1]
     about = json.loads((tmp_path / "out" / "reference.json").read_text())["about"]
-    assert (about["split"], about["n"]) == ("test", 40)  # the floor is of what is asked now
+    assert (about["split"], about["n"]) == ("test", 16)  # the floor is of what is asked now
 
 
 def test_a_schedules_file_may_change(compared, runs, tmp_path):
@@ -165,10 +187,10 @@ def test_the_data_may_change(compared, runs, monkeypatch):
     assert not {row["key"] for row in first} & {row["key"] for row in second}
 
 
-def test_a_new_checkpoint_makes_its_rows_anew(runs, compared, small):
+def test_a_new_checkpoint_makes_its_rows_anew(runs, compared, tiny):
     first, _ = compared(workdirs=(runs["log_snr"],))
     with Checkpoints(Workdir(runs["log_snr"]), max_to_keep=2) as checkpoints:
-        _, state = training_step.init(small({"schedule": "linear"}))
+        _, state = training_step.init(tiny({"schedule": "linear"}))
         params = jax.tree.map(np.asarray, state.params)
         checkpoints.save(8, training_step.State(np.int32(8), params, params, ())._asdict())
     second, lines = compared(workdirs=(runs["log_snr"],))
@@ -218,21 +240,19 @@ def test_spacings_stand_beside_each_other(compared, runs):
     assert without_times([row for row in both if row["spacing"] == "trailing"]) == without_times(one)
 
 
-def test_classes_are_those_of_the_real_images(compared, small, monkeypatch, tmp_path):
-    save(Workdir(tmp_path / "classes" / "seed0"), small({"model.num_classes": 10}))
+def test_classes_are_those_of_the_real_images(compared, tiny, monkeypatch, tmp_path):
+    save(Workdir(tmp_path / "classes" / "seed0"), tiny({"model.num_classes": 10}))
     seen = []
     monkeypatch.setattr(
         compare,
         "generate",
         lambda *args, labels, **options: seen.append(labels) or generate.generate(*args, labels=labels, **options),
     )
-    rows, _ = compared(workdirs=(str(tmp_path / "classes" / "seed0"),), schedules=("cosine",), calls=(2,), num_images=148)
-    test = pipeline.examples(pipeline.open_config(small({}).data, "test"))
-    counts = np.bincount(seen[0], minlength=10)
-    assert (counts <= np.bincount(test["label"], minlength=10)).all() and counts.max() - counts.min() > 5  # not in turn
-    assert (seen[0] == test["label"][np.random.default_rng(0).permutation(297)[:148]]).all()
+    rows, _ = compared(workdirs=(str(tmp_path / "classes" / "seed0"),), schedules=("cosine",), calls=(2,))
+    test = pipeline.examples(pipeline.open_config(tiny().data, "test"))["label"]
+    assert (seen[0] == test[np.random.default_rng(0).permutation(297)[:16]]).all()  # and not each class in turn
     assert rows[0]["asked"]["labels"] == "of the real images"
-    save(Workdir(tmp_path / "few" / "seed0"), small({"model.num_classes": 9}))
+    save(Workdir(tmp_path / "few" / "seed0"), tiny({"model.num_classes": 9}))
     with pytest.raises(configuration.ConfigError, match="labels 0 to 9 .* knows 0 to 8"):
         compared(workdirs=(str(tmp_path / "few" / "seed0"),))
 
@@ -287,19 +307,19 @@ def test_a_full_disk_costs_the_row_that_was_being_written(compared, monkeypatch,
     assert len(rows) == 8 and int(lines[-1].split(" rows are there, ")[1].split()[0]) <= 6
 
 
-def test_one_program_serves_all_runs_and_schedules_of_a_network_and_a_length(compared, small, tmp_path, monkeypatch):
-    made, usual = [], compare.make_sampler
-    monkeypatch.setattr(compare, "make_sampler", lambda *args: made.append(usual(*args)) or made[-1])
+def test_one_program_serves_all_runs_and_schedules_of_a_network_and_a_length(compared, tiny, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(compare, "make_sampler", lambda *args: made.append(generate.make_sampler(*args)) or made[-1])
     others = {"linear": {"schedule": "linear", "seed": 1}, "cosine": {}}
     for name, changes in others.items():
-        save(Workdir(tmp_path / name), small(changes))
-    compared(workdirs=tuple(str(tmp_path / name) for name in others), schedules=("linear", "cosine", "karras", "flow"))
+        save(Workdir(tmp_path / name), tiny(changes))
+    compared(workdirs=tuple(str(tmp_path / name) for name in others), schedules=("linear", "karras"))
     assert [draw._cache_size() for draw in made] == [2]  # lengths 2 and 3
 
 
 def test_the_same_noise_in_every_row(compared, monkeypatch):
     seen = []
-    monkeypatch.setattr(compare, "generate", lambda *args, seed, **kwargs: seen.append(seed) or np.zeros((40, 8, 8, 1), np.uint8))
+    monkeypatch.setattr(compare, "generate", lambda *args, seed, **kwargs: seen.append(seed) or np.zeros((16, 8, 8, 1), np.uint8))
     compared(seeds=(7,))
     assert set(seen) == {7}
 
@@ -314,8 +334,8 @@ def test_raw_steps_are_right_under_the_training_schedule_and_wrong_under_another
     assert by["cosine", "nearest"] != by["cosine", "raw"]
 
 
-def test_raw_tells_the_steps_of_the_table(small):
-    config = small({"schedule": TABLE, "conditioning.kind": "timestep", "conditioning.table": TABLE})
+def test_raw_tells_the_steps_of_the_table(tiny):
+    config = tiny({"schedule": TABLE, "conditioning.kind": "timestep", "conditioning.table": TABLE})
     table = build.make_conditioning(config).table
     np.testing.assert_allclose(generate.told_raw(config, 5), [table[step - 1] for step in (20, 16, 12, 8, 4)], rtol=1e-6)
     for n in (3, 7, 19):  # which do not divide the table: the training schedule's own levels all the same
@@ -338,15 +358,15 @@ def test_levels_beyond_the_table_are_counted_and_refused_or_clamped(compared, ha
 # -- faults
 
 
-def test_images_that_are_not_finite_cost_their_row_alone(compared, small, runs, tmp_path):
-    save(Workdir(tmp_path / "wild"), small({"schedule": "linear"}), size=1e30)
+def test_images_that_are_not_finite_cost_their_row_alone(compared, tiny, runs, tmp_path):
+    save(Workdir(tmp_path / "wild"), tiny({"schedule": "linear"}), size=1e30)
     rows, lines = compared(workdirs=(str(tmp_path / "wild"), runs["log_snr"]))
     assert [bool(row["refused"]) for row in rows] == [True] * 4 + [False] * 4
     assert "not finite" in rows[0]["refused"] and rows[0]["metrics"] == {}
 
 
-def test_a_diverged_network_costs_its_own_likelihood_alone(compared, small, runs, tmp_path):
-    save(Workdir(tmp_path / "wild"), small({"schedule": "linear"}), size=1e30)
+def test_a_diverged_network_costs_its_own_likelihood_alone(compared, tiny, runs, tmp_path):
+    save(Workdir(tmp_path / "wild"), tiny({"schedule": "linear"}), size=1e30)
     rows, lines = compared(workdirs=(str(tmp_path / "wild"), runs["log_snr"]), likelihood="test", likelihood_images=4, calls=(2,))
     assert [bool(row["refused"]) for row in rows] == [True] * 2 + [False] * 2
     assert any("no bits per dimension for wild, seed 0: the network's estimate" in line for line in lines)
@@ -357,8 +377,8 @@ def test_a_diverged_network_costs_its_own_likelihood_alone(compared, small, runs
     assert not (Workdir(runs["log_snr"]).path / "evaluation").exists()  # what `evaluate` writes is left alone
 
 
-def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(compared, small, tmp_path):
-    workdir, config = Workdir(tmp_path / "run"), small({"schedule": "linear"})
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(compared, tiny, tmp_path):
+    workdir, config = Workdir(tmp_path / "run"), tiny({"schedule": "linear"})
     save(workdir, config, step=6)
     with Checkpoints(workdir, max_to_keep=2) as checkpoints:
         _, state = training_step.init(config)
@@ -371,14 +391,14 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(compared, small
     assert {row["checkpoint"] for row in rows} == {6} and all(row["metrics"] for row in rows)
 
 
-def test_guidance_that_no_network_can_be_given_is_refused_before_training(compared, small):
-    described = {"small": configuration.to_dict(small({}))}
+def test_guidance_that_no_network_can_be_given_is_refused_before_training(compared, tiny):
+    described = {"small": configuration.to_dict(tiny({}))}
     with pytest.raises(configuration.ConfigError, match="trained without classes"):
         compared(workdirs=(), runs=described, guidances=("none", "cfg(3)"))
 
 
-def test_noise_predictors_at_zero_snr_cost_their_row_alone(compared, small, tmp_path):
-    save(Workdir(tmp_path / "eps"), small({"schedule": "linear", "model.prediction": "eps"}))
+def test_noise_predictors_at_zero_snr_cost_their_row_alone(compared, tiny, tmp_path):
+    save(Workdir(tmp_path / "eps"), tiny({"schedule": "linear", "model.prediction": "eps"}))
     rows, _ = compared(workdirs=(str(tmp_path / "eps"),), calls=(3,))
     assert [bool(row["refused"]) for row in rows] == [False, True] and "zero SNR" in rows[1]["refused"]
 
@@ -423,10 +443,10 @@ def test_what_cannot_be_asked_is_said_in_one_line(runs, fault):
         ({"metrics": ("frechet(inception)",), "inception_weights": "/none.npz"}, "/none.npz: no such file"),
     ],
 )
-def test_what_the_data_cannot_give_is_said_before_anything_is_trained(compared, small, monkeypatch, tmp_path, changes, message):
+def test_what_the_data_cannot_give_is_said_before_anything_is_trained(compared, tiny, monkeypatch, tmp_path, changes, message):
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained"))
     with pytest.raises(configuration.ConfigError, match=message) as raised:
-        compared(workdirs=(), runs={"new": configuration.to_dict(small())}, **changes)
+        compared(workdirs=(), runs={"new": configuration.to_dict(tiny())}, **changes)
     assert "\n" not in str(raised.value) and not (tmp_path / "out").exists()
 
 
@@ -439,9 +459,9 @@ def test_a_run_is_not_overwritten(compared, runs):
     assert workdir.config.read_text() == before and not (workdir.path / "runs.json").exists()
 
 
-def test_a_name_that_json_would_read_as_a_number_is_refused(compared, small):
+def test_a_name_that_json_would_read_as_a_number_is_refused(compared, tiny):
     with pytest.raises(configuration.ConfigError, match="'nan' stands for a number"):
-        compared(workdirs=(), runs={"nan": configuration.to_dict(small())})
+        compared(workdirs=(), runs={"nan": configuration.to_dict(tiny())})
 
 
 def test_a_device_without_space_is_named():
@@ -455,30 +475,30 @@ def test_an_empty_workdir_is_named(compared, tmp_path):
         compared(workdirs=(str(tmp_path / "empty"),))
 
 
-def test_a_run_without_checkpoints_is_named(compared, small, tmp_path):
-    Workdir(tmp_path / "begun").write_config(configuration.to_dict(small()))
+def test_a_run_without_checkpoints_is_named(compared, tiny, tmp_path):
+    Workdir(tmp_path / "begun").write_config(configuration.to_dict(tiny()))
     with pytest.raises(configuration.ConfigError, match="begun holds no checkpoint yet"):
         compared(workdirs=(str(tmp_path / "begun"),))
 
 
-def test_an_edited_config_is_refused_even_where_the_shapes_fit(compared, small, tmp_path):
+def test_an_edited_config_is_refused_even_where_the_shapes_fit(compared, tiny, tmp_path):
     workdir = Workdir(tmp_path / "edited")
-    save(workdir, small())
-    workdir.write_config(configuration.to_dict(small({"model.prediction": "x"})))
+    save(workdir, tiny())
+    workdir.write_config(configuration.to_dict(tiny({"model.prediction": "x"})))
     with pytest.raises(ValueError, match='edited.*model.prediction: "v" -> "x".*put that back') as raised:
         compared(workdirs=(str(workdir.path),))
     assert "\n" not in str(raised.value)
 
 
-def test_unequal_images_are_refused(compared, small, runs, tmp_path):
-    save(Workdir(tmp_path / "large"), small({"data.image_size": 16}))
+def test_unequal_images_are_refused(compared, tiny, runs, tmp_path):
+    save(Workdir(tmp_path / "large"), tiny({"data.image_size": 16}))
     with pytest.raises(configuration.ConfigError, match="other images.*'image_size': 16"):
         compared(workdirs=(runs["log_snr"], str(tmp_path / "large")))
 
 
-def test_one_name_for_two_configurations_is_refused(compared, small, tmp_path):
+def test_one_name_for_two_configurations_is_refused(compared, tiny, tmp_path):
     for name, changes in (("seed0", {}), ("seed1", {"weighting": "eps"})):
-        save(Workdir(tmp_path / "run" / name), small(changes))
+        save(Workdir(tmp_path / "run" / name), tiny(changes))
     with pytest.raises(configuration.ConfigError, match="differ in more than the seed: weighting"):
         compared(workdirs=(str(tmp_path / "run" / "seed0"), str(tmp_path / "run" / "seed1")))
 
@@ -500,9 +520,11 @@ def test_more_images_than_there_are_is_said_before_sampling(compared, monkeypatc
 # -- training, through the command line
 
 
-def test_runs_are_trained_first_and_only_once(run, words, tmp_path):
+def test_runs_are_trained_first_and_only_once(main, words, tmp_path):
     config = tmp_path / "comparison.py"
-    changes = dict(word.removeprefix("--config.").split("=", 1) for word in words()[1:])
+    changes = dict(
+        word.removeprefix("--config.").split("=", 1) for word in words({"model.width": "4", "training.num_steps": "2"})[1:]
+    )
     settings = "\n".join(f"    override(small, {name!r}, {value!r})" for name, value in changes.items())
     config.write_text(f"""
 import ast
@@ -521,7 +543,7 @@ def get_config():
     config.runs.small = small
     config.train_seeds = (0, 1)
     config.metrics = ("frechet(raw)",)
-    config.num_images = 30
+    config.num_images = 16
     config.reference = "test"
     config.likelihood_images = 4
     config.schedules = ("cosine",)
@@ -533,19 +555,19 @@ def get_config():
     (tmp_path / "mine").mkdir()
     config = config.rename(tmp_path / "mine" / "comparison.py")
     out = tmp_path / "out"
-    code, text, error = run("compare", f"--config={config}", f"--out={out}", "--share=2/2")
+    code, text, error = main("compare", f"--config={config}", f"--out={out}", "--share=2/2")
     assert code == 0 and "training run 1 of 1: small, seed 1" in text, error
-    code, text, error = run("compare", f"--config={config}", f"--out={out}")
+    code, text, error = main("compare", f"--config={config}", f"--out={out}")
     assert code == 0, error
     assert "training run 1 of 2: small, seed 0" in text and "training run 2 of 2" not in text and "1 of them new" in text
-    code, _, error = run("compare", f"--config={config}", f"--out={out}", "--share=2of2")
+    code, _, error = main("compare", f"--config={config}", f"--out={out}", "--share=2of2")
     assert code == 2 and "share K/N, such as 1/2" in error
     assert (out / "evaluations" / "small" / "seed1" / "evaluation.json").is_file()
     described = json.loads((out / "runs.json").read_text())["small"]
     assert len(described["workdirs"]) == 2 and min(described["seconds"]) > 0
-    code, text, error = run("compare", f"--config={config}", f"--out={out}")
+    code, text, error = main("compare", f"--config={config}", f"--out={out}")
     assert code == 0 and "training run" not in text and "0 of them new" in text
-    code, text, _ = run("compare", f"--config={config}", f"--out={out}", "--config.calls=(5, 6)", "--config.calls=(2,)")
+    code, text, _ = main("compare", f"--config={config}", f"--out={out}", "--config.calls=(5, 6)", "--config.calls=(2,)")
     assert code == 0 and "all 2 rows are there, 0 of them new" in text  # of a setting given twice, the last counts
-    code, _, error = run("compare", f"--config={config}", f"--out={out}", "--config.num_images=31", "--config.outside=never")
+    code, _, error = main("compare", f"--config={config}", f"--out={out}", "--config.num_images=17", "--config.outside=never")
     assert code == 2 and error.count("\n") == 1 and "choose one of refuse, clamp" in error

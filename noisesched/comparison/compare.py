@@ -113,11 +113,8 @@ def run(study, out, command="", say=tqdm.write, share=None):
         if not cluster.is_first():
             return []
         refused = sum(known[row.key]["refused"] is not None for row in rows)
-        then = (
-            "when all shares are, the same command without --share puts them together"
-            if share
-            else (f"see them by: {shlex.join(['noisesched', 'report', f'--compare={out.path}'])}")
-        )
+        then = "when all shares are, the same command without --share puts them together"
+        then = then if share else f"see them by: {shlex.join(['noisesched', 'report', f'--compare={out.path}'])}"
         say(f"{path}: all {len(rows)} rows are there, {len(missing)} of them new{f', {refused} refused' * bool(refused)}; {then}")
         return [known[row.key] for row in rows]
 
@@ -199,23 +196,14 @@ def measure(rows, steps, study, reference, out, progress):
             "checkpoint": steps[row.run],
             "drawn": str(config.schedule),
             "told": config.conditioning.kind,
-            "schedule": row.schedule,
-            "method": row.method,
-            "guidance": row.guidance,
-            "spacing": row.spacing,
-            "levels": row.levels,
-            "calls": row.calls,
-            "network_calls": row.network_calls,
-            "seed": row.seed,
-            "translation": row.translation,
+            **{name: getattr(row, name) for name in ("schedule", "method", "guidance", "spacing", "levels", "calls")},
+            **{name: getattr(row, name) for name in ("network_calls", "seed", "translation")},
             "outside": outside(config, log_snrs, row.translation, study.outside),
             "num_images": study.num_images,
             "log_snrs": log_snrs.tolist(),
             "asked": row.asked,
             "metrics": {},
-            "appearance": None,
-            "preview": None,
-            "refused": None,
+            **dict.fromkeys(("appearance", "preview", "refused")),
         }
         try:
             check_levels(config, row, log_snrs, line["outside"])
@@ -377,7 +365,7 @@ def describe(runs, evaluated):
         "evaluations": {str(each.workdir.path): evaluated[each] for each in runs},
         "drawn": str(config.schedule),
         "told": config.conditioning.kind,
-        "table": config.conditioning.table,
+        "table": str(config.conditioning.table or ""),
         "workdirs": [str(each.workdir.path) for each in runs],
         "train_seeds": [each.seed for each in runs],
         "num_parameters": denoiser.num_parameters(params),

@@ -31,7 +31,7 @@ em { font-style: normal; font-size: .87rem; line-height: 1.45; color: var(--soft
 blockquote { background: var(--tint); border-left: 4px solid var(--mark); border-radius: 4px; padding: .2rem 1.4rem; margin: 1.5rem 0 }
 blockquote p { max-width: 56rem; margin: .6rem 0 }
 nav { font-size: .85rem; line-height: 1.9 } nav a { margin-right: 1.1rem; white-space: nowrap } a { color: var(--mark) }
-img { display: block; width: 100%; background: #fff; border: 1px solid var(--line); border-radius: 6px; margin-top: 1.5rem }
+img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: 6px; margin-top: 1.5rem }
 table { display: block; overflow-x: auto; border-collapse: collapse; font-size: .84rem; line-height: 1.35;
   font-variant-numeric: tabular-nums; margin: 1rem 0 .6rem }
 th, td { padding: .32rem .8rem .32rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line) }
@@ -45,6 +45,7 @@ details { margin: 1rem 0 } summary { cursor: pointer; color: var(--mark); font-s
   h2 { break-after: avoid } table { display: table; font-size: 7.5pt } }
 """  # noqa: E501
 NUMBER = re.compile(r"([-+]?[\d.,]+(e[-+]\d+)?%?( .*)?|-|)")
+PIXEL = 0.8  # of a picture, in those of the page: its letters are then as large as the text's
 LOUD = {"better": "**better**", "worse": "*worse*"}  # cells that are seen at once
 
 
@@ -143,12 +144,14 @@ def write(blocks, folder, name):
 
 def page(blocks):
     """The HTML page of blocks, the first of which is a title."""
-    pictures = {f"{block.picture}.png": base64.b64encode(block.png).decode() for block in blocks if block.picture}
+    pictures = {f"{block.picture}.png": block.png for block in blocks if block.picture}
     renderer = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["link", "autolink", "reference"])
 
     def image(renderer, tokens, index, options, env):
-        data = pictures[tokens[index].attrs["src"]]
-        return f'<img alt="{html.escape(tokens[index].content)}" src="data:image/png;base64,{data}">'
+        png = pictures[tokens[index].attrs["src"]]
+        width = round(PIXEL * int.from_bytes(png[16:20]))  # the header begins with it
+        data = base64.b64encode(png).decode()
+        return f'<img alt="{html.escape(tokens[index].content)}" width="{width}" src="data:image/png;base64,{data}">'
 
     renderer.add_render_rule("image", image)
 

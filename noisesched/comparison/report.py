@@ -16,7 +16,7 @@ from noisesched import spec
 from noisesched.comparison import html, plots, results, text
 from noisesched.comparison import pairs as pairing
 from noisesched.comparison.results import LOOK, Task, better
-from noisesched.comparison.text import budget, count, every, listed, number, plus_minus, sampled, spread, task_columns
+from noisesched.comparison.text import bands, budget, count, every, listed, number, plus_minus, sampled, spread, task_columns
 from noisesched.evaluation.image_stats import STATISTICS
 
 PACKAGES = ("noisesched", "jax", "flax", "numpy", "pandas", "scipy", "matplotlib")
@@ -92,7 +92,7 @@ def compared(comparison, metric, pairs, shown):
         "network calls": ", ".join(budget(comparison, calls).replace(" network calls", "") for calls in comparison.calls),
         "noise": f"{count(frame['seed'].nunique(), 'seed')}; image i of a seed starts from the same noise throughout",
         "parameters": config.get("parameters", ""),
-        "real images": text.chosen(about),
+        "real images": f"{text.flat(about | {'extractors': None})}; chosen at random",
     } | {f"extractor {name}": text.flat(what) for name, what in about.get("extractors", {}).items()}
     yield html.table([{"sampling": name, "": value} for name, value in sampling.items() if value])
     floors = {name: number(comparison.floor[name]) if name in comparison.floor else "-" for name in comparison.metrics}
@@ -104,7 +104,7 @@ def compared(comparison, metric, pairs, shown):
 
 def quality(comparison, metric, pairs, shown):
     yield html.heading("Quality")
-    frame, error = comparison.frame, " Bands: one standard deviation over seeds." if len(comparison.seeds) > 1 else ""
+    frame = comparison.frame
     marks = " Hatched: rows refused, with their number." if frame["refused"].notna().any() else ""
     marks += " †: levels outside the table of timesteps, told as its nearest end." if frame["clamped"].any() else ""
     for which, how in enumerate(pictured(comparison), 1):
@@ -122,7 +122,7 @@ def quality(comparison, metric, pairs, shown):
         yield html.picture(
             f"quality_{which}",
             plots.against_calls(comparison, metric, panels, comparison.floor.get(metric), metric),
-            f"{metric} against network calls{where}, a panel for each inference schedule.{error}"
+            f"{metric} against network calls{where}, a panel for each inference schedule.{bands(comparison)}"
             + " Gray dashes: the floor." * (metric in comparison.floor),
         )
 
@@ -152,11 +152,12 @@ def brightness(comparison, metric, pairs, shown):
             f"{where} No panel is higher than {plots.HEADROOM} times the tallest shaded bar.",
         )
     means = [f"{_words(name)}: {STATISTICS[name].meaning}" for name in _known(comparison, STATISTICS)]
+    distances = [name for name in comparison.metrics if results.measure(name) == "brightness"]
     caption = f"Mean{spread(comparison)}, on the scale of x, from -1 to 1. {'; '.join(means).capitalize()}."
-    yield html.table(_looks(comparison, list(shown.values())), f"{where} {caption}")
+    yield html.table(_looks(comparison, list(shown.values()), distances), f"{where} {caption}")
     cells = [cell for cell in comparison.cells if comparison.rows(cell)[LOOK("histogram")].notna().any()]
     if len(cells) > len(shown):
-        yield html.table(_looks(comparison, cells), caption, f"{every(len(cells), 'cell')}, what the images look like")
+        yield html.table(_looks(comparison, cells, distances), caption, f"{every(len(cells), 'cell')}, what the images look like")
     alike = [(cell, (cell[0], cell[1].how)) for cell in cells]
     panels = {
         str(how): [cell for cell, place in alike if place[1] == how and cell[1].schedule == shown[place][1].schedule]
@@ -169,22 +170,21 @@ def brightness(comparison, metric, pairs, shown):
             "brightness_spreads",
             plots.against_calls(comparison, LOOK(plots.SPREAD), panels, real, "spread of brightness"),
             f"The standard deviation of an image's brightness over images, against network calls. {under}. Gray dashes: the real "
-            "images." + " Bands: one standard deviation over seeds." * (len(comparison.seeds) > 1),
+            f"images.{bands(comparison)}",
         )
     if guided := guidances(comparison):
         yield from _guidance(comparison, metric, guided)
 
 
 def _guidance(comparison, metric, guided):
-    real, halves, floor = comparison.appearance["real"], comparison.appearance, comparison.floor.get(metric)
-    names = _known(comparison, GUIDED)
+    real, floor, names = comparison.appearance["real"], comparison.floor.get(metric, 0.0), _known(comparison, GUIDED)
     how = {cell: (cell[0], *(cell[1].how._replace(guidance="none"))) for cell in guided}
     rows, columns = list(dict.fromkeys(how.values())), list(dict.fromkeys(task.guidance for _, task in guided))
     several = len({row[1:] for row in rows}) > 1
     labels = [f"{row[0]}, {row[1]}, {row[3]}" if several else str(row[0]) for row in rows]
     places = {(rows.index(how[cell]), columns.index(cell[1].guidance)): cell for cell in guided}
     of = lambda column: {at: comparison.summary(column).get(cell) for at, cell in places.items()}
-    panels = {f"{metric} (floor {number(floor or 0.0)})": (of(metric), floor or 0.0)}
+    panels = {f"{metric} (floor {number(floor)})": (of(metric), floor)}
     panels |= {f"{_words(name)} (real images {number(real[name])})": (of(LOOK(name)), real[name]) for name in names}
     yield html.picture(
         "guidance",
@@ -196,30 +196,14 @@ def _guidance(comparison, metric, guided):
         plots.strips(comparison, columns, labels, {(column, row): cell for (row, column), cell in places.items()}),
         "The same, guidances downwards: all start from the same noise. Not chosen: the first images of the first seeds.",
     )
-    columns = ("condition", "schedule", "method", "spacing", "calls", "guidance")
-    lines = [
-        dict.fromkeys(columns, "-")
-        | {"condition": label}
-        | {_words(name): _number(halves[half].get(name)) for name in names}
-        | {metric: _number(distance)}
-        for label, half, distance in (("real images", "real", None), ("as many others, the floor", "floor", floor))
-    ]
-    for cell in guided:
-        condition, task = cell
-        values = {_words(name): LOOK(name) for name in names} | {metric: metric}
-        place = {"condition": str(condition), **task._asdict(), "calls": task_columns(comparison, task)["calls"]}
-        lines.append(
-            {name: place[name] for name in columns} | {name: _cell(comparison, cell, column) for name, column in values.items()}
-        )
-    yield html.table(lines, f"Guidance, and what it does to the images: mean{spread(comparison)}.")
+    yield html.table(_looks(comparison, guided, [metric]), f"Guidance, and what it does to the images: mean{spread(comparison)}.")
 
 
-def _looks(comparison, cells):
-    """What samples look like, in a line for each cell, under the same of the real images and of as many others."""
-    halves, names = comparison.appearance, _known(comparison, STATISTICS)
-    distance = next((name for name in comparison.metrics if results.measure(name) == "brightness"), None)
+def _looks(comparison, cells, distances):
+    """What samples look like, and some distances, a line for each cell under those of the real images and of as many others."""
+    halves, place = comparison.appearance, ["condition", *task_columns(comparison, cells[0][1])]
+    names, shares = _known(comparison, STATISTICS), text.shares(comparison)
     title = lambda name: _words(name) + ", over the real images'" * STATISTICS[name].relative
-    judged = [name for name in text.shares(comparison)]
 
     def of_real(half, name):
         """A statistic of real images: a share over that of the first half, with the share itself."""
@@ -229,32 +213,26 @@ def _looks(comparison, cells):
         return f"{number(value / real)} ({value:.1%})" if real else f"{value:.1%}"
 
     def of_samples(cell, name):
-        found, real = comparison.summary(LOOK(name)).get(cell), halves["real"][name]
-        if not STATISTICS[name].relative:
-            return plus_minus(*found) if found else "-"
+        found, real = comparison.summary(LOOK(name)).get(cell), halves["real"][name] if STATISTICS[name].relative else 1.0
         return plus_minus(found.mean / real, found.std / real) if found and real else "-"
 
     def verdict(cell, name):
         said = text.recovery(comparison, cell, name)
         return f"{comparison.summary(LOOK(name))[cell].mean:.1%}, {said}" if said else "-"
 
-    place = ["condition", *task_columns(comparison, cells[0][1])]
     rows = [
         dict.fromkeys(place, "-")
         | {"condition": label}
-        | ({distance: _number(apart)} if distance else {})
+        | {name: _number(floor.get(name)) for name in distances}
         | {title(name): of_real(half, name) for name in names}
-        | {f"{_words(name)} images": "-" for name in judged}
-        for label, half, apart in (
-            ("real images", "real", 0.0),
-            ("as many others, the floor", "floor", comparison.floor.get(distance)),
-        )
+        | {f"{_words(name)} images": "-" for name in shares}
+        for label, half, floor in (("real images", "real", {}), ("as many others, the floor", "floor", comparison.floor))
     ]
     return rows + [
         {"condition": str(cell[0]), **task_columns(comparison, cell[1])}
-        | ({distance: _cell(comparison, cell, distance)} if distance else {})
+        | {name: _cell(comparison, cell, name) for name in distances}
         | {title(name): of_samples(cell, name) for name in names}
-        | {f"{_words(name)} images": verdict(cell, name) for name in judged}
+        | {f"{_words(name)} images": verdict(cell, name) for name in shares}
         for cell in cells
     ]
 

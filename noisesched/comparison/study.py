@@ -1,6 +1,6 @@
 """A study: what a comparison is asked for, as typed, checked settings; the networks it names, and its rows.
 
-The page `configs/compare.py` says what each field of a `Study` means. Nothing here trains, samples or writes.
+Nothing here trains, samples or writes.
 """
 
 import dataclasses
@@ -91,61 +91,53 @@ def num_levels(method, calls):
 
 
 def load(path, overrides=()):
-    """The checked Study of a config file. Raises ConfigError, in one line, for anything that cannot be had."""
+    """The checked Study of a config file. Raises ConfigError, in one line, if the file or a setting is invalid."""
     study = configuration.typed(Study, configuration.read(path, Study, overrides))
     check(study)
     return study
 
 
 def check(study):
-    """Raises ConfigError for what can be seen to be wrong without looking at any run."""
+    """Raises ConfigError for what is wrong whatever the runs are."""
     given = dataclasses.asdict(study)
-    require = lambda good, message: None if good else _fail(message)
     for name in ("schedules", "methods", "guidances", "spacings", "calls", "seeds", "translations", "metrics", "train_seeds"):
-        require(given[name], f"{name} is empty: nothing is asked")
-        require(len(set(given[name])) == len(given[name]), f"{name}: an entry is there twice")
-    require(
-        study.runs or study.workdirs,
-        "runs and workdirs are both empty: there is nothing to compare; give --config.workdirs=\"('DIR', 'DIR')\"",
-    )
-    choices = {"parameters": ("ema", "params"), "outside": ("refuse", "clamp")}
-    for name, known in choices.items():
-        require(given[name] in known, f"{name}={given[name]!r}: choose one of {', '.join(known)}")
-    for name, known in (("translations", sample.TRANSLATIONS), ("spacings", tables.SPACINGS)):
+        _require(given[name], f"{name} is empty: nothing is asked")
+        _require(len(set(given[name])) == len(given[name]), f"{name}: an entry is there twice")
+    nothing = "runs and workdirs are both empty: there is nothing to compare; give --config.workdirs=\"('DIR', 'DIR')\""
+    _require(study.runs or study.workdirs, nothing)
+    for name, known in {"parameters": ("ema", "params"), "outside": ("refuse", "clamp")}.items():
+        _require(given[name] in known, f"{name}={given[name]!r}: choose one of {', '.join(known)}")
+    for name, known in {"translations": sample.TRANSLATIONS, "spacings": tables.SPACINGS}.items():
         for text in given[name]:
-            require(text in known, f"{name}: {text!r} is none of {', '.join(known)}")
+            _require(text in known, f"{name}: {text!r} is none of {', '.join(known)}")
     for calls in study.calls:
-        require(1 <= calls <= 10**5, f"calls: {calls} is not a whole number from 1 to 100000")
+        _require(1 <= calls <= 10**5, f"calls: {calls} is not a whole number from 1 to 100000")
     for seed in (*study.seeds, *study.train_seeds):
-        require(0 <= seed < 2**32, f"seed {seed} is not a whole number from 0 to 2**32 - 1")
-    require(study.likelihood_images >= 0, f"likelihood_images={study.likelihood_images} must be 0 (all) or more")
-    require(study.num_images >= 1, f"num_images={study.num_images} must be at least 1")
-    names = {}
-    for name, parse in (
-        ("schedules", schedules.make),
-        ("methods", samplers.parse),
-        ("guidances", guidance.parse),
-        ("metrics", metrics.parse),
-    ):
+        _require(0 <= seed < 2**32, f"seed {seed} is not a whole number from 0 to 2**32 - 1")
+    _require(study.likelihood_images >= 0, f"likelihood_images={study.likelihood_images} must be 0 (all) or more")
+    _require(study.num_images >= 1, f"num_images={study.num_images} must be at least 1")
+    parsers = {"schedules": schedules.make, "methods": samplers.parse, "guidances": guidance.parse, "metrics": metrics.parse}
+    for name, parse in parsers.items():
+        spelled = {}
         for text in given[name]:
             if (name, text) == ("schedules", TRAINED):
                 continue
             try:
                 parsed = parse(text)
             except ValueError as error:
-                _fail(f"{name}: {error}")
-            same = names.setdefault((name, str(parsed) if name == "guidances" else canonical(text)), text)  # cfg(3), cfg(3.0)
-            require(same == text, f"{name}: {same!r} and {text!r} are the same")
+                raise ConfigError(f"{name}: {error}") from None
+            same = spelled.setdefault(str(parsed) if name == "guidances" else canonical(text), text)  # cfg(3), cfg(3.0)
+            _require(same == text, f"{name}: {same!r} and {text!r} are the same")
     check_levels(study, [text for text in study.schedules if text != TRAINED])
 
 
 def check_levels(study, texts):
-    """Raises ConfigError for a schedule that does not have the levels asked for: a table has no more steps than it has."""
+    """Raises ConfigError for a schedule that does not have the levels asked for: more than its table has steps."""
     for schedule, method, spacing, calls in itertools.product(texts, study.methods, study.spacings, study.calls):
         try:
             schedules.levels(schedule, num_levels(method, calls), spacing)
         except ValueError as error:
-            _fail(f"{schedule}, {calls} calls of {method}: {error}")
+            raise ConfigError(f"{schedule}, {calls} calls of {method}: {error}") from None
 
 
 def canonical(text):
@@ -158,36 +150,34 @@ def find_runs(study, out):
     """The networks asked for, [Run]: existing ones read, described ones checked. Nothing is trained yet."""
     found = []
     for label, values in study.runs.items():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.=-]*", label):
-            _fail(f"runs: {label!r} cannot be the name of a folder: use letters, digits and _.=-")
+        named = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.=-]*", label)
+        _require(named, f"runs: {label!r} cannot be the name of a folder: use letters, digits and _.=-")
         for seed in study.train_seeds:
             try:
                 config = configuration.from_dict(values | {"seed": seed})
             except ValueError as error:
-                _fail(f"runs.{label}: {error}")
+                raise ConfigError(f"runs.{label}: {error}") from None
             found.append(Run(label, seed, Workdir(Path(out) / "runs" / label / f"seed{seed}"), config, True))
     for directory in study.workdirs:
         workdir = Workdir(directory)
         config = configuration.from_dict(workdir.read_config())
         numbered = re.fullmatch(r"seed_?\d+", workdir.path.name)
         found.append(Run(workdir.path.parent.name if numbered else workdir.path.name, config.seed, workdir, config, False))
+    firsts, images = {}, images_of(found[0].config)
     for run in found:
-        if run.label in ("nan", "inf", "-inf"):  # see `workdir`
-            _fail(f"{run.workdir.path}: the name {run.label!r} stands for a number in our files; take another")
-        first = next(other for other in found if other.label == run.label)
-        settings = [configuration.to_dict(each.config) | {"seed": 0} for each in (first, run)]
-        if changed := differences(*settings):
-            _fail(
-                f"{first.workdir.path} and {run.workdir.path} have one name, {run.label!r}, but differ in more than the seed: "
-                f"{'; '.join(changed)}"
-            )
-        if run is not first and sum((other.label, other.seed) == (run.label, run.seed) for other in found) > 1:
-            _fail(f"{first.workdir.path} and {run.workdir.path} are both seed {run.seed} of one run, {run.label!r}")
-        if images_of(run.config) != images_of(found[0].config):
-            _fail(
-                f"{run.workdir.path} was trained on other images than {found[0].workdir.path}: "
-                f"{images_of(run.config)} against {images_of(found[0].config)}; no distance compares them"
-            )
+        path, first = run.workdir.path, firsts.setdefault(run.label, run)
+        number = run.label in ("nan", "inf", "-inf")
+        _require(not number, f"{path}: the name {run.label!r} stands for a number in our files; take another")
+        changed = differences(*(configuration.to_dict(each.config) | {"seed": 0} for each in (first, run)))
+        named = f"{first.workdir.path} and {path} have one name, {run.label!r}, but differ in more than the seed"
+        _require(not changed, f"{named}: {'; '.join(changed)}")
+        twice = run is not firsts.setdefault((run.label, run.seed), run)
+        _require(not twice, f"{first.workdir.path} and {path} are both seed {run.seed} of one run, {run.label!r}")
+        _require(
+            images_of(run.config) == images,
+            f"{path} was trained on other images than {found[0].workdir.path}: {images_of(run.config)} against {images}; "
+            "no distance compares them",
+        )
     return found
 
 
@@ -200,20 +190,16 @@ def images_of(config):
 def shared(study, run, given):
     """What all rows of a run ask for, in JSON's kinds. `given`: what the names of the real images stand for, `features.check`."""
     timesteps = run.config.conditioning.kind == "timestep"
-    return json.loads(
-        json.dumps(
-            {
-                "run": configuration.to_dict(run.config),
-                "parameters": study.parameters,
-                "metrics": study.metrics,
-                "num_images": study.num_images,
-                "reference": given,
-                "outside": study.outside if timesteps else None,
-                "workdir": None if run.trainable else str(run.workdir.path),
-            }
-            | ({"labels": "of the real images"} if run.config.model.num_classes else {})
-        )
-    )
+    asked = {
+        "run": configuration.to_dict(run.config),
+        "parameters": study.parameters,
+        "metrics": study.metrics,
+        "num_images": study.num_images,
+        "reference": given,
+        "outside": study.outside if timesteps else None,
+        "workdir": None if run.trainable else str(run.workdir.path),
+    } | ({"labels": "of the real images"} if run.config.model.num_classes else {})
+    return json.loads(json.dumps(asked))
 
 
 def rows_of(study, runs, given):
@@ -229,18 +215,12 @@ def rows_of(study, runs, given):
         for method, guide, translation, spacing, calls, schedule, seed in itertools.product(
             study.methods, study.guidances, translations, study.spacings, sorted(study.calls), texts, study.seeds
         ):
-            own = {
-                "schedule": canonical(schedule),
-                "method": canonical(method),
-                "spacing": spacing,
-                "calls": calls,
-                "seed": seed,
-                "translation": translation,
-            }
-            own |= {} if guide == "none" else {"guidance": canonical(guide)}
+            own = {"schedule": canonical(schedule), "method": canonical(method), "spacing": spacing, "calls": calls, "seed": seed}
+            own |= {"translation": translation} | ({} if guide == "none" else {"guidance": canonical(guide)})
             rows.append(Row(run, schedule, method, guide, spacing, calls, seed, translation, common | own))
     return rows
 
 
-def _fail(message):
-    raise ConfigError(message)
+def _require(good, message):
+    if not good:
+        raise ConfigError(message)

@@ -93,9 +93,7 @@ def budget(comparison, calls, how=None):
 def task_columns(comparison, task):
     """{column: text} of what tells a task from others."""
     made = comparison.network_calls(task.calls, task.how)
-    several = {
-        name: text for name, text in task.how._asdict().items() if len({getattr(how, name) for how in comparison.hows}) > 1
-    }
+    several = {name: value for name, value in task.how._asdict().items() if comparison.frame[name].nunique() > 1}
     calls = str(task.calls) if made == [task.calls] else f"{listed(made)} (at most {task.calls})"
     return {"schedule": task.schedule, **several, "calls": calls}
 
@@ -109,6 +107,10 @@ def spread(comparison):
     return " ± standard deviation over seeds" if len(comparison.seeds) > 1 else " (one seed: no spread)"
 
 
+def bands(comparison):
+    return " Bands: one standard deviation over seeds." if len(comparison.seeds) > 1 else ""
+
+
 def told(comparison, run):
     """What a run's network is told, with the ways in which levels became timesteps."""
     translations = [each.translation for each in comparison.conditions if each.run == run and each.translation]
@@ -120,15 +122,6 @@ def meanings(comparison):
     """What the names of what networks are told stand for."""
     used = {name for condition in comparison.conditions for name in (condition.told, condition.translation)}
     return "Told: " + "; ".join(f"{name}: {meaning}" for name, meaning in TELLS.items() if name in used) + "."
-
-
-def chosen(about):
-    """The real images: "256 of the 1,500 images of 'train' (digits/1.0.0), chosen at random (seed 0)"."""
-    size, n = (f"{about[name]:,}" if isinstance(about.get(name), int) else "" for name in ("split_size", "n"))
-    if not n or "split" not in about:
-        return flat(about | {"extractors": None}) or "nothing is stored of them"
-    data, seed = f" ({about.get('data')})" * ("data" in about), f" (seed {about.get('seed')})" * ("seed" in about)
-    return f"{n} of the {f'{size} ' * bool(size)}images of {about['split']!r}{data}, chosen at random{seed}"
 
 
 def flat(value, name=""):
@@ -147,9 +140,7 @@ def question(comparison, pairs):
     if pairs:
         return f"What does {listed(factors(pairs), 'or')} change under each inference schedule?"
     home = all(own(condition.drawn, task.schedule) for condition, task in comparison.cells)
-    return (
-        f"How do these networks do under {'the' if home else 'other'} schedules {'' if home else 'than those '}of their training?"
-    )
+    return f"How do these networks do under {'the schedules' if home else 'schedules other than those'} of their training?"
 
 
 def factors(pairs):
@@ -207,7 +198,7 @@ def answers(comparison, metric, pairs):
             if mean is not None:
                 (all_,) = pairing.judged(mean, metric).itertuples()
                 text = plus_minus(all_.mean, all_.error) if all_.mean or all_.error > 0 else "exactly 0"
-                where = "that of training" if trained else "other schedules"
+                where = "the schedule of training" if trained else "other schedules"
                 parts.append(f"{text} under {where} ({tally(pairing.judged(chosen, metric)['verdict'])})")
         if parts:
             verb = "Told" if factor == pairing.CONDITIONING else "With"
