@@ -69,14 +69,45 @@ class Interval:
         return -jnp.expm1(self.now - self.next)
 
 
-def parse(text):
-    """(method, options) of a spec such as "heun(churn=40)": what `sample` takes. ValueError, in one line, if unknown."""
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """A method and its options, as `sample` takes them. Hashable, and prints as its spec."""
+
+    call: spec.Call
+
+    @property
+    def name(self):
+        return self.call.name
+
+    @property
+    def options(self):
+        return dict(self.call.kwargs)
+
+    def network_calls(self, num_levels):
+        """Network calls (NFE) of a run over `num_levels` levels."""
+        return METHODS[self.name].calls * (num_levels - 1) + 1
+
+    def num_levels(self, network_calls):
+        """The most levels that it visits with no more than so many network calls."""
+        return (network_calls - 1) // METHODS[self.name].calls + 1
+
+    def __str__(self):
+        return str(self.call)
+
+    __repr__ = __str__
+
+
+def make(text):
+    """The Sampler of a spec such as "heun(churn=40)"; a Sampler is returned as it is. ValueError, in one line, if unknown."""
+    if isinstance(text, Sampler):
+        return text
     call = spec.parse(text)
     if call.args:
         raise ValueError(f"sampling method {text!r}: name its options, as in 'ddim(eta=1)'")
-    name = "ddim" if call.name == "euler" else call.name  # Euler's step, as other libraries call it
-    check(name, **dict(call.kwargs))
-    return name, dict(call.kwargs)
+    if call.name == "euler":  # Euler's step, as other libraries call it
+        call = dataclasses.replace(call, name="ddim")
+    check(call.name, **dict(call.kwargs))
+    return Sampler(call)
 
 
 def check(method, **options):
@@ -91,12 +122,6 @@ def check(method, **options):
         low, high = RANGES.get(name, (-math.inf, math.inf))
         if not low <= value <= high:
             raise ValueError(f"sampling method {method!r}: {name} is from {low:g} to {high:g}; got {value!r}")
-
-
-def network_calls(method, num_levels):
-    """Network calls (NFE) of a run over `num_levels` levels."""
-    check(method)
-    return METHODS[method].calls * (num_levels - 1) + 1
 
 
 def sample(denoise, key, z, log_snrs, method="ddim", *, told=None, **options):

@@ -147,7 +147,7 @@ def test_published_files(name, schedule, prediction, method, spacing, no_effect)
     settings = from_fields(PUBLISHED[name])
     assert (settings.schedule, settings.prediction, settings.method, settings.spacing) == (schedule, prediction, method, spacing)
     assert settings.num_steps == 1000 and sorted(settings.no_effect) == sorted(no_effect.split())
-    assert method is None or samplers.parse(method)
+    assert method is None or samplers.make(method)
 
 
 def table(fields):

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from noisesched import diffusion, schedules
-from noisesched.samplers import METHODS, network_calls, parse, sample
+from noisesched import diffusion, samplers, schedules
+from noisesched.samplers import METHODS, sample
 from noisesched.schedules import levels, make
 
 MEAN, VARIANCE = 0.3, 0.25
 DETERMINISTIC = ["ddim", "heun", "dpmpp_2m"]
 STOCHASTIC = ["ddim(eta=1)", "ddim(eta=0.5)", "ancestral", "ancestral(variance=1)", "heun(churn=20)"]
-OTHERS = [name for name in METHODS if name not in {parse(text)[0] for text in DETERMINISTIC + STOCHASTIC}]  # new ones
+OTHERS = [name for name in METHODS if name not in {samplers.make(text).name for text in DETERMINISTIC + STOCHASTIC}]  # new ones
 every_method = pytest.mark.parametrize("text", DETERMINISTIC + STOCHASTIC + OTHERS)
 
 
@@ -39,7 +39,7 @@ def mixture(z, log_snr):
 
 
 def run(text, denoise, z, log_snrs, seed=1, **given):
-    method, options = parse(text)
+    method, options = samplers.make(text).name, samplers.make(text).options
     return sample(denoise, jax.random.key(seed), z, log_snrs, method, **given, **options)
 
 
@@ -219,8 +219,8 @@ def test_levels_are_called_for_in_turn_and_told_by_index(text):
 
     x = run(text, denoise, jnp.ones(2), log_snrs, told=told)
     jax.effects_barrier()
-    assert len(seen) == network_calls(parse(text)[0], 4)
-    if METHODS[parse(text)[0]].calls == 2:  # both ends of every interval, then the last level
+    assert len(seen) == samplers.make(text).network_calls(4)
+    if METHODS[samplers.make(text).name].calls == 2:  # both ends of every interval, then the last level
         expected = [*(pair for i in range(3) for pair in ((log_snrs[i], told[i]), (log_snrs[i + 1], told[i + 1])))]
         expected.append((log_snrs[3], told[3]))
     else:
@@ -235,7 +235,7 @@ def test_levels_are_called_for_in_turn_and_told_by_index(text):
 
 @every_method
 def test_an_image_does_not_depend_on_its_batch(text):
-    method, options = parse(text)
+    method, options = samplers.make(text).name, samplers.make(text).options
     z, keys = jax.random.normal(jax.random.key(0), (6, 3)), jax.random.split(jax.random.key(1), 6)
     whole = sample(mixture, keys, z, levels(make("cosine"), 5), method, **options)
     part = sample(mixture, keys[2:4], z[2:4], levels(make("cosine"), 5), method, **options)
@@ -389,11 +389,11 @@ def test_churn_interval_is_in_log_snr():
 )
 def test_bad_methods(text, says):
     with pytest.raises(ValueError) as error:
-        parse(text)
+        samplers.make(text)
     assert says in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(ValueError):
         sample(gaussian, jax.random.key(0), jnp.ones(2), jnp.zeros((2, 2)))
 
 
 def test_euler_is_another_name_of_ddim():
-    assert parse("euler") == parse("ddim") and "euler" not in METHODS
+    assert samplers.make("euler") == samplers.make("ddim") and "euler" not in METHODS

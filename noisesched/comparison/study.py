@@ -75,16 +75,11 @@ class Row:
 
     @property
     def levels(self):
-        return num_levels(self.method, self.calls)
+        return samplers.make(self.method).num_levels(self.calls)
 
     @property
     def network_calls(self):
-        return samplers.network_calls(samplers.parse(self.method)[0], self.levels)
-
-
-def num_levels(method, calls):
-    """The most levels that a sampler visits with no more than so many network calls."""
-    return (calls - 1) // samplers.METHODS[samplers.parse(method)[0]].calls + 1
+        return samplers.make(self.method).network_calls(self.levels)
 
 
 # -- what is asked
@@ -116,7 +111,7 @@ def check(study):
         _require(0 <= seed < 2**32, f"seed {seed} is not a whole number from 0 to 2**32 - 1")
     _require(study.likelihood_images >= 0, f"likelihood_images={study.likelihood_images} must be 0 (all) or more")
     _require(study.num_images >= 1, f"num_images={study.num_images} must be at least 1")
-    parsers = {"schedules": schedules.make, "methods": samplers.parse, "guidances": guidance.parse, "metrics": metrics.parse}
+    parsers = {"schedules": schedules.make, "methods": samplers.make, "guidances": guidance.parse, "metrics": metrics.parse}
     for name, parse in parsers.items():
         spelled = {}
         for text in given[name]:
@@ -135,7 +130,7 @@ def check_levels(study, texts):
     """Raises ConfigError for a schedule that does not have the levels asked for: more than its table has steps."""
     for schedule, method, spacing, calls in itertools.product(texts, study.methods, study.spacings, study.calls):
         try:
-            schedules.levels(schedule, num_levels(method, calls), spacing)
+            schedules.levels(schedule, samplers.make(method).num_levels(calls), spacing)
         except ValueError as error:
             raise ConfigError(f"{schedule}, {calls} calls of {method}: {error}") from None
 

@@ -206,7 +206,7 @@ def check(config, request):
     if request.metrics:
         text = str(request.schedule or config.schedule)
         configuration.check_levels(config, text, np.asarray(schedules.levels(schedules.make(text), request.steps)))
-        samplers.parse(request.method)
+        samplers.make(request.method)
         configuration.check_guidance(config, request.guidance)
 
 

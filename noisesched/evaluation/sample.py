@@ -58,7 +58,7 @@ def run(request, say=tqdm.write):
         for method, text in itertools.product(request.method, request.guidance)
     }
     nfe = {
-        (way, n): samplers.network_calls(samplers.parse(method)[0], n)
+        (way, n): samplers.make(method).network_calls(n)
         for (way, (method, _)), n in itertools.product(ways.items(), request.steps)
     }
     check(config, request)

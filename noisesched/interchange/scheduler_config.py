@@ -296,8 +296,9 @@ def to_fields(schedule, prediction, spacing="trailing", method="ddim"):
     Raises ValueError, in one line, for what such a file cannot express: other methods and options, spacings that visit other
     steps there, eps at zero SNR, and levels so clean that the library's float32 loses them.
     """
-    schedule, (name, options) = schedules.make(schedule), samplers.parse(method)
-    name = "euler" if spec.parse(method).name == "euler" else name  # which parse takes for ddim
+    schedule, sampler = schedules.make(schedule), samplers.make(method)
+    name, options = sampler.name, sampler.options
+    name = "euler" if spec.parse(method).name == "euler" else name  # which `make` takes for ddim
     variance = options.pop("variance", 0) if name == "ancestral" else 0
     if name not in WRITTEN or any(options.values()) or variance not in (0, 1):
         raise ValueError(

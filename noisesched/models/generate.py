@@ -21,7 +21,7 @@ def make_sampler(config, definition, method):
     compilation serves all schedules of a length, and all numbers of one kind of guidance. `told`: the levels that the network
     is told, as from `told_raw`; None for the true ones. `guide`: a Guidance, or None.
     """
-    name, options = samplers.parse(method)
+    sampler = samplers.make(method)
     shape = (config.data.image_size, config.data.image_size, config.data.channels)
 
     @jax.jit
@@ -30,7 +30,7 @@ def make_sampler(config, definition, method):
         noise_keys, step_keys = jax.vmap(lambda key: jax.random.split(key), out_axes=1)(keys)
         z = jax.vmap(lambda key: loss.noise(key, shape, config.noise_offset))(noise_keys)
         denoise = guidance.guided(denoiser.merge(definition, params), guide, labels, config.model.num_classes)
-        x = samplers.sample(denoise, step_keys, z, log_snrs, name, told=told, **options)
+        x = samplers.sample(denoise, step_keys, z, log_snrs, sampler.name, told=told, **sampler.options)
         return pictures.unscale(x), jnp.isfinite(x).all(axis=(1, 2, 3))
 
     return draw

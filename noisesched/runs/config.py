@@ -21,12 +21,8 @@ from noisesched.loss import Weighting
 from noisesched.models import build, conditioning
 from noisesched.runs.settings import ConfigError, is_group, named, require, setting, typed
 from noisesched.runtime import sharding
+from noisesched.samplers import Sampler
 from noisesched.schedules import Schedule
-
-
-def _method(text):
-    samplers.parse(text)
-    return text
 
 
 def _table(text):
@@ -105,7 +101,7 @@ class Preview:
     num_images: int = setting(at_least=1, below=FAR)
     schedule: Schedule = setting(parse=schedules.make)
     steps: int = setting(at_least=1)
-    method: str = setting(parse=_method)
+    method: Sampler = setting(parse=samplers.make)
 
 
 @dataclasses.dataclass(frozen=True)
