@@ -15,16 +15,14 @@ import pandas as pd
 from scipy import stats
 
 from noisesched.comparison.results import TASK, Condition, better, own
+from noisesched.runs.config import Config
+from noisesched.runs.settings import stated
 
 CONFIDENCE = 0.95
 VERDICTS = ("better", "worse", "no difference seen", "one seed")
 TOLD = ("log_snr", "sigma", "timestep", "none")  # the order in which they are compared: a former with each later one
 CONDITIONING = "conditioning"
-IDLE = {
-    *("seed", "preview", "data.num_workers", "training.parallel", "training.steps_per_dispatch", "training.accumulate"),
-    *("training.log_every", "training.checkpoint_every", "training.keep_checkpoints", "training.keep_every"),
-    *("training.keep_best", "training.best_split"),
-}
+IDLE = set(stated("idle", Config))  # settings that leave the trained network as it is
 
 
 class Pair(NamedTuple):
