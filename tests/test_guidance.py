@@ -205,6 +205,16 @@ def test_a_corrected_image_has_its_own_noise():
     np.testing.assert_allclose(seen[-1], alpha * x + sigma * eps, rtol=1e-5)
 
 
+def test_both_estimates_are_told_the_same():
+    z, told = jnp.ones((3, 2)), jnp.arange(3.0)
+
+    def network(z, log_snr, labels, told):
+        return told[:, None] * jnp.where(labels == 9, 0.0, 1.0)[:, None] * z
+
+    x = guidance.guided(network, guidance.parse("cfg(2)"), jnp.full(3, 1), 9)(z, jnp.zeros(3), told)
+    np.testing.assert_array_equal(x, 2 * told[:, None] * z)
+
+
 def test_numbers_are_data():
     """Other scales, intervals and strengths of one kind share a compiled program."""
     traced = []

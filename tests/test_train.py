@@ -20,7 +20,7 @@ from noisesched.runs import config as configuration
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.metrics_log import read_metrics
 from noisesched.runs.workdir import Workdir
-from noisesched.training import loop, monitor, resume
+from noisesched.training import benchmark, loop, monitor, resume
 from noisesched.training import step as training_step
 
 # -- arithmetic
@@ -226,6 +226,20 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(spoiled, small, tmp
     assert [record["learning_rate"] for record in records][3] == pytest.approx(float(training_step.learning_rate(config)(2)))
     step, leaves = saved(tmp_path / "run", config)
     assert step == 7 and all(np.isfinite(leaf).all() for leaf in leaves.values())
+
+
+def test_the_benchmark_takes_the_steps_of_train(small, tmp_path):
+    """It times the same loop: bit-identical parameters, and nothing of its own between the steps."""
+    config = small()
+    trained = loop.train(config, tmp_path / "run", lambda line: None)
+    definition, state = training_step.init(config)
+    with pipeline.batches(loop.open_data(config), batch_size=16, seed=config.seed, flip=config.data.flip) as stream:
+        timed = benchmark.Loop(config, training_step.make_step(config, definition), state, stream)
+        for dispatches in (4, 2):
+            timed.run(dispatches)
+        timed.record.drain()
+    assert timed.done == timed.record.progress.step == 6
+    jax.tree.map(np.testing.assert_array_equal, timed.state._asdict(), trained._asdict())
 
 
 # -- signs of life
