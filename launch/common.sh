@@ -1,6 +1,6 @@
-# What launch/local, tpu, gke and slurm have in common; they source it. After it, `words` are the words before "--" but --dry-run
-# and --help, `command` those behind it, `venv` is the environment, and the folder is the repository's. What is to be done goes
-# through `run`, which only prints it in a dry run.
+# Shared by launch/local, tpu, gke and slurm, which source it. It sets `words`, the words before "--" except --dry-run and --help;
+# `command`, the words after it; `venv`, the environment; and changes to the repository's folder. Scripts act through `run`, which
+# only prints in a dry run.
 
 name=launch/${0##*/}
 dry_run=
