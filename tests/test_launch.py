@@ -340,7 +340,7 @@ def test_tpu_runs_detached_once_and_stops_after_saving(shell, tmp_path):
         assert log.read_text() == "".join(f"<{word}>" for word in AWKWARD) + "\n"
         assert os.getsid(pid) == pid  # no terminal, no connection takes it down
         code, _, err = shell("launch/tpu", "run", "pod", "--", "noisesched", HOST=str(host))
-        assert (code, err) == (1, "a run goes on here already\n") and int(pid_file.read_text()) == pid
+        assert (code, err) == (1, "a run is already going on here\n") and int(pid_file.read_text()) == pid
         code, out, _ = shell("launch/tpu", "stop", "pod", HOST=str(host))
         assert code == 0 and out.endswith("saved\n")
         with pytest.raises(ProcessLookupError):
