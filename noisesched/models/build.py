@@ -26,13 +26,13 @@ def make_denoiser(config, translation=None):
 
 
 def abstract_denoiser(config, translation=None):
-    """(definition, shapes of the parameters): `denoiser.split` of a denoiser that is never computed, and thought out only once
-    for all configs that differ in other settings alone."""
+    """(definition, shapes of the parameters): `denoiser.split` of a denoiser whose parameters are never computed. Cached: configs
+    that differ only in other settings share one."""
     return _abstract_denoiser(*_network(config, translation))
 
 
 def _network(config, translation):
-    """All that a denoiser but for its parameters depends on."""
+    """Everything that a denoiser depends on, except the seed of its parameters."""
     return config.data.image_size, config.data.channels, config.model, make_conditioning(config, translation)
 
 
