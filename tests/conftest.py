@@ -17,6 +17,7 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A shell starts its background jobs with SIGINT ignored, and so would the processes be that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = str(ROOT / "configs" / "digits.py")

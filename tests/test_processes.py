@@ -186,7 +186,7 @@ def test_death_and_signal(job, words, tmp_path):
     step, which is saved."""
     folder, changes, before = tmp_path / "run", CHANGES | {"training.num_steps": 100_000, "preview.every": 0}, -1
     for killed in (1, 0):
-        processes = job("train", f"--workdir={folder}", *words(changes))
+        processes = job("train", f"--workdir={folder}", *words(changes), devices=1)
         wait_for(lambda: (Workdir(folder).latest_step() or -1) > before, processes)  # noqa: B023
         processes[killed].kill()
         code, _, err = ended(processes)[1 - killed]
@@ -195,7 +195,7 @@ def test_death_and_signal(job, words, tmp_path):
         assert "Traceback" not in err
         before = Workdir(folder).latest_step()
 
-    processes = job("train", f"--workdir={folder}")
+    processes = job("train", f"--workdir={folder}", devices=1)
     wait_for(lambda: Workdir(folder).latest_step() > before, processes)
     processes[1].send_signal(signal.SIGTERM)
     done = ended(processes)
