@@ -118,7 +118,7 @@ def refusal(function, *arguments):
         ),
         (
             {"preview__method": "unipc"},
-            "preview.method: unknown sampling method 'unipc'; known: ancestral, ddim, dpmpp_2m, euler, heun",
+            "preview.method: unknown sampling method 'unipc'; known: ancestral, ddim, dpmpp_2m, heun",
         ),
         ({"preview__method": "ddim(eta=nan)"}, "preview.method: sampling method 'ddim': eta is from 0 to 1; got nan"),
         # what the network is told
