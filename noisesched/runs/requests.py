@@ -229,7 +229,7 @@ class Interchange:
     schedule: str | None = setting(None, metavar="SPEC", help="schedule to write (the run's)")
     prediction: str | None = setting(None, choices=PREDICTIONS, help="of the network (the run's)")
     spacing: str | None = setting(None, choices=SPACINGS, help="of the steps to write (trailing)")
-    method: str | None = setting(None, metavar="SPEC", help="sampler to write (ddim)")
+    method: str | None = setting(None, metavar="SPEC", help="sampler to write, or euler (ddim)")
     steps: int | None = setting(None, at_least=1, metavar="N", help="number of steps, for --sigmas")
     sigmas: str = setting(
         "", metavar="FILE", help="write the levels of these steps, as sigmas, for that library, and for \"sigmas('FILE')\" here"
