@@ -117,16 +117,8 @@ def refusal(function, *arguments):
             {"preview__schedule": "discrete(linear, num_steps=5)", "preview__steps": 6},
             "preview.steps: cannot select 6 of 5 steps: choose 1 to 5",
         ),
-<<<<<<< HEAD
         ({"preview__method": "unipc"}, "preview.method: unknown sampling method 'unipc'; known: ancestral, ddim, dpmpp_2m, heun"),
         ({"preview__method": "ddim(eta=nan)"}, "preview.method: sampling method 'ddim': eta is a number; got nan"),
-=======
-        (
-            {"preview__method": "unipc"},
-            "preview.method: unknown sampling method 'unipc'; known: ancestral, ddim, dpmpp_2m, heun",
-        ),
-        ({"preview__method": "ddim(eta=nan)"}, "preview.method: sampling method 'ddim': eta is from 0 to 1; got nan"),
->>>>>>> samplers
         # what the network is told
         (
             {"conditioning__kind": "timestep"},

@@ -297,20 +297,20 @@ def test_notes_are_printed(sampled):
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        ("plain", {"schedules": ("cosine", "kosine")}, "did you mean 'cosine'"),
-        ("plain", {"schedules": ("discrete(linear)",), "steps": (2000,)}, "choose 1 to 1000"),
-        ("plain", {"methods": ("dim",)}, "did you mean 'ddim'"),
-        ("plain", {"methods": ("ddim(etta=1)",)}, "ddim takes (eta=0.0)"),
+        ("plain", {"schedule": ("cosine", "kosine")}, "did you mean 'cosine'"),
+        ("plain", {"schedule": ("discrete(linear)",), "steps": (2000,)}, "choose 1 to 1000"),
+        ("plain", {"method": ("dim",)}, "did you mean 'ddim'"),
+        ("plain", {"method": ("ddim(etta=1)",)}, "ddim takes (eta=0.0)"),
         ("plain", {"checkpoint": 11}, "holds no checkpoint of step 11 (complete: 10, 20)"),
         ("plain", {"labels": (1,)}, "this network was trained without classes"),
         ("classes", {"labels": (1, 4)}, "label 4: choose 0 to 2, or 3 for no label"),
         (
             "plain",
-            {"guidances": ("cfg(3)",)},
+            {"guidance": ("cfg(3)",)},
             "guidance 'cfg(3)' needs a network's answer with and without a label; this one was trained without classes",
         ),
-        ("never", {"guidances": ("cfg(3)",)}, "this one never went without its label (label_dropout=0)"),
-        ("classes", {"guidances": ("cgf(3)",)}, "did you mean 'cfg'"),
+        ("never", {"guidance": ("cfg(3)",)}, "this one never went without its label (label_dropout=0)"),
+        ("classes", {"guidance": ("cgf(3)",)}, "did you mean 'cfg'"),
         ("plain", {"translation": "nearest"}, "is for networks told a timestep; this one is told log_snr"),
     ],
 )
