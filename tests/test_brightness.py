@@ -7,6 +7,7 @@ import statistics
 
 import numpy as np
 import pytest
+import test_report
 from PIL import Image
 from scipy import stats
 from test_report import BRIGHT, LEAN, MAIN, TABLE, Page, close, damaged, dump, make
@@ -15,6 +16,7 @@ from noisesched.comparison import html, plots, report, results, text
 from noisesched.comparison.results import LOOK, Condition, How, Task
 from noisesched.evaluation import image_stats
 
+quick = test_report.quick  # the fixture
 LEAK, ZERO = "discrete(scaled_linear, num_steps=1000)", "discrete(scaled_linear, num_steps=1000, zero_terminal=True)"
 
 
@@ -63,13 +65,6 @@ def complete(folder):
 
 
 TRAILING, LEADING = (How("ddim", "none", spacing) for spacing in ("trailing", "leading"))
-
-
-@pytest.fixture
-def page(monkeypatch):
-    """`page(folder)`: the page of a comparison's report, whose pictures are drawn but not rendered."""
-    monkeypatch.setattr(plots, "png", lambda figure: b"")
-    return lambda folder: Page(html.page(report.compose(results.read(folder), "")))
 
 
 @pytest.fixture(scope="module")
@@ -203,19 +198,19 @@ def test_the_schedule_shown_is_that_of_training():
     assert of("flow", tasks) == tasks[1] and of("linear", tasks[:3]) == tasks[2]
 
 
-def test_a_network_without_its_own_schedule_is_said_to_be_shown_under_another(tmp_path, page):
+def test_a_network_without_its_own_schedule_is_said_to_be_shown_under_another(tmp_path, quick):
     make(tmp_path, **PLAN, keep=lambda row: own(row) or row["run"] == "leaking" and row["schedule"] == ZERO)
-    assert "but leaking under" not in page(tmp_path).text
+    assert "but leaking under" not in quick(tmp_path).text
     make(tmp_path, **PLAN, keep=lambda row: row["schedule"] == ZERO)
-    assert f"trained with, but leaking under {ZERO}, at 25 network" in page(tmp_path).text
+    assert f"trained with, but leaking under {ZERO}, at 25 network" in quick(tmp_path).text
 
 
-def test_colour_images_have_a_saturation_and_a_new_statistic_has_its_column(tmp_path, page, monkeypatch):
+def test_colour_images_have_a_saturation_and_a_new_statistic_has_its_column(tmp_path, quick, monkeypatch):
     highest = image_stats.Statistic(lambda images: images.max() / 255, "the brightest pixel", relative=False)
     monkeypatch.setitem(image_stats.STATISTICS, "highest", highest)
     real = {half: described(9, 9, 99, 3) for half in ("real", "floor")}
     make(tmp_path, told=("log_snr",), drawn=("linear",), look=lambda row: described(0, 1, 50, 3), real=real, **LEAN)
-    shown = page(tmp_path)
+    shown = quick(tmp_path)
     line, _, samples, *_ = tables(shown, "highest")[0]
     assert line["highest"] == "1.00" and samples["highest"] == "1.00 ± 0"
     assert close(line["saturation"], real["real"]["saturation"]) and "highest: the brightest pixel." in shown.text
@@ -228,10 +223,10 @@ def guided(row):
     return own(row) and (row["guidance"] == "none" or (row["run"], row["calls"], row["spacing"]) == ("whole", 5, "trailing"))
 
 
-def test_guidance_has_a_table_and_no_line_among_the_others(tmp_path, page):
+def test_guidance_has_a_table_and_no_line_among_the_others(tmp_path, quick):
     rows = make(tmp_path, **PLAN, guidances=("none", "cfg(3)", "cfg(3, rescaled(0.7))"), keep=guided)
     complete(tmp_path)
-    shown = page(tmp_path)
+    shown = quick(tmp_path)
     ((real, floor, *lines),) = tables(shown, "guidance", "contrast", MAIN)
     assert [line["guidance"] for line in lines] == ["none", "cfg(3)", "cfg(3, rescaled(0.7))"]
     where = ("condition", "spacing", "calls", "schedule")
@@ -258,22 +253,22 @@ def test_schedules_of_their_own_for_each_run_leave_no_empty_tables_or_pictures(t
     assert not {"heat_map_3", "quality_3", "levels_3", "differences_1", "brightness_2"} & drawn  # guidances share one
 
 
-def test_runs_that_differ_in_a_schedule_alone_and_share_none_are_not_paired(tmp_path, page):
+def test_runs_that_differ_in_a_schedule_alone_and_share_none_are_not_paired(tmp_path, quick):
     make(tmp_path, **PLAN | {"drawn": (LEAK, ZERO), "labels": ["leaking", "whole"], "settings": {}}, keep=own)
-    shown = page(tmp_path)
+    shown = quick(tmp_path)
     assert text.unpaired(results.read(tmp_path)) in shown.text and not tables(shown, "the first is")
 
 
 @pytest.mark.parametrize("lacking", ["rows", "real"])
-def test_comparisons_of_before_have_no_such_section(tmp_path, page, lacking):
+def test_comparisons_of_before_have_no_such_section(tmp_path, quick, lacking):
     make(tmp_path, **PLAN | ({"look": None} if lacking == "rows" else {"real": None}))
-    shown = page(tmp_path)
+    shown = quick(tmp_path)
     assert "Brightness" not in shown.text and not tables(shown, "brightness spread") and "black" not in shown.text
 
 
-def test_rows_of_before_are_in_no_number_and_counted(tmp_path, page):
+def test_rows_of_before_are_in_no_number_and_counted(tmp_path, quick):
     make(tmp_path, **PLAN | {"look": lambda row: look(row) if row["run"] == "whole" else None}, keep=own)
-    shown = page(tmp_path)
+    shown = quick(tmp_path)
     assert "24 rows of an earlier version without a description of the images" in shown.text
     assert {line["condition"] for line in tables(shown, "brightness spread")[0][2:]} == {"whole"}
 

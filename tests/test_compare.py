@@ -68,7 +68,9 @@ def compiled_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "make_sampler", make)
+        jax.config.update("jax_disable_most_optimizations", True)  # what takes time here is compiling
         yield
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

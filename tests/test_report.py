@@ -284,12 +284,17 @@ def full(tmp_path_factory):
     return folder, rows, read(folder)
 
 
+DRAWINGS = ("heat_maps", "against_calls", "difference_maps", "profiles", "levels", "strips", "distributions", "guidance_maps")
+
+
 @pytest.fixture
 def quick(monkeypatch):
-    """`quick(folder)`: the page of a comparison's report, whose pictures are drawn but not rendered."""
-    monkeypatch.setattr(plots, "png", lambda figure: b"")
+    """`quick(folder)`: the page of a comparison's report without its pictures; `draw`: they are drawn, but not rendered."""
 
-    def page(folder):
+    def page(folder, draw=False):
+        monkeypatch.setattr(plots, "png", lambda figure: b"")
+        for name in () if draw else DRAWINGS:
+            monkeypatch.setattr(plots, name, lambda *args: b"")
         return Page(html.page(report.compose(results.read(folder), "")))
 
     return page
@@ -581,7 +586,7 @@ def test_an_unfinished_comparison_says_so_and_a_torn_line_is_left_out(tmp_path, 
     rows = make(tmp_path, keep=lambda row: row["train_seed"] < 2 or row["calls"] == 5, **LEAN)
     with open(tmp_path / "compare.jsonl", "a") as file:
         file.write('{"key": "0000')
-    page = quick(tmp_path)
+    page = quick(tmp_path, draw=True)
     assert len(rows) == 80 and "80 of 96 rows. The comparison is unfinished." in page.text
     assert "16 of 96 rows are not there yet" in page.text and "No run has been evaluated: not asked for." in page.text
     assert {line["rows"] for line in page.table("condition", "notes")} == {"2", "3"}
@@ -594,7 +599,7 @@ def test_runs_with_fewer_seeds_are_not_said_to_have_as_many(tmp_path):
 
 def test_one_seed_gives_no_error_and_no_verdict(tmp_path, quick):
     make(tmp_path, train_seeds=(7,), **LEAN)
-    page = quick(tmp_path)
+    page = quick(tmp_path, draw=True)
     table = page.table("first", "second", "schedule", VERDICT)
     assert table and all(line[VERDICT] == "one seed" and line[INTERVAL] == "-" for line in table)
     assert not any(" ± " in value for line in table + page.table("condition", "notes") for value in line.values())
@@ -620,7 +625,7 @@ WEIGHTING = {
 
 def test_runs_that_differ_in_another_setting_are_paired_by_it(tmp_path, quick):
     rows = make(tmp_path, **WEIGHTING, **LEAN)
-    page = quick(tmp_path)
+    page = quick(tmp_path, draw=True)
     found = of(page.table("first has", "second has"), "first has", "second has", "schedules")
     assert {key[:2] for key in found} == {
         ("weighting min_snr(gamma=5)", "weighting eps"),
@@ -763,7 +768,7 @@ def test_levels_are_those_that_were_sampled_whatever_has_become_of_a_file(tmp_pa
     assert comparison.levels((condition, Task(gone, *HOW, 5))).tolist() == [-9, -5, -1, 3, 7]
     assert not results.own("linear", gone) and results.own(gone, "piecewise( 'gone.txt' )")
     assert not results.own("cosine", f"shifted({gone}, by=1)")
-    quick(tmp_path)
+    quick(tmp_path, draw=True)
     older = [{name: value for name, value in row.items() if name != "log_snrs"} for row in rows]
     (tmp_path / "compare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in older))
     found = results.read(tmp_path).levels((condition, Task("linear", *HOW, 5)))
@@ -790,14 +795,14 @@ def test_methods_that_make_other_numbers_of_calls_are_said_to(tmp_path):
 
 def test_a_single_cell_is_neither_best_nor_worst(tmp_path, quick):
     make(tmp_path, told=("log_snr",), drawn=("linear",), schedules=("cosine",), calls=(1,), train_seeds=(0,), **LEAN)
-    page = quick(tmp_path)
+    page = quick(tmp_path, draw=True)
     assert "runs from" not in page.text and [line[""] for line in page.table("calls", "")] == ["only"]
     assert not re.search(r"\b1 \w+s\b", page.text)
 
 
 def test_rows_of_some_budgets_alone_are_no_fault(tmp_path, quick):
     make(tmp_path, drawn=("linear",), keep=lambda row: row["schedule"] == "linear" or row["calls"] == 5, **LEAN)
-    assert "12 of 48 rows are not there yet" in quick(tmp_path).text
+    assert "12 of 48 rows are not there yet" in quick(tmp_path, draw=True).text
 
 
 def test_infinite_levels_are_said_to_be_infinite(tmp_path):
@@ -828,7 +833,7 @@ def test_hostile_labels_are_text(tmp_path, monkeypatch):
 
 def test_what_was_refused_is_in_no_mean(tmp_path, quick):
     rows = make(tmp_path, refused=lambda row: "too noisy" if row["schedule"] == "cosine" and row["train_seed"] else None, **LEAN)
-    kept = [line for line in quick(tmp_path).table("condition", "notes") if line["schedule"] == "cosine"]
+    kept = [line for line in quick(tmp_path, draw=True).table("condition", "notes") if line["schedule"] == "cosine"]
     assert kept and all("2 refused" in line["notes"] and "±" not in line[MAIN] for line in kept)
     run, _, translation = kept[0]["condition"].partition(", ")
     only = cell(rows, run=run, translation=translation or None, schedule="cosine", calls=int(kept[0]["calls"]))
@@ -837,7 +842,7 @@ def test_what_was_refused_is_in_no_mean(tmp_path, quick):
 
 def test_several_methods_are_kept_apart(tmp_path, quick):
     make(tmp_path, methods=("ddim", "heun"), drawn=("linear",), calls=(5,), **LEAN)
-    page = quick(tmp_path)
+    page = quick(tmp_path, draw=True)
     assert {line["method"] for line in page.table("condition", "notes")} == {"ddim", "heun"}
     assert page.tags.count("img") == 2 * 5  # each has its heat map, quality, differences, levels and images
 
@@ -870,6 +875,27 @@ def test_a_row_made_again_stands_for_the_older_one_and_infinite_numbers_are_in_n
     assert len(comparison.frame) == len(rows) and comparison.frame.set_index("key")[MAIN][again["key"]] == 1e3
     counts = [summary.n for summary in comparison.summary(MAIN).values()]
     assert sorted(set(counts)) == [2, 3] and counts.count(2) == 1 and comparison.frame["strange"].sum() == 3
+
+
+def test_a_main_number_that_is_nowhere_finite_leaves_the_others(tmp_path, quick):
+    rows = make(tmp_path, drawn=("linear",), calls=(5,), **LEAN)
+    for row in rows:
+        row["metrics"][MAIN] = "inf"
+    (tmp_path / "compare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = quick(tmp_path, draw=True)
+    assert {line[MAIN] for line in page.table("condition", "notes")} == {"-"} and "24 numbers infinite" in page.text
+    assert all("±" in line[RECALL] for line in page.table("condition", "notes"))
+
+
+def test_seeds_that_were_evaluated_at_other_levels_have_lines_of_their_own(tmp_path, monkeypatch):
+    make(tmp_path, told=("log_snr",), drawn=("linear",), calls=(5,), images=False)
+    path = tmp_path / "evaluations" / "curve_log_snr" / "seed1" / "evaluation.json"
+    damaged(path, "profile", value=json.loads(path.read_text())["profile"] | {"log_snr": [0, 1], "v": [1, 2], "eps": [3, 4]})
+    monkeypatch.setattr(plots, "png", lambda figure: figure)
+    lines = plots.profiles(results.read(tmp_path)).axes[0].lines
+    assert [len(line.get_xdata()) for line in lines] == [23, 2] and lines[1].get_ydata().tolist() == [1, 2]
+    seeds = [json.loads((path.parent.parent / f"seed{n}" / path.name).read_text())["profile"]["v"] for n in (0, 2)]
+    assert lines[0].get_ydata() == pytest.approx(np.mean(seeds, axis=0))
 
 
 # -- mistakes
@@ -1028,7 +1054,7 @@ PIECES = (
 def test_no_text_means_anything_in_markdown():
     """Whatever text is put into a document is read from the page as it was, and makes no tag."""
     draw, texts = random.Random(0), []
-    for _ in range(1500):
+    for _ in range(500):
         texts.append("".join(draw.choices(PIECES, k=draw.randint(1, 7))))
     expected = [" ".join(text.split()) for text in texts]
     blocks = {

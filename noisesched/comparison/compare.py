@@ -1,8 +1,8 @@
 """Comparison: runs x inference schedules x samplers x network calls x seeds, each a row of numbers.
 
-Everything is in one directory: config.json (what was asked), runs.json (the networks), reference.json (the real images, and the
-distance between two halves of them), evaluations/ (bits per dimension), previews/, and compare.jsonl, a line for each row, with
-all that made it. A row is never computed twice: its key is a checksum of what it depends on. So a killed comparison goes on
+One directory holds it all: config.json (what was asked), runs.json (the networks), reference.json (the real images, and the
+distance between two halves of them), evaluations/ (bits per dimension), previews/, and compare.jsonl, a line for each row with
+everything it depends on. No row is computed twice: its key is a checksum of what it depends on. So a killed comparison goes on
 where it was, and asking for more adds to what is there.
 """
 
@@ -120,7 +120,7 @@ def run(study, out, command="", say=tqdm.write, share=None):
 
 
 def share_of(runs, share):
-    """The k-th of n shares of the runs, none if there are fewer; all for None. ConfigError for a share that is none."""
+    """The k-th of n shares of the runs, none if there are fewer; all for None. Raises ConfigError unless 1 <= k <= n."""
     if share is None:
         return runs
     k, n = share
@@ -130,7 +130,7 @@ def share_of(runs, share):
 
 
 def check_shares(out, share):
-    """Raises ConfigError while a share of this comparison is being carried out, beside which this one would do the same work."""
+    """Raises ConfigError while another process carries out a share whose work this one would repeat."""
     for folder in sorted((out.path / SHARES).glob("*of*")):
         if share and folder.name.endswith(f"of{share[1]}"):  # another of the same shares, or this one, which is found held
             continue
@@ -142,7 +142,7 @@ def check_shares(out, share):
 
 
 def check_guidances(study, runs):
-    """Raises ConfigError for guidance that none of the networks can be given."""
+    """Raises ConfigError for guidance that no network of the study accepts."""
     for text in study.guidances:
         reasons = []
         for each in runs:
@@ -230,7 +230,7 @@ def measure(rows, steps, study, reference, out, progress):
 
 
 def check_levels(config, row, log_snrs, beyond):
-    """Raises ConfigError for levels at which this network has no estimate, or which it cannot be told."""
+    """Raises ConfigError for levels at which this network has no estimate, or that are outside of its table and to be refused."""
     configuration.check_levels(config, row.schedule, log_snrs)
     if beyond["handled"] == "refused":
         how = "-inf among them" if np.isinf(beyond["by"]) else f"by up to {beyond['by']} in log-SNR"
@@ -241,9 +241,9 @@ def check_levels(config, row, log_snrs, beyond):
 
 
 def outside(config, log_snrs, translation, handling):
-    """How many levels a network that knows timesteps cannot be told, by how much, and what is done about it."""
+    """How many levels lie outside the table of a network told timesteps, by how much at most, and how they are handled."""
     table = build.make_conditioning(config).table
-    if not table or translation == "raw":  # raw tells the steps that there are
+    if not table or translation == "raw":  # raw tells steps of the table, whatever the level
         return {"levels": 0, "by": 0.0, "handled": None}
     beyond = conditioning.outside(log_snrs, table)
     count, by = int((np.abs(beyond) > 1e-3).sum()), float(np.abs(beyond).max())  # not what rounding puts outside
@@ -252,7 +252,7 @@ def outside(config, log_snrs, translation, handling):
 
 
 def append(path, line):
-    """Puts a row on disk. OSError, with the file's name, if it cannot be: complete rows stay, and a restart goes on from them."""
+    """Puts a row on disk. Raises OSError with the file's name; complete rows stay, and a restart goes on from them."""
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.write(json_line(line))
@@ -289,7 +289,7 @@ class Progress:
 
 
 def check_images(study, runs):
-    """What the names of the real images stand for, `features.check`. ConfigError for what could not be measured on them."""
+    """Identifies the real images, as `features.check` does. Raises ConfigError for what could not be measured on them."""
     config, num_classes = runs[0].config, [each.config.model.num_classes for each in runs if each.config.model.num_classes]
     try:
         given = features.check(

@@ -308,7 +308,8 @@ def losses(comparison, metric, pairs, shown):
         yield html.paragraph(f"No run has been evaluated: {networks['reason'].iloc[0]}.")
         return
     if done:
-        band = ", mean over seeds with one standard deviation" if networks.groupby("run")["reason"].count().size < done else ""
+        several = networks.loc[networks["reason"].isna(), "run"].duplicated().any()
+        band = ", mean over seeds with one standard deviation" if several else ""
         yield html.picture(
             "profiles",
             plots.profiles(comparison),
@@ -415,7 +416,8 @@ def numbers(comparison, metric, pairs, shown):
             place = task_columns(comparison, task)
             line = {"calls": place.pop("calls"), "": word, "condition": str(condition), **place}
             rows.append(line | {metric: plus_minus(*summary), "seeds": str(summary.n)})
-    yield html.table(rows, f"Mean{spread(comparison)}.")
+    if rows:  # else no value of the main number is finite
+        yield html.table(rows, f"Mean{spread(comparison)}.")
     full = []
     for cell in comparison.cells:
         rows = comparison.rows(cell)

@@ -19,7 +19,7 @@ from noisesched import schedules, spec
 from noisesched.evaluation import image_stats, metrics
 from noisesched.runtime import files
 
-SAME = 0.15  # two schedules are one if they differ by less in log-SNR at every step: a table and its continuous curve do
+SAME = 0.15  # schedules that differ by less in log-SNR at every step are one, as a table and its continuous curve
 LOOK = "images {}".format  # the column of an image statistic: "images black"
 
 

@@ -318,7 +318,7 @@ def recovery_rule(comparison):
 
 
 def limits(comparison, metric, pairs, shown):
-    """[str], of every comparison as its facts have it. `shown`: the cells whose brightness is."""
+    """[str], of every comparison as its facts have it. `shown`: the cells whose brightness is shown."""
     parts = (replication, networks, real, distances, likelihood, levels)
     return [line for part in parts for line in part(comparison, metric, pairs)] + [*brightness(comparison, shown)]
 
