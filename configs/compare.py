@@ -1,10 +1,10 @@
-"""The base comparison: what `noisesched compare` can be asked, on one page. Others import it and state what differs.
+"""The base comparison: every setting of `noisesched compare`, on one page. Other comparisons import it and state what differs.
 
     noisesched compare --config=configs/compare.py --config.workdirs="('runs/a', 'runs/b')" --out=comparisons/first
     noisesched report --compare=comparisons/first
 
 Every run x schedule x sampler x number of calls x seed is one line of compare.jsonl. The same command goes on where it was
-killed; more schedules, or seeds, are added to what is there. Networks are trained first if `runs` describes some.
+killed; asking for more schedules or seeds adds to what is there. Networks are trained first if `runs` describes some.
 """
 
 from ml_collections import ConfigDict
@@ -25,12 +25,12 @@ def get_config():
     config.schedules = ("linear", "cosine", "sigmoid", "karras", "flow")
     config.methods = ("ddim",)
     config.guidances = ("none",)  # for networks with classes, e.g. "none", "cfg(3)", "cfg(3, rescaled(0.7))"
-    config.calls = (5, 10, 25, 50)  # network calls at most: a method with two a step takes half as many levels
-    config.spacings = ("trailing",)  # of trailing, leading, linspace
+    config.calls = (5, 10, 25, 50)  # at most so many network calls: a method with two calls a step takes half as many levels
+    config.spacings = ("trailing",)  # any of trailing, leading, linspace
     config.seeds = (0,)  # of the noise; image i of a seed starts from the same noise in all rows
 
     # For networks that are told timesteps: how a level becomes one. nearest | interpolated, or raw: the steps that the training
-    # schedule would have had, whatever the level is, as happens to those who change the schedule and forget the network.
+    # schedule would have had, whatever the level is; the mistake of changing the schedule and forgetting the network.
     config.translations = ("nearest",)
     config.outside = "refuse"  # levels beyond the table: refuse | clamp (tell its nearest end; counted in the row)
 
@@ -41,6 +41,6 @@ def get_config():
     config.inception_weights = ""  # for (inception): the file of weights, .npz or .safetensors
 
     # Bits per dimension and the loss profile of every run, too.
-    config.likelihood = "test"  # split of the held-out images; "": neither
-    config.likelihood_images = 0  # the first so many of them; 0: all
+    config.likelihood = "test"  # split of the held-out images; "": skip both
+    config.likelihood_images = 0  # use only the first N; 0: all
     return config

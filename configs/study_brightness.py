@@ -3,17 +3,17 @@
     launch/brightness                  # this, and what follows from the same networks: see there
 
 Stable Diffusion's schedule and its zero-terminal version, each with the noise or v predicted (the noise not at zero SNR, which is
-refused) and min-SNR or v weighting; and offset noise, the rival repair. Same network, budget, data order and seeds for all;
-sampled under the schedule each was trained with, by both spacings.
+refused) and min-SNR or v weighting; and offset noise, the rival repair. All have the same network, budget, data
+order and seeds, and are sampled under the schedule each was trained with, by both spacings.
 """
 
 from configs import brightness, compare
 
 LEAKING = "discrete(scaled_linear, num_steps=1000)"
 REPAIRED = "discrete(scaled_linear, num_steps=1000, zero_terminal=True)"
-# Under which all are sampled besides: what happens below the last level trained, and by other ways to end at zero SNR.
+# All networks are sampled under these, too: what happens below the last trained level, and other ways to end at zero SNR.
 OTHERS = (LEAKING, REPAIRED, "discrete(scaled_linear, num_steps=1000, zero_terminal_snr=True)", "cosine", "flow")
-RUNS = {  # the schedule that is drawn from, what is predicted, how it is weighted, offset noise
+RUNS = {  # training schedule, prediction, weighting, offset noise
     "leaking_eps_min_snr": (LEAKING, "eps", "min_snr", 0.0),
     "leaking_eps_v": (LEAKING, "eps", "v", 0.0),
     "leaking_v_min_snr": (LEAKING, "v", "min_snr", 0.0),

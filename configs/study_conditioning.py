@@ -8,8 +8,8 @@ order of images and the same noise. About 80 minutes on 2 CPU cores; a killed st
 
 from configs import compare, digits
 
-CURVE = "linear(beta_min=0.1)"  # with its argument: the continuous curve, for tables too; else those have published betas
-DRAWN = {  # which levels training draws: the curve, or the steps of a table of it; and the table that timesteps count in
+CURVE = "linear(beta_min=0.1)"  # with the argument, tables follow the continuous curve; without it, the published betas
+DRAWN = {  # the levels that training draws (the curve, or the steps of a table of it), and the table that timesteps refer to
     "continuous": ("linear", f"discrete({CURVE}, num_steps=1000)"),
     "t1000": (f"discrete({CURVE}, num_steps=1000)",) * 2,
     "t50": (f"discrete({CURVE}, num_steps=50)",) * 2,

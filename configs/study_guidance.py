@@ -6,7 +6,7 @@ noisesched compare --config=configs/study_guidance.py --out=comparisons/guidance
 
 from configs import study_brightness
 
-CORRECTIONS = (  # how much of each sample's standard deviation is restored (Lin et al. 2023 advise 0.7); the last keep its mean
+CORRECTIONS = (  # the share of the standard deviation that is restored (Lin et al. 2023 advise 0.7); the last two keep the mean
     *(f"rescaled({phi})" for phi in (0, 0.5, 0.7, 1)),
     *(f"rescaled_contrast({phi})" for phi in (0.7, 1)),
 )

@@ -60,7 +60,7 @@ def settings(run):
 
 
 def table(comparison):
-    """The settings of all runs: a column for each run, a row for each setting, "absent" where a run has none."""
+    """A frame of the settings: a column for each run, a row for each setting, "absent" where a run does not have it."""
     return pd.DataFrame({label: settings(run) for label, run in comparison.runs.items()}, dtype=object).fillna("absent")
 
 
@@ -146,8 +146,8 @@ def _rank(condition):
 def differences(comparison, pairs, metric):
     """First minus second of every pair: a row for each (pair, *TASK) that both have, a column for each training seed.
 
-    Of what both have of the same training seed and sampling seed; sampling seeds are averaged. A pair that was never sampled
-    under the same schedule has no row.
+    Of what both have of the same training seed and sampling seed; sampling seeds are averaged. A pair (of a tuple of them) that
+    was never sampled under the same schedule has no row.
     """
     frame = comparison.frame.set_index([*TASK, "train_seed", "seed"])[[*Condition._fields, metric]]
     values = {Condition(*key): rows[metric] for key, rows in frame.groupby(list(Condition._fields))}

@@ -224,15 +224,15 @@ def _looks(comparison, cells, distances):
         dict.fromkeys(place, "-")
         | {"condition": label}
         | {name: _number(floor.get(name)) for name in distances}
-        | {title(name): of_real(half, name) for name in names}
         | {f"{_words(name)} images": "-" for name in shares}
+        | {title(name): of_real(half, name) for name in names}
         for label, half, floor in (("real images", "real", {}), ("as many others, the floor", "floor", comparison.floor))
     ]
     return rows + [
         {"condition": str(cell[0]), **task_columns(comparison, cell[1])}
         | {name: _cell(comparison, cell, name) for name in distances}
-        | {title(name): of_samples(cell, name) for name in names}
         | {f"{_words(name)} images": verdict(cell, name) for name in shares}
+        | {title(name): of_samples(cell, name) for name in names}
         for cell in cells
     ]
 

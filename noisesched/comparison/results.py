@@ -199,7 +199,7 @@ ROW = {
     **dict.fromkeys(("refused", "translation", "preview"), (str, NoneType)),
     **{"metrics": dict, "outside": dict, "seconds": (int, float)},
 }
-LATER = {"guidance": str, "appearance": (dict, NoneType), "log_snrs": list}  # which rows of older comparisons lack
+LATER = {"guidance": str, "appearance": (dict, NoneType), "log_snrs": (list, NoneType)}  # which rows of older comparisons lack
 RUN = {
     **dict.fromkeys(("drawn", "told"), str),
     **dict.fromkeys(("num_parameters", "train_steps", "batch_size"), int),
