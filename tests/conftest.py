@@ -4,7 +4,7 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # networks here run a few times: compiling them is most of the work
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # networks here run a few times: compiling is most of the work
 
 import signal  # noqa: E402
 import subprocess  # noqa: E402
