@@ -3,7 +3,6 @@
 Against PyTorch's diffusers itself: test_interchange_library.py.
 """
 
-import dataclasses
 import functools
 import json
 import math
@@ -522,16 +521,17 @@ def test_writing_from_a_spec(main, tmp_path):
 
 def test_writing_a_run(main, small, tmp_path):
     """A network told timesteps has those of its table, whatever it was drawn from."""
+    from noisesched.runs import config
     from noisesched.runs.workdir import Workdir
 
     changes = {"conditioning.kind": "timestep", "conditioning.table": "discrete(cosine, num_steps=100)", "model.prediction": "x"}
-    Workdir(tmp_path / "run").write_config(dataclasses.asdict(small(changes)))
+    Workdir(tmp_path / "run").write_config(config.to_dict(small(changes)))
     code, out, err = main("--workdir=run", "--method=dpmpp_2m", "--write=w.json")
     assert code == 0 and not err and "is told" not in out
     settings = read("w.json")
     assert (settings.schedule, settings.prediction) == ("discrete(cosine, num_steps=100)", "x") and settings.method == "dpmpp_2m"
 
-    Workdir(tmp_path / "other").write_config(dataclasses.asdict(small({"conditioning.kind": "sigma"})))
+    Workdir(tmp_path / "other").write_config(config.to_dict(small({"conditioning.kind": "sigma"})))
     assert "network of this run is told sigma" in main("--workdir=other", "--write=w.json")[1]
 
 
@@ -540,7 +540,7 @@ def test_writing_a_run(main, small, tmp_path):
     [
         ((), "--read"),
         (("--read=none.json",), "none.json: No such file"),
-        (("--read=a", "--write=b"), "not allowed with"),
+        (("--read=a", "--write=b"), "give either --read=FILE or --write=FILE"),
         (("--read=a", "--schedule=linear"), "--schedule is for --write"),
         (("--read=a", "--workdir=w"), "--workdir is for --write"),
         (("--write=b",), "--write needs --schedule"),
