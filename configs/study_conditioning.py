@@ -26,6 +26,8 @@ def get_config():
             run.conditioning.kind = told
             run.conditioning.table = table if told == "timestep" else ""
             run.model.width = 16
+            run.model.attention = (4,)
+            run.optimizer.learning_rate = 2e-3
             run.training.num_steps = 2000
             run.training.checkpoint_every = 2000
             run.preview.every = 2000

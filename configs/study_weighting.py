@@ -13,6 +13,8 @@ def get_config():
         run = digits.get_config()
         run.weighting = weighting
         run.model.width = 16
+        run.model.attention = (4,)
+        run.optimizer.learning_rate = 2e-3
         run.training.num_steps = 2000
         run.training.checkpoint_every = 2000
         run.preview.every = 2000

@@ -267,14 +267,6 @@ def test_best_of_a_split_that_is_not_there(main, words, tmp_path):
     assert code == 2 and "no split 'valid'" in err and not (tmp_path / "run").exists()
 
 
-def test_a_workdir_from_before_says_what_to_add(main, copied):
-    config = json.loads((copied / "config.json").read_text())
-    del config["training"]["keep_best"], config["training"]["best_split"]
-    (copied / "config.json").write_text(json.dumps(config))
-    code, _, err = main("train", f"--workdir={copied}")
-    assert code == 2 and 'add "keep_best": 0, "best_split": "test" to "training" in its config.json' in err
-
-
 # -- changed settings
 
 
