@@ -65,7 +65,7 @@ def get_config():
     config.optimizer.clip_norm = 1.0  # of the gradient norm; 0: no clipping
 
     config.training = ConfigDict()
-    config.training.num_steps = 1600
+    config.training.num_steps = 1800
     config.training.batch_size = 64  # over all devices
     config.training.accumulate = 1  # gradient accumulation: the parts a batch is split into, to save memory
     config.training.steps_per_dispatch = 1  # training steps per call to the device

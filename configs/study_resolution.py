@@ -15,6 +15,7 @@ def get_config():
     run = study_photos.get_config().runs.continuous_log_snr
     run.schedule = "cosine"
     run.model.attention = ()  # the same network at every size
+    run.optimizer.learning_rate = 2e-3
     run.training.num_steps = 2000
     run.training.checkpoint_every = 2000
     run.preview.every = 2000

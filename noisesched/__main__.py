@@ -41,7 +41,7 @@ def main(arguments=None):
             wanted = "a file, where a folder is wanted" if isinstance(error, FileExistsError) else error.strerror
             message = f"{error.filename}: {wanted}"
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        code = 75 if is_preempted(error) else 1 if full or isinstance(error, RuntimeError) else 2
+        code = getattr(error, "exit_code", 1 if full or isinstance(error, RuntimeError) else 2)
         fail(message, code, at_once=getattr(error, "stuck", False), agreed=getattr(error, "agreed", False))
 
 
@@ -105,12 +105,6 @@ def lost(error):
         f"another process of this job is gone or out of reach ({' '.join(str(error).split())[:100]}); start all of them "
         "again to continue from the last checkpoint"
     )
-
-
-def is_preempted(error):
-    from noisesched.training import monitor
-
-    return isinstance(error, monitor.Preempted)
 
 
 if __name__ == "__main__":

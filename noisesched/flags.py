@@ -7,6 +7,7 @@ import types
 
 from noisesched import __version__
 from noisesched.runs import requests
+from noisesched.runs.settings import check_value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +25,11 @@ COMMANDS = {
     "train": Command(
         "training.loop",
         requests.Train,
-        "train a network, or go on training one",
+        "train a network, or continue training one",
         (
             "noisesched train --config=configs/digits.py --workdir=runs/digits",
             "noisesched train --config=configs/digits.py --workdir=runs/slow --config.optimizer.learning_rate=1e-4",
-            "noisesched train --workdir=runs/digits                  # go on with a run, with the settings it has",
+            "noisesched train --workdir=runs/digits                  # continue a run, with its own settings",
         ),
     ),
     "sample": Command(
@@ -180,7 +181,7 @@ def _add(group, field):
         options["required"] = True
     else:
         options["default"] = argparse.SUPPRESS  # the request knows its defaults
-        if field.default is not None and field.default not in ("", ()) and kind is not bool:
+        if field.default is not None and field.default not in ("", (), 0) or field.name == "seed":
             shown = " ".join(map(str, field.default)) if several else field.default
             options["help"] += f" ({shown:g})" if isinstance(shown, float) else f" ({shown})"
     if kind is bool:
@@ -199,8 +200,7 @@ def _reader(kind, known):
 
     def number(text):
         value = kind(text)
-        if low is not None and value < low or below is not None and value >= below:
-            raise ValueError
+        check_value("", value, known)
         return value
 
     def path(text):
@@ -210,7 +210,8 @@ def _reader(kind, known):
 
     if kind is str:
         return path if known["metavar"] in ("DIR", "FILE") else str
-    number.__name__ = ("whole number" if kind is int else "number") + (f" from {low} up" if low is not None else "")
+    limits = (f" from {low} up" if low is not None else "") + (f" below {below}" if below is not None else "")
+    number.__name__ = ("whole number" if kind is int else "number") + limits
     return number
 
 

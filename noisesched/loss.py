@@ -110,10 +110,10 @@ def make_weighting(text):
     return made
 
 
-def weight(log_weight, prediction, log_snr, rate):
+def weight(weighting, prediction, log_snr, rate):
     """The weight on the squared error of what the network predicts, [B], finite from log-SNR -inf to +30.
 
-    `log_weight`: a `Weighting`. At SNR = 0 the weight is its limit (0 for those like the bound).
+    `weighting`: a `Weighting`. At SNR = 0 the weight is its limit (0 for those like the bound).
     """
     # At -inf the formulas read inf - inf. In floats, all of them reach their limit long before -80.
     level = jnp.maximum(log_snr, -80.0)
@@ -121,7 +121,7 @@ def weight(log_weight, prediction, log_snr, rate):
     # rate negative.
     rate = jnp.where(jnp.isnan(rate), 1e25, jnp.clip(rate, 0.0, 1e25))
     conversion = {"eps": level, "x": jnp.zeros_like(level), "v": jnp.logaddexp(level, 0.0)}[prediction]
-    return jnp.exp(log_weight(level, rate) - conversion)
+    return jnp.exp(weighting(level, rate) - conversion)
 
 
 def vanishes_at_zero_snr(weighting):
@@ -174,7 +174,7 @@ def noise(key, shape, noise_offset=0.0):
     return plain + noise_offset * jax.random.normal(jax.random.fold_in(key, 1), (1, 1, shape[-1]))  # a key of its own
 
 
-def errors(denoiser, images, labels, random, schedule, log_weight):
+def errors(denoiser, images, labels, random, schedule, weighting):
     """Per-example training loss [B] and log-SNR [B].
 
     images [B, H, W, C] in [-1, 1]; labels [B] or None; random: a `Draw`. The loss is the mean over pixels of the squared
@@ -186,4 +186,4 @@ def errors(denoiser, images, labels, random, schedule, log_weight):
     target = diffusion.target(denoiser.prediction, images, random.eps, log_snr)
     error = jnp.square(output - target).mean(axis=tuple(range(1, images.ndim)))
     rate = schedules.rate(schedule, random.u)
-    return weight(log_weight, denoiser.prediction, log_snr, rate) * error, log_snr
+    return weight(weighting, denoiser.prediction, log_snr, rate) * error, log_snr

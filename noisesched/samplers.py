@@ -41,6 +41,7 @@ class Method:
 
 
 METHODS = {}  # name -> Method
+ALIASES = {"euler": "ddim"}  # Euler's step, as other libraries call it
 RANGES = {"eta": (0, 1), "variance": (0, 1), "churn": (0, 1e9), "churn_noise": (0, 1e9)}  # of the methods' options
 
 
@@ -104,8 +105,7 @@ def make(text):
     call = spec.parse(text)
     if call.args:
         raise ValueError(f"sampling method {text!r}: name its options, as in 'ddim(eta=1)'")
-    if call.name == "euler":  # Euler's step, as other libraries call it
-        call = dataclasses.replace(call, name="ddim")
+    call = dataclasses.replace(call, name=ALIASES.get(call.name, call.name))
     check(call.name, **dict(call.kwargs))
     return Sampler(call)
 
@@ -132,7 +132,7 @@ def sample(denoise, key, z, log_snrs, method="ddim", *, told=None, **options):
               its batch
     z         [B, ...] of any shape, at level log_snrs[0] (from -inf, standard normal noise); its dtype is kept
     log_snrs  [N], increasing (noisiest first), e.g. `schedules.levels(schedule, N)`; the first may be -inf
-    method    one of METHODS: "ddim" (eta), "ancestral" (variance), "heun" (churn, ..), "dpmpp_2m"
+    method    one of METHODS: "ddim" (eta), "ancestral" (variance), "heun" (churn, ..), "dpmpp_2m"; or a Sampler
     told      [N], one number for each level, or None. If given, the sampler calls denoise(z, log_snr [B], told [B])
 
     Returns x of z's shape and dtype. Raises ValueError for an unknown method or option, and for arguments of another kind.
@@ -142,6 +142,9 @@ def sample(denoise, key, z, log_snrs, method="ddim", *, told=None, **options):
     as under `jax.jit`: put parameters that change into a Partial. The programs of the last 16 functions are kept. Within
     `jax.jit`, `grad` or `vmap` this is a plain scan, which may close over what they trace.
     """
+    if isinstance(method, Sampler):
+        method, options = method.name, method.options | options
+    method = ALIASES.get(method, method)
     check(method, **options)
     z = jnp.asarray(z)
     if not jnp.issubdtype(z.dtype, jnp.floating) or not z.ndim:

@@ -122,15 +122,16 @@ def refusal(function, *arguments):
         # what the network is told
         (
             {"conditioning__kind": "timestep"},
-            "conditioning: table='' must be a table, such as 'discrete(linear, num_steps=1000)'",
+            "conditioning: conditioning.table='' must be a table, such as 'discrete(linear, num_steps=1000)'",
         ),
         (
             {"conditioning__kind": "timestep", "conditioning__table": "linear"},
-            "conditioning: table='linear' must be a table, such as 'discrete(linear, num_steps=1000)'",
+            "conditioning: conditioning.table='linear' must be a table, such as 'discrete(linear, num_steps=1000)'",
         ),
         (
             {"conditioning__table": "discrete(linear)"},
-            "conditioning: table='discrete(linear)' is only for kind='timestep', not 'log_snr': leave it empty, ''",
+            "conditioning: conditioning.table='discrete(linear)' is only for conditioning.kind='timestep', not 'log_snr': "
+            "leave it empty, ''",
         ),
     ],
 )

@@ -13,10 +13,14 @@ def make_conditioning(config, translation=None):
     given, table = config.conditioning, ()
     if given.kind == "timestep":
         if not (given.table and given.table.table):
-            raise ValueError(f"table='{given.table or ''}' must be a table, such as 'discrete(linear, num_steps=1000)'")
+            raise ValueError(
+                f"conditioning.table='{given.table or ''}' must be a table, such as 'discrete(linear, num_steps=1000)'"
+            )
         table = tuple(given.table.table.log_snr.tolist())
     elif given.table:
-        raise ValueError(f"table='{given.table}' is only for kind='timestep', not {given.kind!r}: leave it empty, ''")
+        raise ValueError(
+            f"conditioning.table='{given.table}' is only for conditioning.kind='timestep', not {given.kind!r}: leave it empty, ''"
+        )
     return conditioning.Conditioning(given.kind, config.model.width, table, translation or given.translation)
 
 

@@ -30,7 +30,7 @@ def make_sampler(config, definition, method):
         noise_keys, step_keys = jax.vmap(lambda key: jax.random.split(key), out_axes=1)(keys)
         z = jax.vmap(lambda key: loss.noise(key, shape, config.noise_offset))(noise_keys)
         denoise = guidance.guided(denoiser.merge(definition, params), guide, labels, config.model.num_classes)
-        x = samplers.sample(denoise, step_keys, z, log_snrs, sampler.name, told=told, **sampler.options)
+        x = samplers.sample(denoise, step_keys, z, log_snrs, sampler, told=told)
         return pictures.unscale(x), jnp.isfinite(x).all(axis=(1, 2, 3))
 
     return draw

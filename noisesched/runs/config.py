@@ -137,8 +137,9 @@ def read(path, kind, overrides=()):
         _check_override(kind, name)
         last[name] = override
     values, arguments = flags.FlagValues(), ["noisesched", *last.values()]
-    config_flags.DEFINE_config_dict("config", _run_file(path), flag_values=values, sys_argv=arguments)
+    page = _run_file(path)
     try:
+        config_flags.DEFINE_config_dict("config", page, flag_values=values, sys_argv=arguments)
         values(arguments)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"config {path}: {' '.join(str(error).split())}") from None

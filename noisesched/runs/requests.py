@@ -1,16 +1,19 @@
 """What each program may be asked: the arguments of its Python function, and the flags of its command.
 
-One dataclass a command; its docstring is the command's description, and a field its flag: name, type, default, choices and help
-stand here and nowhere else (`noisesched.flags` makes the parser). This file loads no JAX, so that help is shown at once.
+One dataclass per command: its docstring is the command's description, and each field is a flag, with its type, default, range,
+choices and help (`noisesched.flags` makes the parser). This file loads no JAX, so that help appears at once; a test holds the few
+choices that it repeats against the mathematics.
 """
 
 import dataclasses
+import typing
 
-from noisesched.runs.settings import setting
+from noisesched.runs.settings import check_value, require, setting
 
 PARAMETERS = ("ema", "params")
 SPACINGS = ("trailing", "leading", "linspace")  # where N levels lie on a schedule: see `tables.select_steps`
 TRANSLATIONS = ("nearest", "interpolated")  # how a level becomes the timestep that a network is told: see `conditioning.timestep`
+WRONG_TRANSLATION = "raw"  # the mistake of telling a network the timesteps of its own table, whatever the levels
 PREDICTIONS = ("eps", "x", "v")
 
 
@@ -31,12 +34,26 @@ def _share(text):
 _schedule_and_count.__name__, _share.__name__ = "SPEC:N, such as cosine:100", "share K/N, such as 1/2"
 
 
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Checks the ranges and choices of its fields: raises ConfigError, in one line."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if typing.get_origin(field.type) is tuple:
+                require(isinstance(value, tuple), f"{field.name}={value!r} must be a tuple")
+            if value != field.default and not field.metadata.get("read"):
+                for each in value if isinstance(value, tuple) else (value,):
+                    check_value(field.name, each, field.metadata)
+
+
 def _workdir():
     return setting(metavar="DIR", help="folder of the run, or gs://bucket/folder")
 
 
-def _config(default=""):
-    return setting(default, metavar="FILE", help="config file, such as configs/digits.py; --config.NAME=value changes a setting")
+def _config(of="", default=dataclasses.MISSING):
+    return setting(default, metavar="FILE", help=f"config file{of}; --config.NAME=value changes a setting, which it explains")
 
 
 def _seed(what):
@@ -52,7 +69,7 @@ def _checkpoint():
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Job(Request):
     """Each process, on its own host or devices, runs the same command.
 
     On Cloud TPU, SLURM and Open MPI they find each other; elsewhere give all three.
@@ -67,19 +84,24 @@ class Job:
 class Train(Job):
     """Train the network that a config file describes, in a workdir.
 
-    The same command again goes on from the last checkpoint, as after a kill. The workdir holds config.json, checkpoints,
-    metrics.jsonl, TensorBoard events and sample grids. Exit status: 0 done; 75 stopped by a signal, saved: the same command goes
-    on; 1 stopped by a fault; 2 wrong input.
+    The same command again continues from the last checkpoint, as after a kill. The workdir holds config.json, checkpoints,
+    metrics.jsonl, TensorBoard events and sample grids. Exit status: 0 done; 75 stopped by a signal, saved: the same command
+    continues; 1 stopped by a fault; 2 wrong input.
     """
 
     workdir: str = _workdir()
-    config: str = setting("", metavar="FILE", help="config file; may be left out to go on with the run in the workdir")
+    config: str = setting(
+        "",
+        metavar="FILE",
+        help="config file; may be left out to continue the run in the workdir. --config.NAME=value changes any setting of it; "
+        "configs/digits.py explains them all",
+    )
     overrides: tuple[str, ...] = ()
     accept_changes: bool = setting(
-        False, help="go on with a run although the config differs from its own (not in its network or data)"
+        False, help="continue a run although the config differs from its own (the network and the data cannot differ)"
     )
     profile: int = setting(
-        0, at_least=0, metavar="N", help="trace N steps, after 10 others, into WORKDIR/profile, for TensorBoard; 0: none"
+        0, at_least=0, metavar="N", help="trace N steps, after 10 others, into WORKDIR/profile, for TensorBoard (none)"
     )
 
 
@@ -102,7 +124,7 @@ class Sample(Job):
     checkpoint: int | None = _checkpoint()
     translation: str | None = setting(
         None,
-        choices=(*TRANSLATIONS, "raw"),
+        choices=(*TRANSLATIONS, WRONG_TRANSLATION),
         help="for a network told timesteps: how a level becomes one (as its config says); raw: the mistake of telling it the "
         "steps of its own table, whatever the levels",
     )
@@ -119,16 +141,16 @@ class Evaluate(Job):
 
     Bits per dimension, in continuous time and for the levels of given schedules; the network's error against log-SNR; what it
     knows at its last trained level and answers at zero SNR; and, if metrics are given, distances of samples from real images.
-    Writes evaluation.json and profile.png. An evaluation that is there already is not made again.
+    Writes evaluation.json and profile.png. An evaluation that exists already is not repeated.
     """
 
     workdir: str = _workdir()
     split: str = setting("test", help="held-out images, e.g. test, 'test[:100]'")
-    num_images: int = setting(0, at_least=0, metavar="N", help="measure the first N images; 0: all")
-    noises: int = setting(16, at_least=1, metavar="N", help="draws of (level, noise) for each image, an even number")
+    num_images: int = setting(0, at_least=0, metavar="N", help="measure only the first N images (all)")
+    noises: int = setting(16, at_least=2, metavar="N", help="draws of (level, noise) for each image, an even number")
     log_snr_min: float = setting(-12.0, metavar="LOG_SNR", help="noisiest level of the bound")
     log_snr_max: float = setting(13.3, metavar="LOG_SNR", help="cleanest level of the bound")
-    profile_levels: int = setting(41, at_least=1, metavar="N", help="levels of the loss profile")
+    profile_levels: int = setting(41, at_least=5, below=10_001, metavar="N", help="levels of the loss profile")
     discrete: tuple[tuple[str, int], ...] = setting(
         (),
         metavar="SPEC:N",
@@ -136,7 +158,11 @@ class Evaluate(Job):
         help="also the bound in discrete time, for N levels of a schedule, e.g. cosine:100",
     )
     best_levels: int = setting(
-        0, at_least=0, metavar="N", help="also find the N levels of the least discrete bound, written as a schedule; 0: none"
+        0,
+        at_least=0,
+        below=201,
+        metavar="N",
+        help="also find the N levels of the least discrete bound, written as a schedule (none)",
     )
     checkpoint: int | None = _checkpoint()
     parameters: str = _parameters()
@@ -157,19 +183,19 @@ class Evaluate(Job):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Diagnose:
+class Diagnose(Request):
     """Say what is wrong with a config and the levels it is to be sampled at, before anything is trained.
 
     What the training schedule leaks at its end, where the weight of the loss lies over log-SNR, whether sampling starts where
     training ended and stays where it went; each with the flags that repair it (those that begin with --config are for a run
-    begun anew). Trains nothing; where the data set is not there, it says what it assumes.
+    started from scratch). Trains nothing; where the data set is not there, it says what it assumes.
 
     With --scheduler, it diagnoses the scheduler_config.json of a network of PyTorch's diffusers; images, their size (for a latent
     network, of its latents) and weighting stay the config's, and repairs are told as fields of the file, too. Of those,
     timestep_spacing needs no new training. Exit status: 0; 1 if there is a fault; 2 if nothing could be diagnosed.
     """
 
-    config: str = _config()
+    config: str = _config(default="")
     overrides: tuple[str, ...] = ()
     workdir: str = setting("", metavar="DIR", help="or the folder of a run")
     scheduler: str = setting(
@@ -182,7 +208,7 @@ class Diagnose:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plot:
+class Plot(Request):
     """Draw alpha-bar, log-SNR, beta and SNR of schedules side by side, with each one's terminal SNR marked and printed."""
 
     schedules: tuple[str, ...] = setting(metavar="SPEC", help="schedules, e.g. linear cosine 'shifted(cosine, by=-2)'")
@@ -194,10 +220,10 @@ class Compare(Job):
     """Carry out the comparison that a config file describes (configs/compare.py is the page that explains it).
 
     Train what is not trained yet, then sample and measure every run x schedule x sampler x number of calls x seed, a line each in
-    compare.jsonl. The same command goes on where it was stopped.
+    compare.jsonl. The same command continues where it was stopped.
     """
 
-    config: str = setting(metavar="FILE", help="config file of the comparison; --config.NAME=value changes a setting")
+    config: str = _config(" of the comparison")
     overrides: tuple[str, ...] = ()
     out: str = setting(metavar="DIR", help="folder of the comparison")
     share: tuple[int, int] | None = setting(
@@ -210,7 +236,7 @@ class Compare(Job):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(Request):
     """Tell what `compare` left in a folder as a short paper: report.html, one page that needs no network, and report.md with its
     pictures. It says what differs, by a rule that it states, what it cost, and what the data do not show."""
 
@@ -219,11 +245,11 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Interchange:
+class Interchange(Request):
     """Read a scheduler_config.json into a schedule, a prediction, a spacing and a sampler here, and say what does not carry over;
     or write one with which PyTorch's diffusers samples as we do. Neither that library nor PyTorch is needed."""
 
-    read: str = setting("", metavar="FILE", help="a scheduler_config.json to tell about")
+    read: str = setting("", metavar="FILE", help="a scheduler_config.json to explain")
     write: str = setting("", metavar="FILE", help="a scheduler_config.json to write, of a --workdir or a --schedule")
     workdir: str | None = setting(None, metavar="DIR", help="folder of a run, whose schedule and prediction to write")
     schedule: str | None = setting(None, metavar="SPEC", help="schedule to write (the run's)")
@@ -238,12 +264,12 @@ class Interchange:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Benchmark:
+class Benchmark(Request):
     """Measure a config's training step against the bare jitted step of the same network, loss, optimizer and EMA; sampling
     against bare network calls; the wait for input; compilation, and compilation from the persistent cache."""
 
-    config: str = setting(metavar="FILE", help="config file; --config.NAME=value changes a setting")
+    config: str = _config()
     overrides: tuple[str, ...] = ()
-    seconds: int = setting(60, at_least=1, help="about how long to measure, compilation apart")
+    seconds: int = setting(60, at_least=1, help="about how long to measure, without compilation")
     calls: int = setting(50, at_least=1, metavar="N", help="network calls of the sampling run")
     json: str = setting("", metavar="FILE", help="also write the figures to this file")

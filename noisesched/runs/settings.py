@@ -1,7 +1,7 @@
 """Typed settings: fields of dataclasses that know their ranges, their choices and their help.
 
-A `Config` (`config`), the requests that programs take (`requests`) and a study are made of these, and read from configuration
-files, from JSON and from the command line through one and the same check, `typed`.
+A `Config` (`config`), the requests that programs take (`requests`) and a study are made of these. What comes from a config file
+or from JSON is checked by `typed`; the values of a request only by `check_value`.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ def setting(
     at_least, below   bounds of a number: at_least <= value < below
     choices           the values it may have
     parse             text -> what the setting stands for, which prints as that text; raises ValueError
-    fixed             why it cannot change when a run goes on; "" if it can
+    fixed             why it cannot change when a run is continued; "" if it can
     network           it says which function the parameters are parameters of, so it cannot change either
     idle              it leaves the trained network as it is: runs that differ in it may be compared
     """
@@ -89,11 +89,16 @@ def typed(kind, value, where="", known=types.MappingProxyType({})):
     require(type(value) is kind, f"{where}={shown(value)} must be of type {kind.__name__}")
     require(kind is not float or math.isfinite(value), f"{where}={value!r} must be finite")
     require(kind is not int or abs(value) < 2**32, f"{where}={shown(value)} must be below 2**32")
+    check_value(where, value, known)
+    return value
+
+
+def check_value(where, value, known):
+    """Raises ConfigError, naming the setting `where`, unless a number or text is within what `setting` states of it (`known`)."""
     choices, at_least, below = (known.get(key) for key in ("choices", "at_least", "below"))
     require(choices is None or value in choices, f"{where}={shown(value)}: choose one of {', '.join(map(str, choices or ()))}")
-    require(at_least is None or value >= at_least, f"{where}={value!r} must be at least {at_least}")
-    require(below is None or value < below, f"{where}={value!r} must be below {below}")
-    return value
+    require(at_least is None or value >= at_least, f"{where}={shown(value)} must be at least {at_least}")
+    require(below is None or value < below, f"{where}={shown(value)} must be below {below}")
 
 
 def named(name, function, *arguments):

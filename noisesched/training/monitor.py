@@ -29,6 +29,8 @@ class TrainingStopped(RuntimeError):
 class Preempted(TrainingStopped):
     """A signal stopped training, and nothing is lost: the same command continues. `agreed`: all processes of the job know."""
 
+    exit_code = 75
+
     def __init__(self, message, agreed=True):
         super().__init__(message)
         self.agreed = agreed
