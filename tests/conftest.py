@@ -49,6 +49,7 @@ SLOW = [
 
 
 def pytest_collection_modifyitems(items):
+    assert all((ROOT / "tests" / name).exists() for name in SLOW)
     for item in items:
         if item.path.name in SLOW:
             item.add_marker(pytest.mark.slow)

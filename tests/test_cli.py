@@ -38,7 +38,6 @@ from noisesched.training import step as training_step
                 "--config",
                 "--config.optimizer.learning_rate=1e-4",
                 "metrics.jsonl",
-                "goes on from the last checkpoint",
             ],
         ),
         (
@@ -258,7 +257,7 @@ def trained(run, words, tmp_path_factory):
 def test_another_config_on_the_same_workdir(main, words, trained):
     before = trained.joinpath("config.json").read_bytes()
     other = words({"preview.every": 6, "model.num_classes": 10, "optimizer.learning_rate": 0.5})
-    assert_one_line(main("train", f"--workdir={trained}", *other), "optimizer.learning_rate: 0.002 -> 0.5", "another --workdir")
+    assert_one_line(main("train", f"--workdir={trained}", *other), "optimizer.learning_rate: 0.003 -> 0.5", "another --workdir")
     assert trained.joinpath("config.json").read_bytes() == before
 
 
