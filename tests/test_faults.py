@@ -274,13 +274,13 @@ def test_changed_settings_are_refused_unless_accepted(main, copied, words):
     longer = words({"training.num_steps": 8, "optimizer.learning_rate": 1e-3})
     before = (copied / "config.json").read_bytes()
     code, _, err = main("train", f"--workdir={copied}", *longer)
-    assert code == 2 and "optimizer.learning_rate: 0.002 -> 0.001; training.num_steps: 6 -> 8" in err
+    assert code == 2 and "optimizer.learning_rate: 0.003 -> 0.001; training.num_steps: 6 -> 8" in err
     assert "or give --accept_changes" in err
     assert (copied / "config.json").read_bytes() == before
     code, out, err = main("train", f"--workdir={copied}", *longer, "--accept_changes")
     assert code == 0, err
     assert "other settings from step 6 on, config.before_step_6.json has those before:" in out
-    assert "  optimizer.learning_rate: 0.002 -> 0.001\n  training.num_steps: 6 -> 8\n" in out
+    assert "  optimizer.learning_rate: 0.003 -> 0.001\n  training.num_steps: 6 -> 8\n" in out
     assert "learning rate at step 6 is" in out and "resuming at step 6" in out and steps(copied)[-1] == 8
     assert (copied / "config.before_step_6.json").read_bytes() == before
     assert json.loads((copied / "config.json").read_text())["training"]["num_steps"] == 8

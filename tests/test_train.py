@@ -340,7 +340,7 @@ def test_another_config_is_refused(small, tmp_path):
     with pytest.raises(configuration.ConfigError) as refused:
         resume.adopt(workdir, other)
     message = str(refused.value)
-    assert "optimizer.learning_rate: 0.002 -> 0.5" in message and "model.multipliers: [1] -> [1, 2]" in message
+    assert "optimizer.learning_rate: 0.003 -> 0.5" in message and "model.multipliers: [1] -> [1, 2]" in message
     assert "\n" not in message and message.count("->") == 2 and "leave out --config" in message
     assert workdir.config.read_text() == text
 
