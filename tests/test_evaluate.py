@@ -537,7 +537,7 @@ def test_the_likelihood_is_kept_when_sampling_fails(evaluated, features, monkeyp
         ("eps", {"discrete": (("cosine", 5),)}, "starts at zero SNR"),
         ("plain", {"checkpoint": 11}, "holds no checkpoint of step 11 (complete: 10, 20)"),
         ("plain", {"translation": "nearest"}, "for networks told a timestep, not log_snr"),
-        ("table", {"translation": "raw"}, "known: nearest, interpolated"),
+        ("table", {"translation": "raw"}, "choose one of nearest, interpolated"),
         ("plain", {"metrics": ("brightness",), "method": "dim"}, "did you mean 'ddim'"),
         ("plain", {"metrics": ("brightness",), "schedule": "kosine"}, "did you mean 'cosine'"),
         ("plain", {"schedule": "linear", "steps": 3}, "schedule='linear', steps=3: samples are only made for metrics; give some"),
