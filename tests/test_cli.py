@@ -135,7 +135,7 @@ def assert_one_line(result, *parts, code=2):
         (("evaluate", "--workdir="), ["--workdir: empty: name a folder"]),
         (("train", "--workdir="), ["--workdir: empty: name a folder"]),
         (("evaluate", "--workdir=w", "--discrete", ":5"), ["--discrete", "SPEC:N, such as cosine:100"]),
-        (("train", "--workdir=w"), ["holds no run to go on with", "--config=FILE"]),
+        (("train", "--workdir=w"), ["holds no run to continue", "--config=FILE"]),
         (("plot",), ["SPEC"]),
         (("plot", "cosin"), ["did you mean 'cosine'"]),
         (("plot", "cosine", "--out=a.doc"), ["ending must be one of"]),

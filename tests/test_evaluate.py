@@ -218,7 +218,7 @@ def test_what_the_network_knows_at_its_noisiest_levels(evaluated, small):
 def test_zero_snr_of_a_network_that_predicts_eps_is_told_apart(small):
     config = small(KINDS["eps"])
     examples = pipeline.examples(pipeline.open_config(config.data, "test"), 4)
-    made = evaluate.noisiest_of(
+    made = evaluate.zero_snr_of(
         config, shapes_of(config)[0], parameters(config, 0), examples["image"], None, 0, evaluate.trained_average(config)
     )
     zero, last = made["zero_snr"], made["last_level"]

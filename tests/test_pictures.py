@@ -1,10 +1,10 @@
-"""Grids keep every pixel of every image, apart from each other; PNG files hold exactly the pixels given."""
+"""Grids keep every pixel of every image, apart from each other; PNG files hold exactly the pixels given; bands surround lines."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from noisesched.runtime.pictures import GRAY, LEGIBLE, SEPARATOR, grid, write_png
+from noisesched.runtime.pictures import GRAY, LEGIBLE, SEPARATOR, grid, line_and_band, new_figure, save_figure, write_png
 
 
 def images(count, height=8, width=6, channels=3):
@@ -72,3 +72,20 @@ def test_what_is_no_picture_is_refused(tmp_path, image):
     with pytest.raises(ValueError, match="a picture is uint8"):
         write_png(tmp_path / "a.png", image)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_band_is_one_margin_wide_and_nothing_where_there_is_none():
+    axis = new_figure(2, 2).subplots()
+    line_and_band(axis, [0, 1, 2], [1.0, 2.0, 3.0], [0.5, np.nan, 1.0], color="black")
+    (band,) = axis.collections
+    corners = {tuple(corner) for corner in band.get_paths()[0].vertices}
+    assert corners == {(0, 0.5), (0, 1.5), (1, 2), (2, 2), (2, 4)}
+    np.testing.assert_array_equal(axis.lines[0].get_ydata(), [1, 2, 3])
+
+
+@pytest.mark.parametrize(("ending", "first"), [("png", b"\x89PNG"), ("PDF", b"%PDF"), ("svg", b"<?xml")])
+def test_a_figure_is_written_whole_in_the_format_of_its_ending(tmp_path, ending, first):
+    save_figure(path := tmp_path / f"a.b.{ending}", new_figure(1, 2))
+    assert path.read_bytes().startswith(first) and [*tmp_path.iterdir()] == [path]
+    if ending == "png":
+        assert Image.open(path).size == (110, 220)

@@ -270,7 +270,7 @@ def test_signs_of_life(small, monkeypatch):
 
     with monitor.Progress(lines.append, 4) as progress:
         with progress.doing("preparing the data"):
-            assert all(line.startswith("preparing the data, 0 s so far  ") for line in said(0.5)) and lines
+            assert all(re.match(r"preparing the data, \d+ s so far  ", line) for line in said(0.5)) and lines
         record = monitor.Recorder(config, training_step.learning_rate(config), kept, 0, progress)
         with progress.doing("compiling the training step"):
             compiling = said(0.5)
@@ -285,9 +285,9 @@ def test_signs_of_life(small, monkeypatch):
         record.dispatched(3, results)
     progress._thread.join(1)
     assert not progress._thread.is_alive()
-    assert compiling and all(line.startswith("step 0/4  compiling the training step, 0 s so far  ") for line in compiling)
+    assert compiling and all(re.match(r"step 0/4  compiling the training step, \d+ s so far  ", line) for line in compiling)
     assert len(training) >= 2
-    assert all(re.match("step [23]/4  training, last step done [01] s ago  .* MiB of the process", line) for line in training)
+    assert all(re.match(r"step [23]/4  training, last step done \d+ s ago  .* MiB of the process", line) for line in training)
     logged = [line for line in lines if "loss" in line]
     assert [line.split("  ")[0] for line in logged] == ["step 2/4", "step 4/4"]
     assert "ms/step" in logged[0] and "input wait" in logged[0] and "MiB of the process (peak" in logged[0]
@@ -400,7 +400,7 @@ def test_killed_again_and_again_a_run_ends_the_same(uninterrupted, start, run, w
     assert "resuming at step" in out
     assert process.returncode == 75 and "Traceback" not in err
     stopped = int(err.split("stopped by a signal at step ")[1].split(",")[0])
-    assert err.splitlines()[0] == "saving, then stopping (once more to stop at once)" and "the same command goes on" in err
+    assert err.splitlines()[0] == "saving, then stopping (once more to stop at once)" and "the same command continues" in err
 
     # The same command to the end.
     code, out, err = run(*command)
@@ -450,7 +450,7 @@ def test_faults_of_the_input(start, words, small, tmp_path):
         out, err = process.communicate(timeout=100)  # no hang: the input's own timeout is longer
         assert process.returncode == 1 and len(err.splitlines()) == 1, err
         found = re.fullmatch(
-            f"noisesched: error: data set 'digits', train: {says}; step ([0-9]+) is saved: the same command goes on from it",
+            f"noisesched: error: data set 'digits', train: {says}; step ([0-9]+) is saved: the same command continues from it",
             err.strip(),
         )
         assert found, err

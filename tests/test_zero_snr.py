@@ -189,7 +189,7 @@ def flat_and_textured(n, seed):
 
 @pytest.fixture
 def trained(small, monkeypatch):
-    """`trained(schedule)` -> the `noisiest_of` of a v-network trained on such images with v weighting, 2000 steps."""
+    """`trained(schedule)` -> the `zero_snr_of` of a v-network trained on such images with v weighting, 2000 steps."""
     images, held_out = flat_and_textured(2000, 0), flat_and_textured(128, 1)
     average = zero_snr.average(images, np.zeros(len(images), int))
     monkeypatch.setattr(build, "UNet", Small)
@@ -216,7 +216,7 @@ def trained(small, monkeypatch):
             batch = lambda chosen: {"image": images[chosen], "label": jnp.zeros(96, int), "index": jnp.arange(96)}
             return jax.lax.scan(lambda state, chosen: (step(state, batch(chosen), None)[0], None), state, rows)[0]
 
-        return evaluate.noisiest_of(config, definition, run(state, images, rows).ema, held_out, None, 0, average)
+        return evaluate.zero_snr_of(config, definition, run(state, images, rows).ema, held_out, None, 0, average)
 
     yield made
     build._abstract_denoiser.cache_clear()

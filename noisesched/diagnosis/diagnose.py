@@ -18,8 +18,8 @@ from noisesched.data import pipeline
 from noisesched.diagnosis import checks, leak, scheduler_file
 from noisesched.runs import config as configuration
 from noisesched.runs.workdir import Workdir
-from noisesched.runtime.files import replacing, write_json
-from noisesched.runtime.pictures import COLOURS
+from noisesched.runtime.files import write_json
+from noisesched.runtime.pictures import COLOURS, NOISE_LEFT, new_figure, save_figure, tidy_axes
 
 IMAGES = 2048  # at most so many images of the training split are read, the first ones
 VALUES = 2**27  # at most so many pixel values are read, and noised: a few seconds
@@ -228,22 +228,18 @@ def shares(setting):
 
 def plot(path, setting, inferences, measured):
     """Writes the picture. Left: training's levels and weight, below them the levels of inference; right: R^2 against log-SNR."""
-    from matplotlib.figure import Figure  # not pyplot, which keeps figures and looks for a display
-
     below = 0.9 + 0.17 * (3 + len(inferences))  # inches for the legends, below the panels, where long names fit
-    figure = Figure(figsize=(13, 4.6 + below))
+    figure = new_figure(13, 4.6 + below)
     left, right = figure.subplots(
         1, 2, gridspec_kw={"left": 0.02, "right": 0.985, "wspace": 0.12, "top": 0.94, "bottom": below / (4.6 + below)}
     )
     _plot_shares(left, setting, inferences)
     _plot_r2(right, setting, inferences, measured)
+    tidy_axes((left, right))
     for panel in (left, right):
-        panel.set(xlabel="log-SNR: noise left, clean right", xlim=LOG_SNR)
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
+        panel.set(xlabel=NOISE_LEFT, xlim=LOG_SNR)
         panel.legend(fontsize=8, loc="upper left", bbox_to_anchor=(-0.02, -0.11), frameon=False)
-    with replacing(path) as file:
-        figure.savefig(file, dpi=110, format="png")
+    save_figure(path, figure)
 
 
 def _plot_shares(panel, setting, inferences):

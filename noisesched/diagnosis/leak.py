@@ -26,7 +26,7 @@ def r2(log_snr, variance, dimensions, noise_offset=0.0):
     """R^2 in [0, 1], float64, at the levels `log_snr` (any array, -inf included): exactly 0 at SNR 0.
 
     `variance`: Var(m) of images in [-1, 1], at least 0; `dimensions`: d = H W, the pixels of a channel; `noise_offset`: see
-    `loss.draw`.
+    `loss.noise`.
     """
     dimensions = 1 / (1 / dimensions + noise_offset**2)
     with np.errstate(divide="ignore"):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from noisesched import diffusion, schedules, spec
-from noisesched.runtime.pictures import COLOURS
+from noisesched.runtime.pictures import COLOURS, new_figure, save_figure, tidy_axes
 
 LINES = ("-", "--", ":", "-.")
 LOG_SNR = (-15.0, 15.0)  # the range of the log-SNR axis
@@ -42,15 +42,13 @@ def plot(specs, path, say=print):
     """
     made = {text.strip(): schedules.make(text) for text in specs}
 
-    from matplotlib.figure import Figure  # not pyplot, which keeps figures and looks for a display
-
-    figure = Figure(figsize=(12, 8.6), layout="constrained")
+    figure = new_figure(12, 8.6, layout="constrained")
     if (ending := Path(path).suffix[1:].lower()) not in (known := figure.canvas.get_supported_filetypes()):
         raise ValueError(f"--out={path!r}: the picture's ending must be one of {', '.join(sorted(known))}; got {ending!r}")
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         plot_panels(figure, made, say)
-        figure.savefig(path, dpi=130)
+        save_figure(path, figure, dpi=130)
     except OSError as error:
         raise ValueError(f"--out={path!r} cannot be written: {error.strerror or error}") from None
     for text, schedule in made.items():
@@ -105,10 +103,9 @@ def plot_panels(figure, made, say):
     bottom_right.set(title="SNR down to its terminal value")
     bottom_right.set_yscale("symlog", linthresh=SNR[0], linscale=0.7)
     bottom_right.set(ylim=(0, SNR[1]), yticks=[0, *(10.0**k for k in range(-6, 5, 2))])
+    tidy_axes(panels.values())
     for panel in panels.values():
         panel.set_xlim(-0.01, 1.015)  # so that drops at the very ends are visible
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
     bottom_left.set_xlabel("$u$: 0 clean, 1 noise")
     bottom_right.set_xlabel("$u$: 0 clean, 1 noise")
     _label_ends(bottom_right, ends)

@@ -30,17 +30,17 @@ from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.requests import Evaluate, Job
 from noisesched.runs.workdir import Workdir
 from noisesched.runtime import cluster, pictures, sharding
-from noisesched.runtime.files import read_json, replacing, write_atomically, write_json
+from noisesched.runtime.files import read_json, write_atomically, write_json
 from noisesched.spec import shortened
 
 BATCH = 128  # images per dispatch and device
 PROFILE_NOISES = 2  # draws per image and level of the profile: the fewest that give an error of its integral
 PROFILE_DRAWS = 2**20  # the number of the profile's first draw: it shares no noise with the bound
-NOISIEST_DRAWS = 2**21  # the number of the first draw at the last level and at zero SNR
+ZERO_SNR_DRAWS = 2**21  # the number of the first draw at the last level and at zero SNR
 MOST_DRAWS = 2**24  # of all images together: these take 2 GB of the host's memory
 MEAN_VALUES = 2**26  # the data's mean is taken over at most so many values: 21845 images of CIFAR-10
 HOLDS = ("checkpoint", "bits_per_dim", "profile", "last_level", "zero_snr")  # what a complete evaluation.json holds
-WHERE = ("workdir", "out", "checkpoint", *(field.name for field in dataclasses.fields(Job)))  # what decides no number
+WHERE = ("workdir", "out", "checkpoint", *(field.name for field in dataclasses.fields(Job)))  # fields that affect no number
 OF_SAMPLES = ("schedule", "steps", "method", "guidance", "num_samples", "inception_weights")  # for samples alone
 
 
@@ -98,7 +98,7 @@ def _run(workdir, request, out, say):
         **plain,
     }
     result |= likelihood_of(config, definition, params, images, labels, request, paths, step)
-    result |= noisiest_of(config, definition, params, images, labels, request.seed, average)
+    result |= zero_snr_of(config, definition, params, images, labels, request.seed, average)
     for line in summary(result, config):
         say(line)
     plot_profile(out / "profile.png", result, config)
@@ -113,13 +113,12 @@ def _run(workdir, request, out, say):
         return result
 
     # ---- Samples.
-    schedule = schedules.make(request.schedule or config.schedule)
     sampler = generate.make_sampler(config, definition, request.method)
     with tqdm(total=request.num_samples, desc="sampling", unit="image", disable=None) as bar:
         made = generate.generate(
             sampler,
             params,
-            schedules.levels(schedule, request.steps),
+            schedules.levels(sampled_schedule(config, request), request.steps),
             request.num_samples,
             seed=request.seed,
             guide=guidance.parse(request.guidance),
@@ -145,7 +144,7 @@ def identity(stored, config, request, split):
     asked["discrete"] = [[str(schedules.make(text)), n] for text, n in request.discrete]
     asked["metrics"] = [str(metrics.parse(text)) for text in request.metrics]
     if request.metrics:
-        asked["schedule"] = str(schedules.make(request.schedule or config.schedule))
+        asked["schedule"] = str(sampled_schedule(config, request))
     if request.metrics and request.inception_weights:
         from noisesched.evaluation import inception
 
@@ -162,6 +161,11 @@ def without_metrics(request):
     """The same request without samples."""
     fields = {field.name: field.default for field in dataclasses.fields(Evaluate)}
     return dataclasses.replace(request, **{name: fields[name] for name in ("metrics", *OF_SAMPLES)})
+
+
+def sampled_schedule(config, request):
+    """The schedule that samples are made with: the training schedule, unless the request names another."""
+    return schedules.make(request.schedule or config.schedule)
 
 
 def check(config, request):
@@ -204,8 +208,9 @@ def check(config, request):
         f"inception_weights={request.inception_weights!r}: none of the metrics uses them; given: {', '.join(request.metrics)}",
     )
     if request.metrics:
-        text = str(request.schedule or config.schedule)
-        configuration.check_levels(config, text, np.asarray(schedules.levels(schedules.make(text), request.steps)))
+        schedule = sampled_schedule(config, request)
+        log_snrs = np.asarray(schedules.levels(schedule, request.steps))
+        configuration.check_levels(config, request.schedule or schedule, log_snrs)
         samplers.make(request.method)
         configuration.check_guidance(config, request.guidance)
 
@@ -316,10 +321,10 @@ def likelihood_of(config, definition, params, images, labels, request, paths=(),
     return {"bits_per_dim": bits | {"untrained": untrained}, "discrete": discrete, "profile": profile}
 
 
-def noisiest_of(config, definition, params, images, labels, seed, average):
+def zero_snr_of(config, definition, params, images, labels, seed, average):
     """{"last_level": .., "zero_snr": ..} of held-out images, as defined in `zero_snr`: by the same compiled program."""
     errors = squared_errors(definition, params, images, labels, seed, lambda count: None)
-    ask = lambda log_snrs, first_draw=0, out=None: errors(log_snrs, NOISIEST_DRAWS + first_draw, out)
+    ask = lambda log_snrs, first_draw=0, out=None: errors(log_snrs, ZERO_SNR_DRAWS + first_draw, out)
     classes = np.zeros(len(images), int) if labels is None else labels
     last = zero_snr.last_level(ask, float(config.schedule(1.0)), images, classes, average)
     zero = zero_snr.zero_snr(ask, images, classes, average, answers=config.model.prediction != "eps")
@@ -410,14 +415,14 @@ def summary(result, config):
 
 def plot_profile(path, result, config):
     """Writes the picture of the loss profile as eps, x and v error, above the density of the levels that training drew."""
-    from matplotlib.figure import Figure  # not pyplot, which keeps figures and looks for a display
-
     profile, bits = result["profile"], result["bits_per_dim"]
     log_snr = np.asarray(profile["log_snr"])
-    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    figure = pictures.new_figure(13, 4.4, layout="constrained")
+    panels = figure.subplots(1, 3)
+    pictures.tidy_axes(panels)
     drawn = np.asarray(config.schedule((np.arange(20_000) + 0.5) / 20_000))
     density, edges = np.histogram(drawn[np.isfinite(drawn)], bins=60, range=(log_snr[0], log_snr[-1]))
-    for panel, kind in zip(figure.subplots(1, 3), ("eps", "x", "v"), strict=True):
+    for panel, kind in zip(panels, ("eps", "x", "v"), strict=True):
         error, margin = np.asarray(profile[kind]), 2 * np.asarray(profile[f"{kind}_std_error"])
         below = panel.twinx()
         below.set(ylim=(0, 2.5 * max(density.max(), 1)), yticks=[])
@@ -425,16 +430,12 @@ def plot_profile(path, result, config):
         below.spines[["top", "right"]].set_visible(False)
         panel.set_zorder(below.get_zorder() + 1)
         panel.patch.set_visible(False)
-        panel.fill_between(log_snr, error - margin, error + margin, color=pictures.COLOURS[3], alpha=0.3, linewidth=0)
-        panel.plot(log_snr, error, color=pictures.COLOURS[3], linewidth=1.6)
-        panel.set(title=f"{kind} error", xlabel="log-SNR: noise left, clean right", xlim=log_snr[[0, -1]], ylim=(0, None))
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
+        pictures.line_and_band(panel, log_snr, error, margin, opacity=0.3, color=pictures.COLOURS[3], linewidth=1.6)
+        panel.set(title=f"{kind} error", xlabel=pictures.NOISE_LEFT, xlim=log_snr[[0, -1]], ylim=(0, None))
     figure.suptitle(
         f"{bits['value']:.3f} ± {bits['std_error']:.3f} bits per dimension on {result['num_images']} images of "
         f"{result['split']!r}\nmean squared error per dimension, within two standard errors; shaded: levels drawn in "
         f"training, {shortened(str(config.schedule))}",
         fontsize=10,
     )
-    with replacing(path) as file:
-        figure.savefig(file, dpi=110, format="png")
+    pictures.save_figure(path, figure)

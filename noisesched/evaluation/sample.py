@@ -24,7 +24,7 @@ from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.workdir import Workdir
 from noisesched.runtime import cluster, sharding
 from noisesched.runtime.files import replacing, write_json
-from noisesched.runtime.pictures import grid, write_png
+from noisesched.runtime.pictures import grid, new_figure, save_figure, write_png
 
 TRANSLATIONS = (*conditioning.TRANSLATIONS, "raw")  # "raw": the timesteps of the training table, whatever the levels are
 
@@ -189,8 +189,6 @@ def overview(path, images, nfe, columns=6):
 
     images: {(schedule, way, number of levels): uint8 [n, H, W, C]}; nfe: {(way, number of levels): network calls}.
     """
-    from matplotlib.figure import Figure  # not pyplot, which keeps figures and looks for a display
-
     texts, steps = list(dict.fromkeys(k[0] for k in images)), sorted({k[2] for k in images})
     ways = list(dict.fromkeys(way for way, _ in nfe))
     rows = list(itertools.product(texts, ways))
@@ -198,7 +196,7 @@ def overview(path, images, nfe, columns=6):
     mixed = any(len({nfe[way, n] for way in ways}) > 1 for n in steps)  # then a column's cells differ
     height, width = next(iter(cells.values())).shape[:2]
     size = (0.012 * width * len(steps) + 2.4, (0.012 * height + 0.25 * mixed) * len(rows) + 0.9)
-    figure = Figure(figsize=size)
+    figure = new_figure(*size)
     axes = figure.subplots(len(rows), len(steps), squeeze=False)
     for (row, (text, way)), (column, n) in itertools.product(enumerate(rows), enumerate(steps)):
         axis = axes[row, column]
@@ -213,5 +211,4 @@ def overview(path, images, nfe, columns=6):
             axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
     figure.suptitle("One checkpoint, the same noise: inference schedules (rows) by network calls", fontsize=11)
     figure.tight_layout()
-    with replacing(path) as file:
-        figure.savefig(file, dpi=110, format="png")
+    save_figure(path, figure)

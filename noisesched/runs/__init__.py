@@ -1,1 +1,1 @@
-"""All that a run is on disk."""
+"""A run on disk."""

@@ -44,10 +44,10 @@ class NotWritten(CheckpointError, WriteError):
 class Checkpoints:
     """The checkpoints in a workdir; a context manager around one orbax CheckpointManager.
 
-    max_to_keep  keep the newest so many; saving needs room for one more. None opens them read-only: nothing is created, moved or
+    max_to_keep  keep the newest N; saving needs room for one more. None opens them read-only: nothing is created, moved or
                  deleted, so a run can be sampled while it trains
-    keep_every   also keep those at multiples of so many steps; 0: none
-    keep_best    also keep the so many with the lowest loss
+    keep_every   also keep those at multiples of N steps; 0: none
+    keep_best    also keep the N with the lowest loss
     say          is called with a line about each damaged checkpoint; default: a warning in the log
     """
 

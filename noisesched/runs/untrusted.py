@@ -12,6 +12,7 @@ import stat
 import numpy as np
 from etils import epath
 
+from noisesched.runtime.files import is_local
 from noisesched.spec import shortened
 
 METADATA = 2**26  # bytes of the largest file read whole: far more than any network's names and shapes take
@@ -32,7 +33,7 @@ def num_bytes(arrays) -> int:
 
 def check_files(folder: epath.Path) -> None:
     """ValueError if a checkpoint's folder holds a link, a pipe or a device, or metadata of an absurd size."""
-    if "://" in str(folder):
+    if not is_local(folder):
         return  # buckets have only files
     for where, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -52,11 +53,11 @@ def check_arrays(folder: epath.Path, wanted: dict[str, np.ndarray]) -> None:
     import tensorstore
 
     total = num_bytes((array.shape, array.dtype) for array in wanted.values())
-    if "://" not in str(folder):
+    if is_local(folder):
         sizes = [os.path.getsize(os.path.join(where, name)) for where, _, names in os.walk(folder) for name in names]
         if max(sizes, default=0) > 2 * total + SLACK or total > 20 * sum(sizes) + 16 * SLACK:
             raise ValueError(f"{folder.name} should hold {total:,} bytes of arrays; its files have {sum(sizes):,}")
-    base = f"{folder}/" if "://" in str(folder) else {"driver": "file", "path": f"{folder}/"}
+    base = {"driver": "file", "path": f"{folder}/"} if is_local(folder) else f"{folder}/"
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
     for name, read in [(name, store.read(f"{name}/.zarray" if name else ".zarray")) for name in wanted]:
         array, found = wanted[name], json.loads(read.result().value or b"null")

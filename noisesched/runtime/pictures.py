@@ -1,4 +1,4 @@
-"""From bytes to x and back, sets of images as one picture, PNG files, and the colours of every plot."""
+"""From bytes to x and back, sets of images as one picture, PNG files, and what all plots have in common."""
 
 import os
 
@@ -12,6 +12,10 @@ GRAY = 128  # of the separators: visible beside black and beside white
 LEGIBLE = 48  # pixels: about the smallest cell in which a person reads a digit without effort
 # Okabe and Ito's colours, which the colour-blind can tell apart; black last.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+NOISE_LEFT = "log-SNR: noise left, clean right"  # the label of every log-SNR axis
+
+
+# -- images
 
 
 def scale(image, dtype=np.float32):
@@ -61,3 +65,33 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
         raise ValueError(f"a picture is uint8 [H, W, C] with C 1, 3 or 4, got {image.dtype} {image.shape}")
     with replacing(path) as file:
         Image.fromarray(image).save(file, format="PNG")
+
+
+# -- plots
+
+
+def new_figure(width: float, height: float, **options):
+    """An empty matplotlib figure of that size in inches; `options` are matplotlib's."""
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures and looks for a display
+
+    return Figure(figsize=(width, height), **options)
+
+
+def tidy_axes(axes) -> None:
+    """Gives each of these axes a pale grid, and no frame at the top and right."""
+    for axis in axes:
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+
+
+def line_and_band(axis, x, mean, margin, opacity=0.12, **line) -> None:
+    """Draws a line with a band of one margin to each side; none where the margin is NaN. `line`: its options, with `color`."""
+    axis.plot(x, mean, **line)
+    mean, margin = np.asarray(mean), np.nan_to_num(np.asarray(margin, float))
+    axis.fill_between(x, mean - margin, mean + margin, color=line["color"], alpha=opacity, linewidth=0)
+
+
+def save_figure(path: str | os.PathLike, figure, dpi: float = 110) -> None:
+    """Writes a figure atomically, in the format that the path's ending names."""
+    with replacing(path) as file:
+        figure.savefig(file, dpi=dpi, format=str(path).rpartition(".")[2].lower())

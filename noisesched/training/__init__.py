@@ -1,1 +1,1 @@
-"""The training loop, its step, and what is told of them."""
+"""The training step and loop, resuming, monitoring, speed."""

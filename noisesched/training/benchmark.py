@@ -12,9 +12,7 @@ Each part of the product is compared with the bare computation that it cannot do
 import contextlib
 import json
 import pathlib
-import resource
 import statistics
-import sys
 import tempfile
 import time
 
@@ -34,7 +32,7 @@ from noisesched.runs.workdir import Workdir
 from noisesched.runtime import backend, sharding
 from noisesched.training import loop as training_loop
 from noisesched.training import monitor
-from noisesched.training import step as training_step
+from noisesched.training.step import init, learning_rate, make_step
 
 BARS = {
     "training_overhead": 0.03,
@@ -59,7 +57,7 @@ def benchmark(config, chosen, seconds=60, calls=50, json_path=None, say=print):
     devices = jax.local_devices()
     say(f"{len(devices)} x {devices[0].device_kind}; jax {jax.__version__}; {chosen}")
     with tempfile.TemporaryDirectory() as cache, Compilations(cache) as compilations:
-        definition, state = training_step.init(config)
+        definition, state = init(config)
         say(
             f"network of {denoiser.num_parameters(state.params):,} parameters, batch {config.training.batch_size}, "
             f"{config.data.image_size}x{config.data.image_size}x{config.data.channels}, {config.model.dtype}"
@@ -80,7 +78,7 @@ def benchmark(config, chosen, seconds=60, calls=50, json_path=None, say=print):
     figures |= {
         "flops_per_second": figures["flops_per_step"] / figures["step_seconds"]["median"],
         "matmul_flops_per_second": peak,
-        "peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        "peak_process_bytes": monitor.peak_process_bytes(),
     }
     if stats := devices[0].memory_stats():
         figures["peak_device_bytes"] = stats["peak_bytes_in_use"]
@@ -132,14 +130,14 @@ def compiling(config, definition, state, stream, compilations):
 
     def first_step():
         begin, compiled, hits = time.perf_counter(), compilations.count, compilations.hits
-        run = sharding.data_parallel(training_step.make_step(config, definition), config.training.parallel)
+        run = sharding.data_parallel(make_step(config, definition), config.training.parallel)
         jax.block_until_ready(run(jax.tree.map(jnp.copy, copy), chunk(config, stream)))
         return time.perf_counter() - begin, compilations.count - compiled - (compilations.hits - hits)
 
     cold, _ = first_step()
     jax.clear_caches()
     warm, compiled = first_step()
-    lowered = jax.jit(training_step.make_step(config, definition), static_argnums=2).lower(state, next(stream), None)
+    lowered = jax.jit(make_step(config, definition), static_argnums=2).lower(state, next(stream), None)
     compiled_step = lowered.compile()
     cost, memory = compiled_step.cost_analysis(), compiled_step.memory_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
@@ -156,7 +154,7 @@ def training(config, definition, state, stream, seconds):
     """The training loop and the bare step, in turn."""
     steps = config.training.steps_per_dispatch
     devices = jax.local_devices()
-    step = training_step.make_step(config, definition)
+    step = make_step(config, definition)
     mesh = Mesh(np.array(devices), ("devices",))
     whole, shares = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("devices"))
     bare = jax.jit(
@@ -183,10 +181,10 @@ def training(config, definition, state, stream, seconds):
     per_step = {name: [t / n / steps for t, n in pairs] for name, pairs in times.items()}
     ratios = [p / b for p, b in zip(per_step["product"], per_step["bare"], strict=True)]
     return {
-        "step_seconds": spread(per_step["product"]),
-        "bare_step_seconds": spread(per_step["bare"]),
+        "step_seconds": quartiles(per_step["product"]),
+        "bare_step_seconds": quartiles(per_step["bare"]),
         "images_per_second": config.training.batch_size / statistics.median(per_step["product"]),
-        "training_ratio": spread(ratios),
+        "training_ratio": quartiles(ratios),
         "training_overhead": statistics.median(ratios) - 1,
         "input_wait": waited / sum(t for t, _ in times["product"]),
     }
@@ -194,7 +192,7 @@ def training(config, definition, state, stream, seconds):
 
 def checkpointing(config, definition, state, stream, seconds, step_seconds):
     """The training loop with a save in the middle and without one, in turn, each long enough for the save to end meanwhile."""
-    loop, saved = Loop(config, training_step.make_step(config, definition), state, stream), 0
+    loop, saved = Loop(config, make_step(config, definition), state, stream), 0
     with tempfile.TemporaryDirectory() as folder, Checkpoints(Workdir(folder), config.training.keep_checkpoints) as checkpoints:
 
         def save():
@@ -229,7 +227,7 @@ def checkpointing(config, definition, state, stream, seconds, step_seconds):
             checkpoints.wait()
             extra.append(with_save - (first or timed(after)))
     interval = config.training.checkpoint_every * step_seconds
-    extra, blocked = spread(extra), spread(blocked)
+    extra, blocked = quartiles(extra), quartiles(blocked)
     return {
         "save_extra_seconds": extra,
         "save_blocking_seconds": blocked,
@@ -278,11 +276,11 @@ def sampling(config, definition, params, calls, seconds, compilations):
     for spec in specs:
         make(spec)
     return {
-        "call_seconds": spread(per_call["product"]),
-        "bare_call_seconds": spread(per_call["bare"]),
+        "call_seconds": quartiles(per_call["product"]),
+        "bare_call_seconds": quartiles(per_call["bare"]),
         "images_per_call": count,
         "network_calls": calls,
-        "sampling_ratio": spread(ratios),
+        "sampling_ratio": quartiles(ratios),
         "sampling_overhead": statistics.median(ratios) - 1,
         "new_schedules": len(specs),
         "compiled_for_new_schedules": compilations.count - before,
@@ -329,7 +327,9 @@ def report(figures, config):
         f"checkpoints  {figures['save_bytes'] / 2**20:,.1f} MiB, on disk after {1e3 * written:.0f} ms; a save costs "
         f"{ms('save_extra_seconds')}"
     )
-    yield f"  standstill {ms('save_blocking_seconds')}; then, while it is written behind, steps are {slower:.0%} slower"
+    yield (
+        f"  standstill {ms('save_blocking_seconds')}; then, while it is written in the background, steps are {slower:.0%} slower"
+    )
     yield bar(
         "checkpoint_overhead",
         f"  overhead   {figures['checkpoint_overhead']:.2%} of the "
@@ -368,7 +368,7 @@ class Loop:
     def __init__(self, config, step, state, stream):
         training, nowhere = config.training, lambda line: None
         progress = monitor.Progress(nowhere, training.num_steps, show=False)
-        self.record = monitor.Recorder(config, training_step.learning_rate(config), Unwritten(), 0, progress)
+        self.record = monitor.Recorder(config, learning_rate(config), Unwritten(), 0, progress)
         self.state, self.done, self.chunk = jax.tree.map(jnp.copy, state), 0, training.steps_per_dispatch
         self.parts = {
             "run": sharding.data_parallel(step, training.parallel),
@@ -379,7 +379,7 @@ class Loop:
 
     def run(self, dispatches):
         numbers = range(self.done, self.done + dispatches * self.chunk, self.chunk)
-        taken = training_loop.steps(numbers, state=self.state, **self.parts)
+        taken = training_loop.dispatches(numbers, state=self.state, **self.parts)
         for self.done, self.state in taken:
             pass
 
@@ -412,7 +412,7 @@ def in_turn(runs, seconds, what, least=7):
     return times
 
 
-def spread(values):
+def quartiles(values):
     """The median and the quartiles."""
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
     return {"median": float(median), "low": float(low), "high": float(high)}

@@ -23,8 +23,8 @@ from noisesched.runtime import cluster, sharding
 from noisesched.runtime.files import writing
 from noisesched.runtime.pictures import grid, write_png
 from noisesched.training import resume
-from noisesched.training import step as training_step
 from noisesched.training.monitor import Preempted, Profile, Progress, Recorder, Signals, TrainingStopped
+from noisesched.training.step import State, init, learning_rate, make_loss, make_step, with_stop
 
 JUDGED = 1024  # held-out images on which checkpoints are compared
 
@@ -37,7 +37,7 @@ def main(request):
     if request.config:
         config = configuration.load(request.config, request.overrides)
     elif not (workdir := Workdir(request.workdir)).config.exists():
-        raise configuration.ConfigError(f"{workdir.path} holds no run to go on with: give --config=FILE to begin one there")
+        raise configuration.ConfigError(f"{workdir.path} holds no run to continue: give --config=FILE to begin one there")
     else:
         config = configuration.from_dict(workdir.read_config())
     train(config, request.workdir, profile=request.profile, accept_changes=request.accept_changes)
@@ -76,7 +76,7 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
 
         # ---- State: fresh, or from the last complete checkpoint.
         with progress.doing("initializing the network"):
-            definition, state = training_step.init(config)
+            definition, state = init(config)
         checkpoints = stack.enter_context(
             Checkpoints(workdir, training.keep_checkpoints, keep_every=training.keep_every, keep_best=training.keep_best, say=say)
         )
@@ -84,8 +84,8 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
         if cluster.by_first(checkpoints.steps):
             with progress.doing("restoring the last checkpoint"):
                 start, items = checkpoints.restore(state._asdict())
-            state = training_step.State(**items)
-        cluster.agree("checkpoint to go on from", start)
+            state = State(**items)
+        cluster.agree("checkpoint to continue from", start)
         if changes:
             cluster.by_first(lambda: resume.change(workdir, config, start, changes, say))
         if start >= training.num_steps:
@@ -99,8 +99,8 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
         )
 
         # ---- What the loop needs.
-        train_step = training_step.make_step(config, definition)
-        run = sharding.data_parallel(training_step.with_stop(train_step) if several else train_step, training.parallel)
+        train_step = make_step(config, definition)
+        run = sharding.data_parallel(with_stop(train_step) if several else train_step, training.parallel)
         stream = stack.enter_context(
             pipeline.batches(
                 split,
@@ -116,7 +116,7 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
         draw_preview, judge = make_preview(config, definition), make_judge(config, definition, judged)
         tracer = stack.enter_context(Profile(workdir.path / "profile", profile if first else 0, start, training.num_steps, say))
         metrics = stack.enter_context(Metrics(workdir, start or None) if first else Unwritten())
-        record = Recorder(config, training_step.learning_rate(config), metrics, start, progress)
+        record = Recorder(config, learning_rate(config), metrics, start, progress)
         stop.stepping = True
 
         def next_batch():
@@ -144,7 +144,7 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
 
         # ---- The loop.
         done, numbers = start, range(start, training.num_steps, training.steps_per_dispatch)
-        taken = steps(numbers, run, state, next_batch, record, tracer)
+        taken = dispatches(numbers, run, state, next_batch, record, tracer)
         try:
             for done, state in taken:
                 # Read once: a later signal stops the next step. Several processes stop at the step at which all know.
@@ -155,7 +155,7 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
                 if last or done % training.checkpoint_every == 0:
                     save(done, state, wait=stopping)
                 if stopping:
-                    raise Preempted(f"stopped by a signal at step {done}, which is saved; the same command goes on from it")
+                    raise Preempted(f"stopped by a signal at step {done}, which is saved; the same command continues from it")
         except pipeline.InputFault as fault:
             save_now = functools.partial(save, done, state, wait=True) if done > start else None
             raise without_input(fault, done, save_now) from fault
@@ -167,7 +167,7 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
     return state
 
 
-def steps(numbers, run, state, next_batch, record, tracer):
+def dispatches(numbers, run, state, next_batch, record, tracer):
     """The training loop: yields (steps done, state) after every dispatch. The state before is donated, and so gone.
 
     numbers     range(first step, end, steps per dispatch), counted from 0
@@ -209,7 +209,7 @@ def without_input(fault, step, save):
     if save and jax.process_count() == 1:
         try:
             save()
-            saved = f"step {step} is saved: the same command goes on from it"
+            saved = f"step {step} is saved: the same command continues from it"
         except (TrainingStopped, ValueError) as error:
             saved = str(error)
     stopped = TrainingStopped(f"{fault}; {saved}")
@@ -232,7 +232,7 @@ def make_judge(config, definition, split):
     """A function: EMA parameters -> their mean loss on held-out images, the same noise every time; None without a `split`."""
     if split is None:
         return lambda params: None
-    loss = jax.jit(training_step.make_loss(config, definition))
+    loss = jax.jit(make_loss(config, definition))
     examples = pipeline.examples(split, min(JUDGED, len(split)))
     size = min(config.training.batch_size, len(examples["image"]))
     index = np.arange(size, dtype=np.int32)

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from noisesched.runtime.files import is_local
+
 RUN_AHEAD = 4  # dispatches in flight: enough to keep a device busy, few enough that a fault is seen at once
 SILENCE = 60.0  # seconds after which a program without a terminal says what it is doing
 WARM_UP = 10  # steps before a profile, which should show neither compilation nor the first wait for input
@@ -20,8 +22,8 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class TrainingStopped(RuntimeError):
-    """Training cannot go on; the message is one line. `stuck`: a thread hangs, see `pipeline.InputFault`, so the process must be
-    ended by force."""
+    """Training cannot continue; the message is one line. `stuck`: a thread hangs, see `pipeline.InputFault`, so the process must
+    be ended by force."""
 
     stuck = False
 
@@ -29,7 +31,7 @@ class TrainingStopped(RuntimeError):
 class Preempted(TrainingStopped):
     """A signal stopped training, and nothing is lost: the same command continues. `agreed`: all processes of the job know."""
 
-    exit_code = 75
+    exit_code = 75  # EX_TEMPFAIL: try again later
 
     def __init__(self, message, agreed=True):
         super().__init__(message)
@@ -198,6 +200,12 @@ class Recorder:
         self.window, self.intervals, self.count, self.waited_before, self.since = [], [], 0, self.waited, now
 
 
+def peak_process_bytes():
+    """The most memory that this process has had resident."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def memory_in_use():
     """{"device_bytes": in use, "device_bytes_peak": ..} of the fullest local device; on backends that do not tell, such as the
     CPU, {"process_bytes": resident, "process_bytes_peak": ..} of this process."""
@@ -206,7 +214,7 @@ def memory_in_use():
             "device_bytes": max(each["bytes_in_use"] for each in stats),
             "device_bytes_peak": max(each.get("peak_bytes_in_use", 0) for each in stats),
         }
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = peak_process_bytes()
     try:
         with open("/proc/self/statm") as file:
             return {"process_bytes": int(file.read().split()[1]) * PAGE, "process_bytes_peak": peak}
@@ -226,7 +234,7 @@ class Profile(contextlib.AbstractContextManager):
     """A trace of `steps` steps, after WARM_UP others if the run is long enough, for TensorBoard or Perfetto; 0: none."""
 
     def __init__(self, folder, steps, start, end, say):
-        if steps and "://" in str(folder):
+        if steps and not is_local(folder):
             raise ValueError(f"a profile is written to a local folder, not to {folder}: profile a short run in a local --workdir")
         self._folder, self._say, self._running = folder, say, False
         self._first = max(start, min(start + WARM_UP, end - steps)) if steps else end
@@ -279,9 +287,8 @@ class Signals(contextlib.AbstractContextManager):
 
     def _request(self, number, frame):
         signal.signal(number, self.usual[number])
-        self.requested = (
-            True  # should the exception be lost, as in a callback of the garbage collector, the first step is the last
-        )
+        # Should the exception be lost, as in a callback of the garbage collector, the first step is the last.
+        self.requested = True
         if not self.stepping:
             raise Preempted("stopped by a signal before the first step; the same command begins again", agreed=False)
         # Not print: the signal may have interrupted one.

@@ -1,4 +1,4 @@
-"""What may change when a run goes on, and what becomes of its config then."""
+"""What may change when a run continues, and what becomes of its config then."""
 
 import jax
 
@@ -7,12 +7,12 @@ from noisesched.runs import config as configuration
 from noisesched.runs import untrusted
 from noisesched.runs.settings import stated
 from noisesched.runs.workdir import differences
-from noisesched.training import step as training_step
+from noisesched.training.step import learning_rate
 
 
 def adopt(workdir, config, accept_changes=False):
-    """Writes the config of a new run. Of a workdir that holds a run of another one, returns what differs, as lines, if that
-    is accepted, and may be; and refuses it otherwise."""
+    """Writes a new run's config. For an existing run, returns the differing settings as lines if `accept_changes` allows them;
+    raises ConfigError otherwise."""
     size = untrusted.num_bytes((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(build.abstract_denoiser(config)[1]))
     untrusted.check_memory(size, "the parameters of this network")
     mine = configuration.to_dict(config)
@@ -20,24 +20,20 @@ def adopt(workdir, config, accept_changes=False):
         workdir.write_config(mine)
         return []
     changed = differences(configuration.to_dict(configuration.from_dict(workdir.read_config())), mine)
-    fixed = {
-        line: why
-        for line in changed
-        for name, why in stated("fixed", configuration.Config).items()
-        if f"{line.split(':')[0]}.".startswith(f"{name}.")
-    }
+    reasons = stated("fixed", configuration.Config)
+    fixed = {line: why for line in changed for name, why in reasons.items() if f"{line.split(':')[0]}.".startswith(f"{name}.")}
     if not changed or accept_changes and not fixed:
         return changed
     shown = "; ".join(f"{line} ({fixed[line]})" if line in fixed else line for line in changed)
-    accept = ", or give --accept_changes to go on with these settings" if not fixed else ""
+    accept = ", or give --accept_changes to continue with these settings" if not fixed else ""
     raise configuration.ConfigError(
         f"{workdir.path} holds a run of another configuration ({shown}): take another --workdir, or "
-        f"leave out --config to go on with that run{accept}"
+        f"leave out --config to continue that run{accept}"
     )
 
 
 def change(workdir, config, start, changes, say):
-    """Goes on from step `start` with another config, whose `changes` were found acceptable; the old one is kept."""
+    """Continues from step `start` with another config, whose `changes` were found acceptable; the old one is kept."""
     before = configuration.from_dict(workdir.read_config())
     if config.training.num_steps < start:
         raise configuration.ConfigError(f"training.num_steps={config.training.num_steps}, but {start} steps are done")
@@ -49,6 +45,6 @@ def change(workdir, config, start, changes, say):
     say(f"{workdir.path}: other settings from step {start} on, config.before_step_{start}.json has those before:")
     for line in changes:
         say(f"  {line}")
-    rates = [float(training_step.learning_rate(each)(max(start - 1, 0))) for each in (before, config)]
+    rates = [float(learning_rate(each)(max(start - 1, 0))) for each in (before, config)]
     if start and rates[0] != rates[1]:
         say(f"  so the learning rate at step {start} is {rates[1]:.4g}, not {rates[0]:.4g}")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from noisesched import loss as losses_of
+from noisesched.loss import draw, errors
 from noisesched.models import build, denoiser
 from noisesched.runtime import pictures, sharding
 
@@ -59,19 +59,19 @@ def make_loss(config, definition):
 
     def loss(params, batch, key):
         images = pictures.scale(batch["image"])
-        random = losses_of.draw(key, batch["index"], config.training.batch_size, images.shape[1:], config.noise_offset)
+        random = draw(key, batch["index"], config.training.batch_size, images.shape[1:], config.noise_offset)
         labels = None
         if model.num_classes:
             labels = jnp.where(random.label_draw < model.label_dropout, model.num_classes, batch["label"])
         network = denoiser.merge(definition, params)
-        losses, log_snr = losses_of.errors(network, images, labels, random, config.schedule, config.weighting)
+        losses, log_snr = errors(network, images, labels, random, config.schedule, config.weighting)
         return losses.mean(), (losses, log_snr)
 
     return loss
 
 
 def make_step(config, definition):
-    """The training step, a pure function (state, batch, axis) -> (state, metrics): see `parallel.data_parallel`.
+    """The training step, a pure function (state, batch, axis) -> (state, metrics): see `sharding.data_parallel`.
 
     With training.skip_nonfinite, a step whose loss or gradient norm is not finite counts as a step and changes nothing else. The
     optimizer has then counted fewer updates than there were steps, so that the state itself says how many were skipped so far.
