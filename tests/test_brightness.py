@@ -91,7 +91,7 @@ def test_the_table_has_the_data_first_and_then_every_network_at_its_most_calls(p
     rows, _, page = plan
     (real, floor, *lines), every = tables(page, BRIGHT, "brightness spread")
     assert close(real["brightness spread"], REAL["real"]["brightness_spread"]) and real["contrast"] == floor["contrast"]
-    share = "black, over the real images'"
+    share = "black, relative to real images"
     assert (real[share], floor[share]) == ("1.00 (10.0%)", "1.20 (12.0%)") and (real[BRIGHT], floor[BRIGHT]) == ("-", "1.25")
     assert len(lines) == 3 * 2 and {line["calls"] for line in lines} == {"25"} and "saturation" not in lines[0]
     for line in lines:
@@ -99,7 +99,7 @@ def test_the_table_has_the_data_first_and_then_every_network_at_its_most_calls(p
         chosen = [row for row in rows if all(str(row[name]) == line[column] for name, column in where.items())]
         for name, over in (("brightness_spread", 1), ("clipped", 1), ("black", 0.1), ("white", 0.1), ("contrast", 1)):
             values = [row["appearance"][name] / over for row in chosen]
-            mean, std = line[name.replace("_", " ") + ", over the real images'" * (over != 1)].split(" ± ")
+            mean, std = line[name.replace("_", " ") + ", relative to real images" * (over != 1)].split(" ± ")
             assert len(values) == 3 and close(mean, statistics.fmean(values)) and close(std, statistics.stdev(values))
         for name in ("black", "white"):
             share = statistics.fmean(row["appearance"][name] for row in chosen)

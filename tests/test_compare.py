@@ -408,19 +408,22 @@ def test_noise_predictors_at_zero_snr_cost_their_row_alone(compared, tiny, tmp_p
 FAULTS = {
     "nothing": ({"workdirs": ()}, "nothing to compare"),
     "no schedules": ({"schedules": ()}, "schedules is empty"),
-    "twice": ({"calls": (5, 5)}, "calls: an entry is there twice"),
+    "twice": ({"calls": (5, 5)}, "calls: 5 is given twice"),
     "schedule": ({"schedules": ("cosin",)}, "schedules: .*cosin.*known"),
     "method": ({"methods": ("dim",)}, "methods: .*dim.*known"),
     "metric": ({"metrics": ("fid",)}, "metrics: .*fid"),
-    "calls": ({"calls": (0,)}, "calls: 0 is not"),
-    "translation": ({"translations": ("none",)}, "'none' is none of nearest, interpolated, raw"),
+    "calls": ({"calls": (0,)}, "calls=0 must be at least 1"),
+    "translation": ({"translations": ("none",)}, "translations='none': choose one of nearest, interpolated, raw"),
     "outside": ({"outside": "ignore"}, "outside='ignore': choose one of refuse, clamp"),
     "guidance": ({"guidances": ("cfg(3)", "none", "cfg(3.0)")}, r"guidances: 'cfg\(3\)' and 'cfg\(3.0\)' are the same"),
-    "spacing": ({"spacings": ("even",)}, "spacings: 'even' is none of trailing, leading, linspace"),
+    "spacing": ({"spacings": ("even",)}, "spacings='even': choose one of trailing, leading, linspace"),
     "parameters": ({"parameters": "raw"}, "parameters='raw'"),
-    "seed": ({"seeds": (-1,)}, "seed -1"),
+    "seed": ({"seeds": (-1,)}, "seeds=-1"),
     "num_images": ({"num_images": 0}, "num_images=0"),
     "twice in other words": ({"schedules": ("cosine", "cosine()")}, "schedules: 'cosine' and 'cosine\\(\\)' are the same"),
+    "euler": ({"methods": ("ddim", "euler")}, "methods: 'ddim' and 'euler' are the same"),
+    "eta": ({"methods": ("ddim(eta=0)", "heun", "ddim")}, r"methods: 'ddim\(eta=0\)' and 'ddim' are the same"),
+    "churn": ({"methods": ("heun(churn=1)", "heun(churn=1.0, churn_noise=1)")}, "are the same"),
     "a table's steps": ({"schedules": ("discrete(linear, num_steps=2)",)}, "num_steps=2.*, 3 calls of ddim: "),
 }
 
@@ -429,8 +432,13 @@ FAULTS = {
 def test_what_cannot_be_asked_is_said_in_one_line(runs, fault):
     changes, message = FAULTS[fault]
     with pytest.raises(configuration.ConfigError, match=message) as raised:
-        study.check(dataclasses.replace(ASKED, **({"workdirs": tuple(runs.values())} | changes)))
+        study.from_dict(dataclasses.asdict(ASKED) | {"workdirs": tuple(runs.values())} | changes)
     assert "\n" not in str(raised.value)
+
+
+def test_samplers_that_differ_in_an_option_are_two(runs):
+    asked = {"workdirs": list(runs.values()), "methods": ["ddim", "ddim(eta=1)", "ancestral", "heun", "heun(churn=1)"]}
+    assert study.from_dict(dataclasses.asdict(ASKED) | asked).methods == tuple(asked["methods"])
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """Comparison: runs x inference schedules x samplers x network calls x seeds, each a row of numbers.
 
-One directory holds it all: config.json (what was asked), runs.json (the networks), reference.json (the real images, and the
-distance between two halves of them), evaluations/ (bits per dimension), previews/, and compare.jsonl, a line for each row with
-everything it depends on. No row is computed twice: its key is a checksum of what it depends on. So a killed comparison goes on
-where it was, and asking for more adds to what is there.
+All of it is in one directory: config.json (what was asked), runs.json (the networks), reference.json (the real images, and the
+distance between two disjoint sets of them), evaluations/ (bits per dimension), previews/, and compare.jsonl, a line for each row
+with everything it depends on. No row is computed twice: its key is a checksum of what it depends on. So a killed comparison
+continues where it stopped, and asking for more adds to what is there.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from noisesched import guidance, schedules
+from noisesched.comparison.results import PREVIEW
 from noisesched.comparison.study import find_runs, load, rows_of, shared
 from noisesched.data import pipeline
 from noisesched.evaluation import evaluate, features, image_stats
@@ -25,51 +26,55 @@ from noisesched.models.generate import generate, make_sampler, told_raw
 from noisesched.runs import config as configuration
 from noisesched.runs import requests
 from noisesched.runs.checkpoints import CheckpointError, Checkpoints
-from noisesched.runs.config import ConfigError, check_guidance
 from noisesched.runs.metrics_log import read_metrics
+from noisesched.runs.settings import ConfigError, require
 from noisesched.runs.workdir import Workdir, differences
 from noisesched.runtime import cluster, sharding
 from noisesched.runtime.files import json_line, read_json, read_lines, write_atomically, write_json
 from noisesched.runtime.pictures import grid, write_png
-from noisesched.training import loop
+from noisesched.training import loop, monitor
 
-PREVIEW = 8  # images of a row that are kept
-SAY_EVERY = 60  # seconds, where no bar is shown
 SHARES = "shares"  # the folder of what several processes make
 
 
-def run(study, out, command="", say=tqdm.write, share=None):
-    """Carries out a `Study` in the directory `out`; returns the finished rows, [dict], in the order they were asked.
+def main(request):
+    """The command."""
+    words = ["noisesched", "compare", f"--config={request.config}", f"--out={request.out}", *request.overrides]
+    run(load(request.config, request.overrides), request.out, shlex.join(words), share=request.share)
 
-    `share`: (k, n) for the k-th of n shares of the runs (from 1); the whole gathers, and writes what a report needs.
+
+def run(study, out, command="", say=tqdm.write, share=None):
+    """Carries out a `Study` in the directory `out`; returns the finished rows, [dict], in the order they were asked for.
+
+    `share`: (k, n) for the k-th of n shares of the runs (from 1); without it, gathers the shares and writes what a report needs.
     Raises ValueError, OSError or TrainingStopped, each with one line; what is finished by then stays.
     """
-    # ---- What could go wrong at once, does so here.
+    # ---- Faults that can be found at once are.
     out = Workdir(out)
     runs = find_runs(study, out.path)
     given = cluster.in_turn(lambda: check_images(study, runs))
-    if out.config.exists() and "keys" not in out.read_config():
-        _fail(f"{out.path} is the workdir of a run: give a comparison a folder of its own, --out=DIR")
+    of_run = out.config.exists() and "keys" not in out.read_config()
+    require(not of_run, f"{out.path} is the workdir of a run: give a comparison a folder of its own, --out=DIR")
     all_runs, runs = runs, share_of(runs, share)
     rows = rows_of(study, runs, given)
     check_guidances(study, all_runs)
-    cluster.by_first(lambda: check_shares(out, share))  # which holds each for a moment: two processes would find each other
+    cluster.by_first(lambda: check_shares(out, share))  # by one process: it locks each folder for a moment
     with contextlib.ExitStack() as stack:
         records = Workdir(stack.enter_context(cluster.own(out.path)))  # `out` in the process that writes
         folder = Workdir(records.path / SHARES / "{}of{}".format(*share)) if share else records
         stack.enter_context(folder.held())
 
-        # ---- The networks: trained to their end if need be.
+        # ---- The networks: trained to their end, if they are not yet.
         for number, each in enumerate(runs, 1):
             if each.trainable and not cluster.by_first(lambda each=each: complete(each)):
                 say(f"training run {number} of {len(runs)}: {each.label}, seed {each.seed}")
                 loop.train(each.config, each.workdir.path, say)
         for each in runs:
-            latest(each)  # they all have one
+            latest(each)  # refused before any long work if there is none
         evaluated = {each: evaluation(study, each, out.path, say) for each in runs}
         steps = {each: cluster.by_first(lambda each=each: latest(each)) for each in runs}
 
-        # ---- Which rows are not there yet.
+        # ---- The rows that are still missing.
         path = folder.path / "compare.jsonl"
         mend(path)
         known = {row["key"]: row for row in read_rows(path)}
@@ -84,7 +89,7 @@ def run(study, out, command="", say=tqdm.write, share=None):
         if not share:
             describe_all(study, runs, rows, known, steps, given, evaluated, records, command)
 
-        # ---- Those are made, each on disk before the next.
+        # ---- Make them, each on disk before the next.
         asked = {"reference": given, "metrics": list(study.metrics)}
         if cluster.by_first(lambda: bool(missing or not share and asked != asked_of(out.path / "reference.json"))):
             reference = cluster.in_turn(
@@ -113,8 +118,8 @@ def run(study, out, command="", say=tqdm.write, share=None):
         if not cluster.is_first():
             return []
         refused = sum(known[row.key]["refused"] is not None for row in rows)
-        then = "when all shares are, the same command without --share puts them together"
-        then = then if share else f"see them by: {shlex.join(['noisesched', 'report', f'--compare={out.path}'])}"
+        report = shlex.join(["noisesched", "report", f"--compare={out.path}"])
+        then = "when all shares are, the same command without --share puts them together" if share else f"see them by: {report}"
         say(f"{path}: all {len(rows)} rows are there, {len(missing)} of them new{f', {refused} refused' * bool(refused)}; {then}")
         return [known[row.key] for row in rows]
 
@@ -124,21 +129,20 @@ def share_of(runs, share):
     if share is None:
         return runs
     k, n = share
-    if not 1 <= k <= n:
-        _fail(f"share {k}/{n}: give K/N with K from 1 to N")
+    require(1 <= k <= n, f"share {k}/{n}: give K/N with K from 1 to N")
     return runs[k - 1 :: n]
 
 
 def check_shares(out, share):
     """Raises ConfigError while another process carries out a share whose work this one would repeat."""
     for folder in sorted((out.path / SHARES).glob("*of*")):
-        if share and folder.name.endswith(f"of{share[1]}"):  # another of the same shares, or this one, which is found held
+        if share and folder.name.endswith(f"of{share[1]}"):  # another of the same shares; or this one, which is locked later
             continue
         try:
             with Workdir(folder).held():
                 pass
         except ValueError:
-            _fail(f"{folder} is in use: wait until the shares that are being carried out have ended")
+            raise ConfigError(f"{folder} is in use: wait until the shares that are being carried out have ended") from None
 
 
 def check_guidances(study, runs):
@@ -147,11 +151,10 @@ def check_guidances(study, runs):
         reasons = []
         for each in runs:
             try:
-                check_guidance(each.config, text)
+                configuration.check_guidance(each.config, text)
             except ConfigError as error:
                 reasons.append(str(error))
-        if len(reasons) == len(runs):
-            _fail(reasons[0])
+        require(len(reasons) < len(runs), next(iter(reasons), ""))
 
 
 def gathered(out):
@@ -161,13 +164,13 @@ def gathered(out):
 
 
 def describe_all(study, runs, rows, known, steps, given, evaluated, out, command):
-    """Writes what a report reads beside the rows: config.json, with the keys of the rows that stand in it, and runs.json."""
+    """Writes what a report reads besides the rows: config.json, with the keys of the rows it shows, and runs.json."""
     labels = dict.fromkeys(each.label for each in runs)
     write_json(
         out.path / "runs.json", {label: describe([each for each in runs if each.label == label], evaluated) for label in labels}
     )
     beside = {(each.label, each.seed): (shared(study, each, given), steps[each]) for each in runs}
-    meant = {row.schedule: row.asked["schedule"] for row in rows}  # by a text, which may name a file
+    meant = {row.schedule: row.asked["schedule"] for row in rows}  # a text may name a file
     keys = [row.key for row in rows] + [key for key, row in known.items() if stands_beside(row, beside, meant)]
     write_json(
         out.path / "config.json", {"command": command, "comparison": dataclasses.asdict(study), "keys": list(dict.fromkeys(keys))}
@@ -175,7 +178,7 @@ def describe_all(study, runs, rows, known, steps, given, evaluated, out, command
 
 
 def measure(rows, steps, study, reference, out, progress):
-    """Yields (row, its line) for every row. One compiled program for every network, method and number of levels."""
+    """Yields (row, its line) for every row. One program is compiled for each network, method and number of levels."""
     programs, current, params = {}, None, None
     (out / "previews").mkdir(exist_ok=True)
     for row in rows:
@@ -187,7 +190,7 @@ def measure(rows, steps, study, reference, out, progress):
             current, params = row.run, sharding.at_rest(items[study.parameters], config.training.parallel)
         if (definition, row.method) not in programs:
             programs[definition, row.method] = make_sampler(config, definition, row.method)
-        log_snrs = np.asarray(schedules.levels(row.schedule, row.levels, row.spacing), np.float32)
+        log_snrs = np.asarray(schedules.levels(row.schedule, row.num_levels, row.spacing), np.float32)
         line = {
             "key": row.key,
             "run": row.run.label,
@@ -196,8 +199,9 @@ def measure(rows, steps, study, reference, out, progress):
             "checkpoint": steps[row.run],
             "drawn": str(config.schedule),
             "told": config.conditioning.kind,
-            **{name: getattr(row, name) for name in ("schedule", "method", "guidance", "spacing", "levels", "calls")},
+            **{name: getattr(row, name) for name in ("schedule", "method", "guidance", "spacing", "calls")},
             **{name: getattr(row, name) for name in ("network_calls", "seed", "translation")},
+            "levels": row.num_levels,
             "outside": outside(config, log_snrs, row.translation, study.outside),
             "num_images": study.num_images,
             "log_snrs": log_snrs.tolist(),
@@ -207,8 +211,8 @@ def measure(rows, steps, study, reference, out, progress):
         }
         try:
             check_levels(config, row, log_snrs, line["outside"])
-            check_guidance(config, row.guidance)
-            told = told_raw(config, row.levels, row.spacing) if row.translation == "raw" else None
+            configuration.check_guidance(config, row.guidance)
+            told = told_raw(config, row.num_levels, row.spacing) if row.translation == "raw" else None
             images = generate(
                 programs[definition, row.method],
                 params,
@@ -224,35 +228,35 @@ def measure(rows, steps, study, reference, out, progress):
             line["appearance"] = image_stats.describe(images)
             line["preview"] = f"previews/{row.key}.png"
             write_png(out / line["preview"], grid(images[:PREVIEW], columns=PREVIEW))
-        except ValueError as error:  # of this row alone: the others are still wanted
+        except ValueError as error:  # this row cannot be made; the others may be
             line["refused"] = str(error)
         yield row, line | {"seconds": round(time.perf_counter() - begin, 3)}
 
 
 def check_levels(config, row, log_snrs, beyond):
-    """Raises ConfigError for levels at which this network has no estimate, or that are outside of its table and to be refused."""
+    """Raises ConfigError for levels at which this network has no estimate, or that lie outside its table and are refused."""
     configuration.check_levels(config, row.schedule, log_snrs)
-    if beyond["handled"] == "refused":
-        how = "-inf among them" if np.isinf(beyond["by"]) else f"by up to {beyond['by']} in log-SNR"
-        _fail(
-            f"{beyond['levels']} of {row.levels} levels lie outside the table of timesteps that the network knows, {how} "
-            "(outside='clamp' tells it the nearest end's)"
-        )
+    how = "-inf among them" if np.isinf(beyond["by"]) else f"by up to {beyond['by']} in log-SNR"
+    require(
+        beyond["handled"] != "refused",
+        f"{beyond['levels']} of {row.num_levels} levels lie outside the table of timesteps that the network knows, {how} "
+        "(outside='clamp' tells it the timestep at the nearest end)",
+    )
 
 
 def outside(config, log_snrs, translation, handling):
     """How many levels lie outside the table of a network told timesteps, by how much at most, and how they are handled."""
     table = build.make_conditioning(config).table
-    if not table or translation == "raw":  # raw tells steps of the table, whatever the level
+    if not table or translation == "raw":  # "raw" always tells it steps of the table
         return {"levels": 0, "by": 0.0, "handled": None}
     beyond = conditioning.outside(log_snrs, table)
-    count, by = int((np.abs(beyond) > 1e-3).sum()), float(np.abs(beyond).max())  # not what rounding puts outside
+    count, by = int((np.abs(beyond) > 1e-3).sum()), float(np.abs(beyond).max())  # more than rounding
     handled = {"refuse": "refused", "clamp": "clamped"}[handling] if count else None
     return {"levels": count, "by": round(by, 3), "handled": handled}
 
 
 def append(path, line):
-    """Puts a row on disk. Raises OSError with the file's name; complete rows stay, and a restart goes on from them."""
+    """Puts a row on disk. Raises OSError with the file's name; complete rows stay, and a restart continues from them."""
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.write(json_line(line))
@@ -263,18 +267,17 @@ def append(path, line):
 
 
 class Progress:
-    """A bar over the network calls of rows, or where none can be shown a line each minute."""
+    """A bar over the network calls of all rows; without a terminal, a line a minute."""
 
     def __init__(self, rows, num_images, say):
-        self.say, self.said = say, time.perf_counter()
-        total = sum(row.network_calls for row in rows) * num_images
-        self.bar = tqdm(total=total, unit="call", unit_scale=True, disable=None)
-        self.begun, self.done, self.total = self.said, 0, total
+        self.say, self.begun, self.done = say, time.perf_counter(), 0
+        self.said, self.total = self.begun, sum(row.network_calls for row in rows) * num_images
+        self.bar = tqdm(total=self.total, unit="call", unit_scale=True, disable=None)
 
     def made(self, calls):
         self.bar.update(calls)
         self.done, now = self.done + calls, time.perf_counter()
-        if self.bar.disable and now > self.said + SAY_EVERY:
+        if self.bar.disable and now > self.said + monitor.SILENCE:
             self.said, left = now, (now - self.begun) * (self.total / self.done - 1)
             self.say(f"{self.done / self.total:.0%} of {self.total:,} network calls, {left // 60:.0f}m{left % 60:02.0f}s left")
 
@@ -289,7 +292,7 @@ class Progress:
 
 
 def check_images(study, runs):
-    """Identifies the real images, as `features.check` does. Raises ConfigError for what could not be measured on them."""
+    """Which real images samples are compared with, as `features.check` says. Raises ConfigError if they cannot be."""
     config, num_classes = runs[0].config, [each.config.model.num_classes for each in runs if each.config.model.num_classes]
     try:
         given = features.check(
@@ -301,19 +304,19 @@ def check_images(study, runs):
             num_classes=min(num_classes, default=0),
         )
     except (ValueError, FileNotFoundError) as error:
-        _fail(f"reference={study.reference!r}, num_images={study.num_images}: {error}")
+        raise ConfigError(f"reference={study.reference!r}, num_images={study.num_images}: {error}") from None
     if study.likelihood:
         try:
             number = len(pipeline.open_config(config.data, study.likelihood))
         except (ValueError, FileNotFoundError) as error:
-            _fail(f"likelihood={study.likelihood!r}: {error}")
-        if number < max(study.likelihood_images, 2):
-            _fail(f"likelihood_images={study.likelihood_images}: {study.likelihood!r} has {number} images")
+            raise ConfigError(f"likelihood={study.likelihood!r}: {error}") from None
+        enough = number >= max(study.likelihood_images, 2)
+        require(enough, f"likelihood_images={study.likelihood_images}: {study.likelihood!r} has {number} images")
     return given
 
 
 def evaluation(study, each, out, say):
-    """Evaluates a run in evaluations/<label>/seed<n> of the comparison; returns why it cannot be, or None."""
+    """Evaluates a run, in evaluations/<label>/seed<n> of the comparison; returns the reason why it cannot be, or None."""
     if not study.likelihood:
         return "not asked for"
     request = requests.Evaluate(
@@ -327,37 +330,36 @@ def evaluation(study, each, out, say):
         evaluate.run(request, say)
     except CheckpointError:
         raise
-    except ValueError as error:  # of this run alone
+    except ValueError as error:  # this run cannot be evaluated; others may be
         if jax.process_count() > 1 and not isinstance(error, ConfigError):
-            raise  # it may be of this process alone
+            raise  # the other processes may not have failed
         say(f"no bits per dimension for {each.label}, seed {each.seed}: {error}")
         return str(error)
     return None
 
 
 def complete(each):
-    """Whether a described run has been trained to its end. ConfigError if its workdir holds another one."""
+    """Whether a described run has been trained to its end. ConfigError if its workdir holds a run of another configuration."""
     if not each.workdir.config.exists():
         return False
     written = configuration.to_dict(configuration.from_dict(each.workdir.read_config()))
-    if changed := differences(written, configuration.to_dict(each.config)):
-        _fail(
-            f"{each.workdir.path} holds a run of another configuration ({'; '.join(changed)}): take another --out, or "
-            "move it away"
-        )
+    changed = differences(written, configuration.to_dict(each.config))
+    require(
+        not changed,
+        f"{each.workdir.path} holds a run of another configuration ({'; '.join(changed)}): take another --out, or move it away",
+    )
     return each.workdir.latest_step() == each.config.training.num_steps
 
 
 def latest(each):
     """The step of a run's last checkpoint. ValueError if it has none."""
     step = each.workdir.latest_step()
-    if step is None:
-        _fail(f"{each.workdir.path} holds no checkpoint yet: train it first")
+    require(step is not None, f"{each.workdir.path} holds no checkpoint yet: train it first")
     return step
 
 
 def describe(runs, evaluated):
-    """What the report says of the seeds of one run. `evaluated`: {run: why there is no evaluation, or None}."""
+    """What the report says of the seeds of one run. `evaluated`: {run: the reason why it has no evaluation, or None}."""
     config = runs[0].config
     _, params = build.abstract_denoiser(config)
     return {
@@ -385,10 +387,10 @@ def seconds_spent(each):
 
 
 def stands_beside(row, beside, meant):
-    """Whether a row that was asked for earlier belongs in one report with those asked for now: of the same checkpoint, by the
-    same measure, under another schedule, sampler, number of calls, seed or translation.
+    """Whether a row that was asked for earlier belongs in one report with those asked for now: of the same checkpoint, measured
+    in the same way; schedule, sampler, number of calls, seed and translation may differ.
 
-    `beside`: {(label, training seed): (what its rows share, its checkpoint)}; `meant`: {a schedule's text: what it stands for}.
+    `beside`: {(label, training seed): (what its rows share, its checkpoint)}; `meant`: {a schedule's text: the schedule in full}.
     """
     common, step = beside.get((row.get("run"), row.get("train_seed")), ({}, None))
     if row["checkpoint"] != step or {name: row.get("asked", {}).get(name) for name in common} != common:
@@ -405,7 +407,7 @@ def asked_of(path):
 
 
 def read_rows(path):
-    """The finished rows; not what a kill left half written at the end. ValueError names a bad line."""
+    """The finished rows, without a last line that a kill left half written. ValueError names a bad line."""
     rows = read_lines(path) if path.exists() else []
     for number, row in enumerate(rows, 1):
         if not isinstance(row.get("key"), str) or "checkpoint" not in row or not isinstance(row.get("asked", {}), dict):
@@ -414,16 +416,6 @@ def read_rows(path):
 
 
 def mend(path):
-    """Removes from the file what a kill left half written at its end."""
+    """Removes a last line that a kill left half written."""
     if path.exists() and not path.read_bytes().endswith(b"\n"):
         write_atomically(path, "".join(map(json_line, read_rows(path))))
-
-
-def _fail(message):
-    raise ConfigError(message)
-
-
-def main(request):
-    """The command."""
-    words = ["noisesched", "compare", f"--config={request.config}", f"--out={request.out}", *request.overrides]
-    run(load(request.config, request.overrides), request.out, shlex.join(words), share=request.share)

@@ -1,8 +1,8 @@
 """A document written once, as Markdown, and rendered from it as one self-contained HTML page.
 
-Texts from anywhere are escaped when a block is made, so that they mean nothing in Markdown; the renderer knows no HTML, no links
-and no pictures but the document's own. The page needs no network and no script; it is legible on a dark screen, where pictures
-keep their white ground, on a phone and on paper.
+All texts are escaped when a block is made, so that none is read as markup; the renderer allows no HTML, no links, and no pictures
+but the document's own. The page needs no network and no script. It is legible on a dark screen, where pictures keep their white
+background, on a phone and on paper.
 """
 
 import base64
@@ -45,17 +45,17 @@ details { margin: 1rem 0 } summary { cursor: pointer; color: var(--mark); font-s
   h2 { break-after: avoid } table { display: table; font-size: 7.5pt } }
 """  # noqa: E501
 NUMBER = re.compile(r"([-+]?[\d.,]+(e[-+]\d+)?%?( .*)?|-|)")
-PIXEL = 0.8  # of a picture, in those of the page: its letters are then as large as the text's
-LOUD = {"better": "**better**", "worse": "*worse*"}  # cells that are seen at once
+PIXEL = 0.8  # scale of pictures, so that their text is as large as the page's
+LOUD = {"better": "**better**", "worse": "*worse*"}  # highlighted cells
 
 
 class Block(NamedTuple):
-    """Part of a document; what is not its Markdown is "" for most."""
+    """Part of a document, as Markdown."""
 
     markdown: str
-    heading: str = ""  # the text of a heading, to be led to
-    folded: str = ""  # a line, behind which it is until one opens it
-    picture: str = ""  # the name of its PNG file, without ending
+    heading: str = ""  # its text, for the navigation
+    folded: str = ""  # the summary line of a collapsed block
+    picture: str = ""  # the name of its PNG file, without extension
     png: bytes = b""
 
 
@@ -76,12 +76,12 @@ def items(texts):
 
 
 def abstract(texts):
-    """Paragraphs set apart, as the first thing to be read."""
+    """Paragraphs set apart from the rest, to be read first."""
     return Block("\n>\n".join(f"> {_begun(text)}" for text in texts))
 
 
 def code(text):
-    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 3)
+    fence = max(["``", *re.findall("`+", text)], key=len) + "`"
     return Block(f"{fence}\n{text}\n{fence}")
 
 
@@ -90,7 +90,7 @@ def picture(name, png, caption):
 
 
 def table(rows, caption="", folded=""):
-    """Rows [{column: text}], all with the same columns. Columns whose cells all begin like numbers are set to the right."""
+    """Rows [{column: text}], all with the same columns. Columns whose cells all begin like numbers are aligned right."""
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     sides = [
         "---:" if all(map(NUMBER.fullmatch, cells)) and any(cell not in ("-", "") for cell in cells) else "---"
@@ -103,13 +103,13 @@ def table(rows, caption="", folded=""):
     return Block(lines + (f"\n\n*{escape(caption)}*" if caption else ""), folded=folded)
 
 
-# -- texts that mean nothing in Markdown
+# -- escaping
 
 
 def escape(text):
-    """On one line, with nothing in it that Markdown, GitHub's, or the HTML in it would read as its own.
+    """A text on one line, with everything escaped that GitHub's Markdown, or HTML in it, would read as markup.
 
-    What is no markup where it stands stays as it is: "log_snr", "8.84", "train[:90%]".
+    The rest stays as it is: "log_snr", "8.84", "train[:90%]".
     """
     text = " ".join(str(text).split())
     markup = r"\\(?=[^\w\s]|$)|[`*~$]|(?<!\w)_+|_+(?!\w)|\](?=[(:\[])"
@@ -119,7 +119,7 @@ def escape(text):
 
 
 def _begun(text):
-    """`escape`, with nothing at its beginning that would make a list, a heading or a quotation."""
+    """`escape` for the beginning of a block, where a text could start a list, a heading or a quotation."""
     text = re.sub(r"^(?=>|[-+](\s|$)|-+$|#{1,6}(\s|$)|\[[ xX]\]\s)", r"\\", escape(text))
     return re.sub(r"^(\d{1,9})(?=[.)](\s|$))", r"\1\\", text)
 
@@ -149,7 +149,7 @@ def page(blocks):
 
     def image(renderer, tokens, index, options, env):
         png = pictures[tokens[index].attrs["src"]]
-        width = round(PIXEL * int.from_bytes(png[16:20]))  # the header begins with it
+        width = round(PIXEL * int.from_bytes(png[16:20]))  # of the PNG's header
         data = base64.b64encode(png).decode()
         return f'<img alt="{html.escape(tokens[index].content)}" width="{width}" src="data:image/png;base64,{data}">'
 

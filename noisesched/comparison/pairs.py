@@ -1,9 +1,9 @@
 """Which runs of a comparison may be compared seed by seed, and the statistics of their differences.
 
-Two runs make a pair if they differ in one thing alone. All of a run's configuration counts, but for its seed and what leaves
-the trained network as it is (`IDLE`). What a network is told, with the table of timesteps that belongs to it, is one thing; each
-other setting is one by itself. All runs of a seed saw the same images and the same noise in the same order, so what the seeds
-share cancels in a difference.
+Two runs make a pair if they differ in one thing alone. A run's whole configuration counts, except its seed and the settings that
+leave the trained network as it is (`IDLE`). What a network is told, together with its table of timesteps, is one thing; so is
+each other setting. All runs of a seed saw the same images and the same noise in the same order, so what the seeds have in common
+cancels in a difference.
 """
 
 import functools
@@ -20,13 +20,13 @@ from noisesched.runs.settings import stated
 
 CONFIDENCE = 0.95
 VERDICTS = ("better", "worse", "no difference seen", "one seed")
-TOLD = ("log_snr", "sigma", "timestep", "none")  # the order in which they are compared: a former with each later one
+TOLD = ("log_snr", "sigma", "timestep", "none")  # each is compared with those after it
 CONDITIONING = "conditioning"
 IDLE = set(stated("idle", Config))  # settings that leave the trained network as it is
 
 
 class Pair(NamedTuple):
-    """Two conditions whose runs differ in one `factor` alone, and what that is in each of them, as text.
+    """Two conditions whose runs differ in one `factor` alone, and its value in each, as text.
 
     factor: "conditioning", or the name of a setting, such as "weighting" or "model.prediction"
     """
@@ -54,7 +54,7 @@ def settings(run):
         return {key: text for part in parts for key, text in part.items()}
 
     found = flat(run["config"])
-    if found.get("conditioning.kind") != "timestep":  # which alone is translated to
+    if found.get("conditioning.kind") != "timestep":  # the only kind with a translation
         found.pop("conditioning.translation", None)
     return {name: text for name, text in found.items() if not {name, name.partition(".")[0]} & IDLE}
 
@@ -65,7 +65,7 @@ def table(comparison):
 
 
 def common(comparison):
-    """{name: value as text} of the settings that all runs have alike."""
+    """{name: value as text} of the settings that are the same in all runs."""
     found = table(comparison)
     return found[found.nunique(axis=1) == 1].iloc[:, 0].to_dict()
 
@@ -80,10 +80,10 @@ def varying(comparison):
 
 
 def pairs(comparison):
-    """(Pair, ..): for conditioning if any two runs differ in it alone, else for each setting that two runs alone differ in.
+    """(Pair, ..): those that differ in conditioning, if there are any; else those that differ in any other single setting.
 
-    For conditioning, the first of a pair is told what comes first in TOLD. For another setting, the second of a pair is the one
-    that is listed first, as the usual: the first is measured against it.
+    For conditioning, the first of a pair is told what comes first in TOLD. For another setting, the second of a pair is the run
+    that is listed first, the baseline against which the first is measured.
     """
     given = table(comparison)
     found = [pair for two in itertools.combinations(comparison.conditions, 2) if (pair := _pair(given, *two))]
@@ -96,7 +96,7 @@ def pairs(comparison):
 
 
 def foremost(pairs):
-    """The pairs that answer the question, where the others are its context.
+    """The pairs that answer the main question.
 
     For conditioning, those whose first is told what comes first in TOLD; else, those against the value that is listed first.
     """
@@ -108,7 +108,7 @@ def foremost(pairs):
 
 
 def questions(pairs):
-    """{(factor, value of the first, value of the second): its pairs}, whatever else those have in common."""
+    """{(factor, value of the first, value of the second): the pairs with these}."""
     found = {}
     for pair in pairs:
         found.setdefault((pair.factor, *pair.values), []).append(pair)
@@ -144,10 +144,10 @@ def _rank(condition):
 
 @functools.lru_cache
 def differences(comparison, pairs, metric):
-    """First minus second of every pair: a row for each (pair, *TASK) that both have, a column for each training seed.
+    """First minus second of every pair: a row for each (index of the pair, *TASK) that both have, a column for each seed.
 
-    Of what both have of the same training seed and sampling seed; sampling seeds are averaged. A pair (of a tuple of them) that
-    was never sampled under the same schedule has no row.
+    Rows of the same training seed and sampling seed are subtracted, then sampling seeds averaged. A pair never sampled under the
+    same schedule has no row.
     """
     frame = comparison.frame.set_index([*TASK, "train_seed", "seed"])[[*Condition._fields, metric]]
     values = {Condition(*key): rows[metric] for key, rows in frame.groupby(list(Condition._fields))}
@@ -164,7 +164,7 @@ def judged(differences, metric):
     """Statistics of paired differences, a row for each row of them: mean, error, low, high, n, verdict.
 
     error: the standard error over training seeds; low, high: the interval of CONFIDENCE by Student's t; NaN for one seed.
-    A difference is "better" or "worse" only if its interval leaves out 0.
+    A difference is "better" or "worse" only if its interval excludes 0.
     """
     found = pd.DataFrame({"mean": differences.mean(axis=1), "error": differences.sem(axis=1), "n": differences.count(axis=1)})
     reach = stats.t.ppf((1 + CONFIDENCE) / 2, found["n"] - 1) * found["error"]
@@ -176,19 +176,19 @@ def judged(differences, metric):
 
 
 def averaged(differences):
-    """(one row: the mean over cells for each training seed, how many cells count), (None, 0) if none does.
+    """(one row: the mean over cells for each training seed, how many cells count); (None, 0) if no cell counts.
 
-    A cell counts if it has every seed that any of them has, so that all seeds are averages over the same cells.
+    A cell counts if it has every seed that any cell has, so that all seeds are averages over the same cells.
     """
     full = differences.dropna(axis=1, how="all").dropna()
     return (full.mean().to_frame().T, len(full)) if len(full) else (None, 0)
 
 
 def of(differences, pairs, group):
-    """Those of differences that are of a group of the pairs."""
+    """The differences of a group of the pairs."""
     return differences[[pairs[number] in group for number in differences.index.get_level_values("pair")]]
 
 
 def under(differences, pairs, trained):
-    """Those of differences under a schedule that one of the pair was trained with, or (`trained` False) under the others."""
+    """The differences under a schedule that one of the pair was trained with, or (`trained` False) under the others."""
     return differences[[pairs[n].trained(schedule) == trained for n, schedule in differences.index.droplevel([*TASK[1:]])]]

@@ -1,7 +1,7 @@
 """The pictures of a report: each takes a `results.Comparison` and returns the bytes of a PNG file.
 
-Throughout, the colour of a line says what the network was told, and its dashes say how training drew its levels; where that would
-not tell the conditions apart, each has a colour of its own.
+In all of them the colour of a line says what the network was told, and its dashes how training drew its levels; where these do
+not tell the conditions apart, each condition has its own colour.
 """
 
 import io
@@ -20,8 +20,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from noisesched import schedules
 from noisesched.comparison import pairs as pairing
-from noisesched.comparison.results import LOOK, How, Task, better, own
-from noisesched.comparison.text import budget, number, plus_minus
+from noisesched.comparison.results import LOOK, PREVIEW, How, Task, better, own
+from noisesched.comparison.text import budget, mean_and_spread, number
 from noisesched.evaluation import image_stats
 from noisesched.runtime.pictures import COLOURS
 
@@ -39,8 +39,9 @@ TELLING = {  # (told, translation) -> colour
 VERDICTS = {"better": "#9CCBE8", "worse": "#F2B48B", "no difference seen": "#ECEEF0", "one seed": "#ECEEF0"}
 DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.5)), (0, (6, 2, 1, 2)))
 MARKERS = "osD^v<>P"
-STRIP = 4  # of a preview's images, those shown
-HEADROOM = 8  # how many times the tallest bar of the real images a histogram can show
+SPREAD = "brightness_spread"  # the statistic written into histograms of brightness
+STRIP = 4  # images of a preview that are shown
+HEADROOM = 8  # the highest that a histogram of brightness goes, in units of the tallest bar of the real images
 NOISE_LEFT = "log-SNR: noise left, clean right"
 
 
@@ -51,7 +52,7 @@ def png(figure, dpi=150):
 
 
 def plain(text, width=None):
-    """A text that is drawn as it is: "$" begins no formula, and a leading "_" hides no label. Broken into lines of `width`."""
+    """A text for matplotlib to draw literally: "$" begins no formula, a leading "_" hides no label. `width`: of its lines."""
     text = " ".join(str(text).split())
     text = "\n".join(textwrap.wrap(text, width)) if width else text
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
@@ -88,8 +89,8 @@ def line_and_band(axis, x, mean, spread, **line):
 
 
 def against_calls(comparison, column, panels, real, label):
-    """A number against network calls: a panel for each {title: [cell]}, a line for each condition, dashes at what it is of real
-    images (None: not drawn)."""
+    """A number against network calls: a panel for each {title: [cell]}, a line for each condition, dashes at the value of real
+    images (None: no dashes)."""
     summary, options = comparison.summary(column), styles(comparison)
     figure, axes = _axes(len(panels), 3.6, 2.75, sharey=True)
     seen = [] if real is None else [real]
@@ -116,7 +117,7 @@ def against_calls(comparison, column, panels, real, label):
         axes[0].yaxis.set_minor_formatter(NullFormatter())
     elif seen and min(seen) >= 0:
         axes[0].set_ylim(0, None)
-    for axis in axes[-axes[0].get_gridspec().ncols :]:  # under which there is no other
+    for axis in axes[-axes[0].get_gridspec().ncols :]:  # the lowest of each column
         axis.set_xlabel("network calls", fontsize=9)
     figure.supylabel(plain(label), fontsize=10)
     there = {cell[0] for cells in panels.values() for cell in cells}
@@ -174,14 +175,13 @@ def _legend(figure, options, conditions, name=str):
 
 
 def levels(comparison, how, n):
-    """Over the density of the levels that training drew, a row of ticks for each inference schedule: a panel for each density."""
-    conditions, names, *_ = comparison.of(how)
-    drawn = list(dict.fromkeys(condition.drawn for condition in conditions))
+    """A row of ticks for each inference schedule, below the density of the levels of training: a panel for each density."""
+    names, drawn = comparison.grid(how).schedules, list(dict.fromkeys(each.drawn for each in comparison.grid(how).conditions))
     cells = {task.schedule: (condition, task) for condition, task in comparison.cells if task == Task(task.schedule, *how, n)}
     placed = {name: comparison.levels(cells.get(name)) for name in names}
     finite = np.concatenate([values[np.isfinite(values)] for values in placed.values()])
     low, high = max(finite.min(initial=-10) - 1, -20), min(finite.max(initial=10) + 1, 20)
-    seen = max(run["train_steps"] * run["batch_size"] for run in comparison.runs.values())  # the cleanest: about one draw in all
+    seen = max(run["train_steps"] * run["batch_size"] for run in comparison.runs.values())  # the draws of the longest run
     figure, axes = _axes(len(drawn), 4.2, 0.24 * len(names) + 2.0, sharey=True)
     for axis, text in zip(axes, drawn, strict=True):
         first, last = _density(axis, text, seen)
@@ -201,17 +201,17 @@ def levels(comparison, how, n):
 
 
 def _density(axis, drawn, seen):
-    """Draws the density of the levels that training drew; returns their ends: (cleanest of `seen` draws, noisiest)."""
+    """Draws the density of the levels that training drew; returns its ends: (about the cleanest of `seen` draws, noisiest)."""
     try:
         schedule = schedules.make(drawn)
-    except ValueError:  # its file is gone: no level can be said to lie outside
-        _note(axis, 0.5, 1.1, "not there to be read", transform=axis.get_yaxis_transform())
+    except ValueError:  # its file is gone, so no level is marked as outside
+        _note(axis, 0.5, 1.1, "cannot be read", transform=axis.get_yaxis_transform())
         return math.inf, -math.inf
     count = schedule.table.num_steps if schedule.table else 1000
     u = (np.arange(count) + (1.0 if schedule.table else 0.5)) / count
     log_snr = np.asarray(schedule(u), np.float64)
     density = 1 / np.asarray(schedules.rate(schedule, u), np.float64)
-    if count < 200:  # a table so coarse that its levels are seen apart
+    if count < 200:  # a table so coarse that single levels are visible
         axis.vlines(log_snr, 0, 2.2 * density / density.max(), color=SKY, alpha=0.8, linewidth=1.2)
     else:
         axis.fill_between(log_snr, 0, 2.2 * density / density.max(), color=SKY, alpha=0.45, linewidth=0)
@@ -231,8 +231,8 @@ def distributions(comparison, cells):
     edges, options, spreads = np.linspace(-1, 1, image_stats.BINS + 1), styles(comparison), comparison.summary(LOOK(SPREAD))
     of = lambda counts: np.sum(counts, axis=0, dtype=np.float64) / np.sum(counts)
     data = of([each["histogram"] for each in comparison.appearance.values()])
-    shares = {place: of(comparison.rows(cell)[LOOK("histogram")].dropna().tolist()) for place, cell in cells.items()}
-    tallest = max(values.max() for values in (data, *shares.values()))
+    sampled = {place: of(comparison.rows(cell)[LOOK("histogram")].dropna().tolist()) for place, cell in cells.items()}
+    tallest = max(values.max() for values in (data, *sampled.values()))
     names = [plain(condition, 26) for condition in rows]
     size = max(_width(names) + 0.5 + 3.1 * len(columns), 5), 0.78 * len(rows) + 1.1
     figure = Figure(figsize=size, layout="constrained")
@@ -241,8 +241,8 @@ def distributions(comparison, cells):
     for (row, condition), (column, how) in itertools.product(enumerate(rows), enumerate(columns)):
         axis = axes[row, column]
         axis.stairs(data, edges, fill=True, color=PALE)
-        if (condition, how) in shares:
-            axis.stairs(shares[condition, how], edges, color=options[condition]["color"], linewidth=1.5)
+        if (condition, how) in sampled:
+            axis.stairs(sampled[condition, how], edges, color=options[condition]["color"], linewidth=1.5)
             if spread := spreads.get(cells[condition, how]):
                 place = {"transform": axis.transAxes, "ha": "right", "va": "top"}
                 axis.text(1, 1, f"spread {spread.mean:.2f}", fontsize=8, color=INK, **place)
@@ -258,9 +258,6 @@ def distributions(comparison, cells):
             axis.set_title(plain(how, 40), fontsize=9.5, loc="left")
     figure.supxlabel("mean pixel of an image", fontsize=9)
     return png(figure)
-
-
-SPREAD = "brightness_spread"
 
 
 def strips(comparison, rows, columns, places):
@@ -299,7 +296,7 @@ def strips(comparison, rows, columns, places):
 def preview(folder, row):
     """The first images of a row's preview, uint8 [H, W] or [H, W, 3].
 
-    Raises FileNotFoundError if there is none, OSError if it is damaged, ValueError if it would be from elsewhere.
+    Raises FileNotFoundError if there is none, OSError if it is damaged, ValueError if its path leads elsewhere.
     """
     from PIL import Image
 
@@ -315,19 +312,21 @@ def preview(folder, row):
         raise FileNotFoundError(f"{path} is missing: compare.jsonl says that it is there") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise OSError(f"{path} is no picture that can be read: {error}") from None
-    return pixels[:, : math.ceil(pixels.shape[1] * STRIP / 8)]
+    return pixels[:, : math.ceil(pixels.shape[1] * STRIP / PREVIEW)]
 
 
 # -- heat maps
 
 
 def heat_maps(comparison, metric, how, calls):
-    """Conditions by inference schedules, a panel for each of `calls`. One panel alone also says the spread over seeds.
+    """Conditions by inference schedules, a panel for each of `calls`. A single panel also gives the spread over seeds.
 
     Darker is worse, on one scale for each panel. A frame marks the schedule of training; hatching, what was refused.
     """
-    conditions, names, *_ = comparison.of(how)
-    summary = comparison.summary(metric)
+    grid, summary = comparison.grid(how), comparison.summary(metric)
+    conditions, names = grid.conditions, grid.schedules
+
+    mean_of = mean_and_spread if len(calls) == 1 else lambda found: number(found.mean)
 
     def draw(axis, n):
         cells = {(condition, schedule): (condition, Task(schedule, *how, n)) for condition in conditions for schedule in names}
@@ -335,7 +334,7 @@ def heat_maps(comparison, metric, how, calls):
         for (row, condition), (column, schedule) in itertools.product(enumerate(conditions), enumerate(names)):
             cell = cells[condition, schedule]
             rows, found = comparison.rows(cell), summary.get(cell)
-            texts = [plus_minus(*found[: 1 if len(calls) > 1 else 2]) + "†" * bool(rows["clamped"].any())] if found else []
+            texts = [mean_of(found) + "†" * bool(rows["clamped"].any())] if found else []
             refused = rows["refused"].notna().sum()
             texts += [f"{refused} {'ref.' if len(calls) > 1 else 'refused'}"] * bool(refused)
             colour = shade(found.mean) if found else "white"
@@ -349,12 +348,12 @@ def heat_maps(comparison, metric, how, calls):
 def difference_maps(comparison, metric, how, pairs):
     """`pairs.Pair`s by inference schedules, a panel for each number of calls: the mean difference, coloured by verdict.
 
-    Pairs and schedules without any difference are left out; None if that leaves nothing.
+    Pairs and schedules for which there is no difference are left out; None if there is none at all.
     """
     found = pairing.judged(pairing.differences(comparison, pairs, metric), metric)
     found = {index: row for index, row in zip(found.index, found.itertuples(), strict=True) if How(*index[2:5]) == how}
     chosen = sorted({index[0] for index in found})
-    names = [schedule for schedule in comparison.of(how)[1] if any(schedule == index[1] for index in found)]
+    names = [schedule for schedule in comparison.grid(how).schedules if any(schedule == index[1] for index in found)]
     if not found:
         return None
 
@@ -366,7 +365,7 @@ def difference_maps(comparison, metric, how, pairs):
             else:
                 _box(axis, row, column, "·", "white")
 
-    titles = {n: budget(comparison, n, how) for n in comparison.of(how)[2]}
+    titles = {n: budget(comparison, n, how) for n in comparison.grid(how).calls}
     rows = [f"{pairs[pair].first} − {pairs[pair].second}" for pair in chosen]
     return _maps(titles, rows, names, draw, [(pairs[pair].factor, pairs[pair].first.drawn) for pair in chosen])
 
@@ -388,14 +387,16 @@ def guidance_maps(rows, columns, statistics):
 
 
 def _maps(titles, rows, columns, draw, groups, large=False):
-    """A panel for each {key: title}, filled by `draw(axis, key)`; a line is ruled where the group of the rows changes."""
+    """A panel for each {key: title}, filled by `draw(axis, key)`, with a line wherever the group of the rows changes."""
     cell = 1.15 if large else 0.56
     across = 1 if len(titles) == 1 else max(1, min(len(titles), 3, int(11 / (cell * len(columns) + 0.3))))
     down = -(-len(titles) // across)
     names, below = [plain(name, 34) for name in rows], [plain(name, 26) for name in columns]
-    slant = 90 if not large and any("\n" in name for name in below) else 32  # lines of a slanted name run into the next one
+    slant = (
+        90 if not large and any("\n" in name for name in below) else 32
+    )  # slanted, a name of several lines would run into the next
     height = max(0.34 if len(titles) == 1 else 0.27, 0.15 * max(name.count("\n") + 1 for name in names) + 0.05)
-    ragged = len(titles) % across > 0  # then two rows of panels have names below
+    ragged = len(titles) % across > 0  # then the names stand below two rows of panels
     foot = (_width(below) - 0.2) * (0.88 if slant == 90 else 0.53)
     size = _width(names) + across * (cell * len(columns) + 0.2), down * (height * len(rows) + 0.5) + max((1 + ragged) * foot, 0.9)
     figure = Figure(figsize=size, layout="constrained")
@@ -414,13 +415,13 @@ def _maps(titles, rows, columns, draw, groups, large=False):
         for row in range(1, len(rows)):
             if groups[row] != groups[row - 1]:
                 axis.axhline(row, color=INK, linewidth=0.9)
-    for number_, axis in enumerate(axes.flat):  # names only under the last panel of a column
-        axis.tick_params(length=0, labelbottom=number_ + across >= len(titles))
+    for place, axis in enumerate(axes.flat):  # names only under the last panel of a column
+        axis.tick_params(length=0, labelbottom=place + across >= len(titles))
     return png(figure)
 
 
 def _width(names):
-    """Of the longest line of names, in inches, with a margin."""
+    """The width of the longest line of names, in inches, with a margin."""
     return 0.085 * max(len(line) for name in names for line in name.split("\n")) + 0.2
 
 

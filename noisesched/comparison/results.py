@@ -1,4 +1,4 @@
-"""What a comparison found: its files read and checked, as frames from which a report takes every number.
+"""The results of a comparison: its files, read and checked, as frames from which a report takes every number.
 
 The unit of replication is the training seed. Sampling seeds of one trained network are averaged first, and every spread,
 standard error and verdict is over training seeds.
@@ -19,12 +19,13 @@ from noisesched import schedules, spec
 from noisesched.evaluation import image_stats, metrics
 from noisesched.runtime import files
 
-SAME = 0.15  # schedules that differ by less in log-SNR at every step are one, as a table and its continuous curve
+PREVIEW = 8  # images of a row in its preview
+SAME = 0.15  # schedules that differ by less in log-SNR at every step count as one: a table and its curve
 LOOK = "images {}".format  # the column of an image statistic: "images black"
 
 
 class Condition(NamedTuple):
-    """A way of training, and for networks told timesteps also how levels became timesteps at inference (else "")."""
+    """A way of training; for networks told timesteps, also how levels become timesteps at inference (else "")."""
 
     run: str
     translation: str
@@ -47,7 +48,7 @@ class How(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What was asked of every condition. `calls`: the budget; a method may make a few fewer network calls."""
+    """One way to sample from any condition. `calls`: the budget; a method may make a few fewer network calls."""
 
     schedule: str
     method: str
@@ -66,13 +67,22 @@ class Summary(NamedTuple):
     n: int
 
 
+class Grid(NamedTuple):
+    """What there are rows of for one How; `middle`: one of its numbers of calls."""
+
+    conditions: list
+    schedules: list
+    calls: list
+    middle: int
+
+
 TASK = list(Task._fields)
 CELL = [*Condition._fields, *TASK]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Comparison:
-    """What `compare` left, read. A cell is a (Condition, Task).
+    """The results of a comparison. A cell is a (Condition, Task).
 
     frame     one row per measured set of samples: the columns of CELL, train_seed, seed, network_calls, .., each metric by its
               name, each image statistic as LOOK(name); NaN for what was refused, is not finite or not stored
@@ -85,11 +95,11 @@ class Comparison:
     runs: dict
     frame: pd.DataFrame
     networks: pd.DataFrame
-    left_out: int  # rows of earlier requests, which are in the folder too
+    left_out: int  # how many rows of earlier requests the folder holds besides
     floor: dict
     about: dict
-    appearance: dict  # {"real": of the images compared with, "floor": of as many others}, `image_stats.describe`; or {}
-    metrics: list  # the names of the numbers, the main one first
+    appearance: dict  # {"real": of the images compared with, "floor": of as many others}, by `image_stats.describe`; or {}
+    metrics: list  # the names of the metrics, the main one first
 
     @functools.cached_property
     def cells(self):
@@ -120,21 +130,20 @@ class Comparison:
 
     @property
     def tasks(self):
-        """Those of any condition: by how they are sampled, then by calls, then by schedule."""
+        """The tasks of all conditions: by How, then by calls, then by schedule."""
         everything = itertools.product(self.hows, self.calls, self.schedules)
         there = {task for _, task in self.cells}
         return [task for how, calls, schedule in everything if (task := Task(schedule, *how, calls)) in there]
 
     @property
     def middle(self):
-        """The number of calls that the abstract is about."""
+        """The number of calls whose results the abstract gives."""
         return self.calls[len(self.calls) // 2]
 
-    def of(self, how):
-        """(conditions, schedules, numbers of calls, the middle one of these) that a How has rows of."""
+    def grid(self, how):
         cells = [cell for cell in self.cells if cell[1].how == how]
         calls = sorted({task.calls for _, task in cells})
-        return (
+        return Grid(
             [condition for condition in self.conditions if any(condition == other for other, _ in cells)],
             [schedule for schedule in self.schedules if any(schedule == task.schedule for _, task in cells)],
             calls,
@@ -152,12 +161,12 @@ class Comparison:
 
     @functools.cache  # noqa: B019
     def rows(self, cell):
-        """The rows of a cell, those of the first seeds first; none if it is not there."""
+        """The rows of a cell, ordered by seeds; none if it is not there."""
         return self.frame.iloc[self.cells.get(cell, [])].sort_values(["train_seed", "seed"])
 
     @functools.cache  # noqa: B019
     def network_calls(self, calls, how=None):
-        """The numbers of network calls truly made within a budget, ascending: by all, or by one How."""
+        """The numbers of network calls actually made within a budget, ascending: by all, or by one How."""
         rows = self.frame[self.frame["calls"] == calls]
         for name, value in how._asdict().items() if how else ():
             rows = rows[rows[name] == value]
@@ -166,7 +175,7 @@ class Comparison:
     def levels(self, cell):
         """The log-SNRs that a cell was sampled at, noisiest first, float64 [N]; empty if it has no row.
 
-        As its rows store them; where rows of older comparisons do not, as the schedule's text gives them today.
+        As stored in its rows; rows of older comparisons store none, so those follow from the schedule's text.
         """
         rows = self.rows(cell)
         if not len(rows):
@@ -176,7 +185,7 @@ class Comparison:
         return np.asarray(stored if isinstance(stored, list) else again(), np.float64)
 
     def evaluated(self, column):
-        """A number of the evaluations, a Series over `networks`; NaN for those that do not have it, or not a finite one."""
+        """A number of the evaluations, a Series over `networks`; NaN where it is missing or not finite."""
         found = self.networks.get(column, pd.Series(np.nan, self.networks.index))
         return pd.to_numeric(found, errors="coerce").replace([-math.inf, math.inf], math.nan)
 
@@ -199,7 +208,7 @@ ROW = {
     **dict.fromkeys(("refused", "translation", "preview"), (str, NoneType)),
     **{"metrics": dict, "outside": dict, "seconds": (int, float)},
 }
-LATER = {"guidance": str, "appearance": (dict, NoneType), "log_snrs": (list, NoneType)}  # which rows of older comparisons lack
+LATER = {"guidance": str, "appearance": (dict, NoneType), "log_snrs": (list, NoneType)}  # older rows lack these
 RUN = {
     **dict.fromkeys(("drawn", "told"), str),
     **dict.fromkeys(("num_parameters", "train_steps", "batch_size"), int),
@@ -209,10 +218,10 @@ RUN = {
 
 
 def read(directory):
-    """The Comparison in a folder that `compare` wrote: of its rows, those that its config asks for.
+    """The Comparison in a folder that `compare` wrote, with those of its rows that its config asks for.
 
-    A torn last line of compare.jsonl is left out. Raises FileNotFoundError or ValueError, in one line, for a missing file, a
-    damaged one, or one without any row.
+    An incomplete last line of compare.jsonl is left out. Raises FileNotFoundError or ValueError, in one line, for a missing file,
+    a damaged one, or one without any row.
     """
     folder = Path(directory)
     config, runs = _read(folder / "config.json"), _read(folder / "runs.json")
@@ -233,7 +242,7 @@ def read(directory):
     _check(reference["floor"], dict.fromkeys(reference["floor"], (int, float)), f"{where}, floor")
     _check({"extractors": {}} | reference["about"], {"extractors": dict}, f"{where}, about")
     halves = {}
-    if reference.get("appearance") is not None:  # older comparisons do not say it
+    if reference.get("appearance") is not None:  # older comparisons lack it
         _check(reference, {"appearance": dict}, where)
         halves = {half: reference["appearance"].get(half) for half in ("real", "floor")}
         for half, found in halves.items():
@@ -278,7 +287,7 @@ def _flat(row, run):
 
 
 def _read_rows(path):
-    """{key: row}, checked; a row that was made again stands for the older one."""
+    """{key: row}, checked; a row that was made again replaces the older one."""
     rows = {}
     for number, row in enumerate(_read(path, files.read_lines), 1):
         where = f"{path}, line {number}"
@@ -314,7 +323,7 @@ def _read_networks(folder, runs):
                 try:
                     evaluations[-1] = _read_evaluation(path) if path.exists() else {}
                     reason = None if path.exists() else "evaluation.json is missing"
-                except ValueError as error:  # of this one alone: the report says why it lacks it
+                except ValueError as error:  # the report says why it lacks this one
                     reason = str(error)
             found.append(
                 {"run": label, "train_seed": seed, "seconds": seconds, "reason": None if reason is None else str(reason)}
@@ -353,7 +362,7 @@ def _check(value, kinds, where):
 
 
 def measure(name):
-    """The measure of a number's name, without its sample count: "frechet(classifier, n=256)" -> "frechet(classifier)"."""
+    """The name of a number without its sample count: "frechet(classifier, n=256)" -> "frechet(classifier)"."""
     call = spec.parse(name)
     return str(spec.Call(call.name, call.args))
 
@@ -368,18 +377,18 @@ def better(name):
 def own(drawn, schedule):
     """Whether an inference schedule is the one that training drew from, or the continuous curve of its table.
 
-    One that is read from a file is known by its text alone: the file may be another by now, or gone.
+    Schedules read from files are compared by their texts alone: a file may have changed by now, or be gone.
     """
     calls = spec.parse(drawn), spec.parse(schedule)
     if calls[0] == calls[1] or any(map(_reads_file, calls)):
         return calls[0] == calls[1]
     drawn, schedule = schedules.make(drawn), schedules.make(schedule)
     num_steps = max(drawn.table.num_steps if drawn.table else 1000, 2)
-    u = np.linspace(1, num_steps - 1, 100).round() / num_steps  # steps, without u = 1, where published tables are clipped
+    u = np.linspace(1, num_steps - 1, 100).round() / num_steps  # not u = 1, where published tables are clipped
     return bool(np.isclose(np.asarray(drawn(u)), np.asarray(schedule(u)), rtol=0, atol=SAME).all())
 
 
 def _reads_file(call):
-    """Whether a parsed schedule, or one in it, has a text as argument: always a file's name."""
+    """Whether a parsed schedule, or one within it, has a text as argument, which is always the name of a file."""
     values = (*call.args, *dict(call.kwargs).values())
     return any(isinstance(value, str) or isinstance(value, spec.Call) and _reads_file(value) for value in values)

@@ -1,20 +1,22 @@
-"""A study: what a comparison is asked for, as typed, checked settings; the networks it names, and its rows.
+"""A study: the settings of a comparison, typed and checked; the networks it names, and its rows.
 
 Nothing here trains, samples or writes.
 """
 
 import dataclasses
 import hashlib
+import inspect
 import itertools
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from noisesched import guidance, samplers, schedules, spec, tables
-from noisesched.evaluation import metrics, sample
+from noisesched import guidance, samplers, schedules, spec
+from noisesched.evaluation import metrics
 from noisesched.runs import config as configuration
-from noisesched.runs.config import ConfigError
+from noisesched.runs import requests
+from noisesched.runs.settings import named, require, setting, typed
 from noisesched.runs.workdir import Workdir, differences
 
 TRAINED = "trained"  # among schedules: the one that each network was trained with
@@ -22,42 +24,42 @@ TRAINED = "trained"  # among schedules: the one that each network was trained wi
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What is asked: the page `configs/compare.py` says what each field means."""
+    """The settings of a comparison: the page `configs/compare.py` explains each field."""
 
     workdirs: tuple[str, ...]
     runs: dict
-    train_seeds: tuple[int, ...]
-    parameters: str
+    train_seeds: tuple[int, ...] = setting(at_least=0, below=2**32)
+    parameters: str = setting(choices=requests.PARAMETERS)
     schedules: tuple[str, ...]
     methods: tuple[str, ...]
     guidances: tuple[str, ...]
-    calls: tuple[int, ...]
-    spacings: tuple[str, ...]
-    seeds: tuple[int, ...]
-    translations: tuple[str, ...]
-    outside: str
+    calls: tuple[int, ...] = setting(at_least=1, below=10**5 + 1)
+    spacings: tuple[str, ...] = setting(choices=requests.SPACINGS)
+    seeds: tuple[int, ...] = setting(at_least=0, below=2**32)
+    translations: tuple[str, ...] = setting(choices=(*requests.TRANSLATIONS, "raw"))
+    outside: str = setting(choices=("refuse", "clamp"))
     metrics: tuple[str, ...]
-    num_images: int
+    num_images: int = setting(at_least=1)
     reference: str
     inception_weights: str
     likelihood: str
-    likelihood_images: int
+    likelihood_images: int = setting(at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One network: `label` names what is compared, whose `seed`s differ in nothing else."""
+    """One network: Runs of one `label` differ in nothing but their `seed`."""
 
     label: str
     seed: int
     workdir: Workdir
     config: configuration.Config
-    trainable: bool  # described by the study, which trains it
+    trainable: bool  # whether the study describes it, and so trains it
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One combination; `asked` is all that its numbers depend on but the checkpoint, in JSON's kinds."""
+    """One combination; `asked`: everything its numbers depend on, except the checkpoint, in JSON's types."""
 
     run: Run
     schedule: str
@@ -74,12 +76,12 @@ class Row:
         return hashlib.sha256(json.dumps(self.asked, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
-    def levels(self):
+    def num_levels(self):
         return samplers.make(self.method).num_levels(self.calls)
 
     @property
     def network_calls(self):
-        return samplers.make(self.method).network_calls(self.levels)
+        return samplers.make(self.method).network_calls(self.num_levels)
 
 
 # -- what is asked
@@ -87,71 +89,63 @@ class Row:
 
 def load(path, overrides=()):
     """The checked Study of a config file. Raises ConfigError, in one line, if the file or a setting is invalid."""
-    study = configuration.typed(Study, configuration.read(path, Study, overrides))
-    check(study)
+    return from_dict(configuration.read(path, Study, overrides))
+
+
+def from_dict(values):
+    """The checked Study of nested dictionaries. Raises ConfigError, in one line, for faults of its own."""
+    study = typed(Study, values)
+    for name in ("schedules", "methods", "guidances", "spacings", "calls", "seeds", "translations", "metrics", "train_seeds"):
+        given = getattr(study, name)
+        require(given, f"{name} is empty: nothing is asked")
+        for value in given:
+            require(given.count(value) == 1, f"{name}: {value!r} is given twice")
+    nothing = "runs and workdirs are both empty: there is nothing to compare; give --config.workdirs=\"('DIR', 'DIR')\""
+    require(study.runs or study.workdirs, nothing)
+    parsers = {
+        "schedules": lambda text: text if text == TRAINED else schedules.make(text),
+        "methods": _with_all_options,
+        "guidances": guidance.parse,
+        "metrics": metrics.parse,
+    }
+    for name, parse in parsers.items():
+        spelled = {}
+        for text in getattr(study, name):
+            same = spelled.setdefault(str(named(name, parse, text)), text)  # cfg(3), cfg(3.0)
+            require(same == text, f"{name}: {same!r} and {text!r} are the same")
+    check_levels(study, [text for text in study.schedules if text != TRAINED])
     return study
 
 
-def check(study):
-    """Raises ConfigError for what is wrong whatever the runs are."""
-    given = dataclasses.asdict(study)
-    for name in ("schedules", "methods", "guidances", "spacings", "calls", "seeds", "translations", "metrics", "train_seeds"):
-        _require(given[name], f"{name} is empty: nothing is asked")
-        _require(len(set(given[name])) == len(given[name]), f"{name}: an entry is there twice")
-    nothing = "runs and workdirs are both empty: there is nothing to compare; give --config.workdirs=\"('DIR', 'DIR')\""
-    _require(study.runs or study.workdirs, nothing)
-    for name, known in {"parameters": ("ema", "params"), "outside": ("refuse", "clamp")}.items():
-        _require(given[name] in known, f"{name}={given[name]!r}: choose one of {', '.join(known)}")
-    for name, known in {"translations": sample.TRANSLATIONS, "spacings": tables.SPACINGS}.items():
-        for text in given[name]:
-            _require(text in known, f"{name}: {text!r} is none of {', '.join(known)}")
-    for calls in study.calls:
-        _require(1 <= calls <= 10**5, f"calls: {calls} is not a whole number from 1 to 100000")
-    for seed in (*study.seeds, *study.train_seeds):
-        _require(0 <= seed < 2**32, f"seed {seed} is not a whole number from 0 to 2**32 - 1")
-    _require(study.likelihood_images >= 0, f"likelihood_images={study.likelihood_images} must be 0 (all) or more")
-    _require(study.num_images >= 1, f"num_images={study.num_images} must be at least 1")
-    parsers = {"schedules": schedules.make, "methods": samplers.make, "guidances": guidance.parse, "metrics": metrics.parse}
-    for name, parse in parsers.items():
-        spelled = {}
-        for text in given[name]:
-            if (name, text) == ("schedules", TRAINED):
-                continue
-            try:
-                parsed = parse(text)
-            except ValueError as error:
-                raise ConfigError(f"{name}: {error}") from None
-            same = spelled.setdefault(str(parsed) if name == "guidances" else canonical(text), text)  # cfg(3), cfg(3.0)
-            _require(same == text, f"{name}: {same!r} and {text!r} are the same")
-    check_levels(study, [text for text in study.schedules if text != TRAINED])
+def _with_all_options(text):
+    """The name of a sampler and all its options, as floats: alike for "euler", "ddim" and "ddim(eta=0)"."""
+    sampler = samplers.make(text)
+    parameters = inspect.signature(samplers.METHODS[sampler.name].move).parameters.values()
+    defaults = {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
+    return sampler.name, {name: float(sampler.options.get(name, default)) for name, default in defaults.items()}
 
 
 def check_levels(study, texts):
-    """Raises ConfigError for a schedule that does not have the levels asked for: more than its table has steps."""
+    """Raises ConfigError if more levels are asked of a schedule than its table has steps."""
     for schedule, method, spacing, calls in itertools.product(texts, study.methods, study.spacings, study.calls):
-        try:
-            schedules.levels(schedule, samplers.make(method).num_levels(calls), spacing)
-        except ValueError as error:
-            raise ConfigError(f"{schedule}, {calls} calls of {method}: {error}") from None
+        num_levels = samplers.make(method).num_levels(calls)
+        named(f"{schedule}, {calls} calls of {method}", schedules.levels, schedule, num_levels, spacing)
 
 
 def canonical(text):
-    """One text for all ways to write a schedule, sampler or metric; a schedule's from a file has the file's levels in it."""
+    """The same text for all spellings of a schedule, sampler or metric; of a schedule in a file, with its levels."""
     call = spec.parse(text)
     return str(schedules.make(text)) if call.name in schedules.DEFINITIONS else str(call)
 
 
 def find_runs(study, out):
-    """The networks asked for, [Run]: existing ones read, described ones checked. Nothing is trained yet."""
+    """The networks asked for, [Run]: existing ones are read, described ones checked. Nothing is trained yet."""
     found = []
     for label, values in study.runs.items():
-        named = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.=-]*", label)
-        _require(named, f"runs: {label!r} cannot be the name of a folder: use letters, digits and _.=-")
+        fits = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.=-]*", label)
+        require(fits, f"runs: {label!r} cannot be the name of a folder: use letters, digits and _.=-")
         for seed in study.train_seeds:
-            try:
-                config = configuration.from_dict(values | {"seed": seed})
-            except ValueError as error:
-                raise ConfigError(f"runs.{label}: {error}") from None
+            config = named(f"runs.{label}", configuration.from_dict, values | {"seed": seed})
             found.append(Run(label, seed, Workdir(Path(out) / "runs" / label / f"seed{seed}"), config, True))
     for directory in study.workdirs:
         workdir = Workdir(directory)
@@ -161,29 +155,29 @@ def find_runs(study, out):
     firsts, images = {}, images_of(found[0].config)
     for run in found:
         path, first = run.workdir.path, firsts.setdefault(run.label, run)
-        number = run.label in ("nan", "inf", "-inf")
-        _require(not number, f"{path}: the name {run.label!r} stands for a number in our files; take another")
+        number = run.label in ("nan", "inf", "-inf")  # which our JSON files hold as texts
+        require(not number, f"{path}: the name {run.label!r} stands for a number in our files; take another")
         changed = differences(*(configuration.to_dict(each.config) | {"seed": 0} for each in (first, run)))
-        named = f"{first.workdir.path} and {path} have one name, {run.label!r}, but differ in more than the seed"
-        _require(not changed, f"{named}: {'; '.join(changed)}")
-        twice = run is not firsts.setdefault((run.label, run.seed), run)
-        _require(not twice, f"{first.workdir.path} and {path} are both seed {run.seed} of one run, {run.label!r}")
-        _require(
+        both = f"{first.workdir.path} and {path}"
+        require(not changed, f"{both} have one name, {run.label!r}, but differ in more than the seed: {'; '.join(changed)}")
+        same = firsts.setdefault((run.label, run.seed), run)
+        require(run is same, f"{same.workdir.path} and {path} are both seed {run.seed} of one run, {run.label!r}")
+        require(
             images_of(run.config) == images,
-            f"{path} was trained on other images than {found[0].workdir.path}: {images_of(run.config)} against {images}; "
-            "no distance compares them",
+            f"{path} was trained on other images than {found[0].workdir.path}: {images_of(run.config)}, not {images}; "
+            "samples of the two have no common distance",
         )
     return found
 
 
 def images_of(config):
-    """What must agree for two networks to be measured against the same real images."""
+    """The settings that must agree for two networks to be measured against the same real images."""
     given = config.data
     return {"name": given.name, "path": given.path, "image_size": given.image_size, "channels": given.channels}
 
 
 def shared(study, run, given):
-    """What all rows of a run ask for, in JSON's kinds. `given`: what the names of the real images stand for, `features.check`."""
+    """What all rows of a run ask for, in JSON's types. `given`: the real images, as `features.check` names them."""
     timesteps = run.config.conditioning.kind == "timestep"
     asked = {
         "run": configuration.to_dict(run.config),
@@ -198,7 +192,7 @@ def shared(study, run, given):
 
 
 def rows_of(study, runs, given):
-    """All combinations, [Row], those of one run together and the fewest calls first."""
+    """All combinations, [Row]: run by run, the fewest calls first."""
     rows, spelled = [], {canonical(text): text for text in study.schedules if text != TRAINED}
     if TRAINED in study.schedules:
         check_levels(study, {str(run.config.schedule) for run in runs})
@@ -214,8 +208,3 @@ def rows_of(study, runs, given):
             own |= {"translation": translation} | ({} if guide == "none" else {"guidance": canonical(guide)})
             rows.append(Row(run, schedule, method, guide, spacing, calls, seed, translation, common | own))
     return rows
-
-
-def _require(good, message):
-    if not good:
-        raise ConfigError(message)

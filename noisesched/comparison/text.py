@@ -1,6 +1,6 @@
-"""The words of a report, made from the numbers of a `results.Comparison` by stated rules; none knows how one came out.
+"""The words of a report, made from the numbers of a `results.Comparison` by stated rules, whatever the outcome.
 
-Its sentences, what the data do not show, and numbers as text. Splits of images are compared by their texts alone, in
+Sentences, what the data do not show, and numbers as text. Splits of images are compared by their texts alone, in
 tensorflow-datasets' notation ("train[:90%]", "train+test"): two are called disjoint only where the texts show that they are.
 """
 
@@ -22,9 +22,12 @@ TELLS = {
     "nearest": "the timestep whose log-SNR is nearest to the level",
     "interpolated": "a fractional timestep, interpolated in its table",
     "raw": "the timestep that the training schedule would have at that point of sampling, whatever the level: the mistake of "
-    "changing the schedule and forgetting the network",
+    "changing the schedule but not what the network is told",
 }
-FACTORS = {pairing.CONDITIONING: "what the network is told", "schedule": "training schedule"}  # others by the setting's name
+FACTORS = {
+    pairing.CONDITIONING: "what the network is told",
+    "schedule": "training schedule",
+}  # other factors go by the setting's name
 LINES = 6  # of answers in the abstract
 
 
@@ -38,8 +41,8 @@ def number(value):
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else "0" if value == 0 else f"{value:.1e}"
 
 
-def plus_minus(mean, spread=math.nan, *_):
-    """ "4.56 ± 0.12": to two digits of the spread, or one where the mean would have more than four; without a spread, three."""
+def plus_minus(mean, spread):
+    """ "4.56 ± 0.12": to two digits of the spread, or one where the mean would have more than four; of a spread NaN, none."""
     if math.isnan(spread):
         return "-" if math.isnan(mean) else number(mean)
     if abs(mean) >= 1e6 or not 1e-4 <= spread < 1e6:
@@ -48,8 +51,13 @@ def plus_minus(mean, spread=math.nan, *_):
     return f"{mean:,.{decimals}f} ± {spread:,.{decimals}f}"
 
 
+def mean_and_spread(summary):
+    """A Summary as `plus_minus`."""
+    return plus_minus(summary.mean, summary.std)
+
+
 def interval(found):
-    """The columns of a row of `pairs.judged`: its mean with its error, and its interval, with as many decimals each."""
+    """The columns of a row of `pairs.judged`: its mean with its error, and its interval with as many decimals."""
     text = plus_minus(found.mean, found.error)
     decimals = len(text.partition(" ± ")[0].partition(".")[2])
     limit = lambda value: number(value) if "e" in text else f"{value:,.{decimals}f}"  # too small or large for decimals
@@ -62,7 +70,7 @@ def interval(found):
 
 
 def _decimals(value):
-    """How many show three digits."""
+    """How many decimals show three digits."""
     return max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
 
 
@@ -84,14 +92,14 @@ def listed(entries, last_by="and"):
 
 
 def budget(comparison, calls, how=None):
-    """ "10 network calls", or "9 network calls (at most 10)" where what sampled, or one How, does not make them all."""
+    """ "10 network calls", or "9 network calls (at most 10)" where fewer were made, by all or by one How."""
     made = comparison.network_calls(calls, how) or [calls]
     text = count(made[0], "network call") if len(made) == 1 else f"{listed(made)} network calls"
     return text if made == [calls] else f"{text} (at most {calls})"
 
 
 def task_columns(comparison, task):
-    """{column: text} of what tells a task from others."""
+    """{column: text} of what distinguishes a task from others."""
     made = comparison.network_calls(task.calls, task.how)
     several = {name: value for name, value in task.how._asdict().items() if comparison.frame[name].nunique() > 1}
     calls = str(task.calls) if made == [task.calls] else f"{listed(made)} (at most {task.calls})"
@@ -99,7 +107,7 @@ def task_columns(comparison, task):
 
 
 def sampled(comparison, how):
-    """What sampled, where it has to be said."""
+    """ " with " and the How, if there are several."""
     return f" with {how}" if len(comparison.hows) > 1 else ""
 
 
@@ -112,14 +120,14 @@ def bands(comparison):
 
 
 def told(comparison, run):
-    """What a run's network is told, with the ways in which levels became timesteps."""
+    """What a run's network is told, with the ways in which levels become timesteps."""
     translations = [each.translation for each in comparison.conditions if each.run == run and each.translation]
     kind = comparison.runs[run]["told"]
     return f"{kind} ({', '.join(translations)})" if translations else kind
 
 
 def meanings(comparison):
-    """What the names of what networks are told stand for."""
+    """What the kinds of conditioning mean."""
     used = {name for condition in comparison.conditions for name in (condition.told, condition.translation)}
     return "Told: " + "; ".join(f"{name}: {meaning}" for name, meaning in TELLS.items() if name in used) + "."
 
@@ -136,7 +144,7 @@ def flat(value, name=""):
 
 def question(comparison, pairs):
     if any((pair.first.told, pair.second.told) == ("log_snr", "timestep") for pair in pairs):
-        return "What does telling a network the noise level, not the timestep, buy when the schedule changes at inference?"
+        return "When the schedule changes at inference, what is gained by telling a network the noise level, not the timestep?"
     if pairs:
         return f"What does {listed(factors(pairs), 'or')} change under each inference schedule?"
     home = all(own(condition.drawn, task.schedule) for condition, task in comparison.cells)
@@ -144,12 +152,12 @@ def question(comparison, pairs):
 
 
 def factors(pairs):
-    """In what the runs of pairs differ, in words."""
+    """What the runs of pairs differ in, in words."""
     return list(dict.fromkeys(FACTORS.get(pair.factor, pair.factor) for pair in pairs))
 
 
 def scope(comparison):
-    """What was sampled, and whether it is all."""
+    """What was sampled, and whether all of it is there."""
     frame, asked = comparison.frame, len(comparison.config["keys"])
     seeds = frame.groupby("run")["train_seed"].nunique()
     under = frame.groupby(["run", "translation"])["schedule"].nunique()
@@ -179,16 +187,16 @@ def extremes(comparison, metric):
     if not found:
         return
     of = lambda cell: f"{cell[0]} under {cell[1].schedule}{sampled(comparison, cell[1].how)}"
-    cells = [f"{plus_minus(*summary)} ({of(cell)})" for cell, summary in found]
+    cells = [f"{mean_and_spread(summary)} ({of(cell)})" for cell, summary in found]
     error = "; mean ± standard deviation over seeds" if len(comparison.seeds) > 1 else ""
     text = f"At {budget(comparison, comparison.middle)}, {metric} ({better(metric)} is better{error}) "
-    text += f"runs from {cells[0]} to {cells[-1]}" if len(cells) > 1 else f"is {cells[0]}"
+    text += f"ranges from {cells[0]} to {cells[-1]}" if len(cells) > 1 else f"is {cells[0]}"
     floor = comparison.floor.get(metric)
     yield text + (f"; between two sets of real images it is {number(floor)}." if floor is not None else ".")
 
 
 def answers(comparison, metric, pairs):
-    """A sentence for each question: the mean difference and the verdicts, over all pairs that it is asked of."""
+    """A sentence for each question: the mean difference and the verdicts, over all pairs that answer it."""
     found, differences = [], pairing.differences(comparison, pairs, metric)
     for (factor, *values), asked in pairing.questions(pairing.foremost(pairs)).items():
         parts = []
@@ -213,45 +221,46 @@ def answers(comparison, metric, pairs):
 
 
 def named(factor, value):
-    """What sets one of a pair apart: "timestep (raw)", "weighting v"."""
+    """What distinguishes one of a pair: "timestep (raw)", "weighting v"."""
     return value if factor == pairing.CONDITIONING else f"{FACTORS.get(factor, factor)} {value}"
 
 
 def tally(verdicts):
-    """How many verdicts came out which way: "better in 3, worse in 1 of 4 cells"."""
+    """Verdicts counted: "better in 3, worse in 1 of 4 cells"."""
     said = list(verdicts)
     parts = [f"{kind} in {said.count(kind)}" for kind in pairing.VERDICTS if kind in said]
     return f"{', '.join(parts)} of {count(len(said), 'cell')}"
 
 
 def rule(comparison, pairs):
-    """How verdicts are made, and what they are worth with so many seeds."""
+    """How verdicts are reached, and how much the number of seeds lets them show."""
     n = len(comparison.seeds)
-    text = f"Runs that differ in nothing but {listed(factors(pairs), 'or')}, compared seed by seed with the same noise. "
+    text = f"Runs that differ only in {listed(factors(pairs), 'or')} are compared seed by seed, with the same noise. "
     if n == 1:
-        return text + "One training seed: a difference is given as it is, with no error and no verdict."
+        return text + "One training seed: differences have no error and no verdict."
     reach = stats.t.ppf((1 + pairing.CONFIDENCE) / 2, n - 1)
     return text + (
-        "Better or worse: the 95 % interval of the mean difference, by Student's t over training seeds, leaves out 0. Otherwise "
+        "Better or worse: the 95 % interval of the mean difference, by Student's t over training seeds, excludes 0. Otherwise "
         f"no difference is seen, which does not show that there is none. With {n} seeds the interval reaches {reach:.1f} "
-        f"standard errors to each side{', so that only large effects pass' * (n < 5)}. It is not corrected for their number."
+        f"standard errors to each side{', so that only large effects pass' * (n < 5)}. Intervals are not corrected for the "
+        "number of comparisons."
     )
 
 
 def unpaired(comparison):
     """Why nothing is compared seed by seed."""
     if len(comparison.runs) == 1:
-        return "There is one run: nothing can be paired."
+        return "There is only one run: nothing can be paired."
     if pairing.pairs(comparison):
-        return "No two runs that differ in one thing alone have a number under the same inference schedule: nothing is paired."
-    return "No two of these runs differ in one thing alone: a difference between them has no one cause, and nothing is paired."
+        return "No two runs that differ in one thing alone were sampled under the same inference schedule: nothing is paired."
+    return "No two of these runs differ in one thing alone: a difference between them would have several causes."
 
 
 # -- black and white
 
 
-def shares(comparison):
-    """{name: (share among the real images, both halves together, its variance)} of the statistics that are such shares."""
+def real_shares(comparison):
+    """{name: (share, its variance)} of the real images, both halves together, of statistics that are shares, such as "black"."""
     halves = [comparison.appearance[half] for half in ("real", "floor")]
     counts, found = [sum(half["histogram"]) for half in halves], {}
     for name, each in STATISTICS.items():
@@ -262,21 +271,21 @@ def shares(comparison):
 
 
 def _binomial_variance(share, n):
-    """Of a share of n, not 0 at 0 or 1 (Agresti & Coull 1998): that of a share with two more of either kind."""
+    """The variance of a share of n (Agresti & Coull 1998): as if there were two more of either kind, so never 0."""
     p = (share * n + 2) / (n + 4)
     return p * (1 - p) / (n + 4)
 
 
 def recovery(comparison, cell, name):
-    """How a share of samples compares with that among the real images: "recovered", "too few", "too many", "undecided", or None
-    if it has no value.
+    """How the share of such samples compares with that of the real images: "recovered", "too few", "too many", "undecided", or
+    None if it has no value.
 
-    Alike, if the interval of their difference holds 0: by the binomial error of the real share and the spread over training
-    seeds (Welch's t), or of one seed the binomial error of its share. Undecided, if a share of 0 would be alike, too.
+    Recovered if the interval of their difference includes 0: by the binomial error of the real share and the spread over training
+    seeds (Welch's t), or for one seed the binomial error of its share. Undecided if a share of 0 would pass, too.
     """
     if (found := comparison.summary(LOOK(name)).get(cell)) is None:
         return None
-    share, variance = shares(comparison)[name]
+    share, variance = real_shares(comparison)[name]
     if found.n == 1:
         images = comparison.rows(cell)[LOOK("histogram")].dropna().map(sum).sum()
         error, freedom = _binomial_variance(found.mean, images), math.inf
@@ -290,27 +299,27 @@ def recovery(comparison, cell, name):
 
 
 def recovered(comparison, cells):
-    """From which networks black and white images come as often as among the real ones, if any can be told."""
-    said = {cell: {recovery(comparison, cell, name) for name in shares(comparison)} - {None, "undecided"} for cell in cells}
+    """Which networks make black and white images as often as they occur among the real ones, if that can be decided for any."""
+    said = {cell: {recovery(comparison, cell, name) for name in real_shares(comparison)} - {None, "undecided"} for cell in cells}
     said = {cell: found for cell, found in said.items() if found}
     if said:
         names = [f"{cell[0]}{sampled(comparison, cell[1].how)}" for cell, found in said.items() if found == {"recovered"}]
-        what = listed(shares(comparison)).capitalize()
+        what = listed(real_shares(comparison)).capitalize()
         yield (
-            f"{what} images come out as often as among the real ones from {len(names)} of {count(len(said), 'way')} to train and "
-            f"sample{f': {listed(names)}' if names else ''}."
+            f"{what} images come out as often as they occur among the real ones from {len(names)} of "
+            f"{count(len(said), 'way')} to train and sample{f': {listed(names)}' if names else ''}."
         )
 
 
 def recovery_rule(comparison):
-    found, total = shares(comparison), sum(sum(each["histogram"]) for each in comparison.appearance.values())
+    found, total = real_shares(comparison), sum(sum(each["histogram"]) for each in comparison.appearance.values())
     real = listed([f"{share:.1%} {name}" for name, (share, _) in found.items()])
     means = "; ".join(f"{name}: {STATISTICS[name].meaning}" for name in found)
     return (
         f"Of the {total:,} real images, both halves together, {real} ({means}). Recovered: the {pairing.CONFIDENCE:.0%} interval "
-        "of the difference between a network's share and that holds 0, by the binomial error of the real share (Agresti and "
-        "Coull) and the spread over training seeds (Welch's t; of one seed, the binomial error of its share). Undecided: a share "
-        "of 0 would pass, too."
+        "of the difference between a network's share and the real one includes 0, by the binomial error of the real share "
+        "(Agresti and Coull) and the spread over training seeds (Welch's t; for one seed, the binomial error of its share). "
+        "Undecided: a share of 0 would pass, too."
     )
 
 
@@ -318,34 +327,39 @@ def recovery_rule(comparison):
 
 
 def limits(comparison, metric, pairs, shown):
-    """[str], of every comparison as its facts have it. `shown`: the cells whose brightness is shown."""
-    parts = (replication, networks, real, distances, likelihood, levels)
-    return [line for part in parts for line in part(comparison, metric, pairs)] + [*brightness(comparison, shown)]
+    """Yields the limits of every comparison, by its facts. `shown`: the cells whose brightness is shown."""
+    yield from replication(comparison, metric, pairs)
+    yield networks(comparison)
+    yield from real(comparison)
+    yield from distances(comparison)
+    yield from likelihood(comparison)
+    yield from levels(comparison)
+    yield from brightness(comparison, shown)
 
 
 def replication(comparison, metric, pairs):
     frame, asked, n = comparison.frame, len(comparison.config["keys"]), len(comparison.seeds)
     few = ", so few that real differences are missed" * (n < 5)
     yield f"{count(n, 'training seed')}: " + (
-        "no spread, no error and no verdict can be given." if n == 1 else f"spreads and intervals rest on {n} networks each{few}."
+        "no spread, error or verdict can be given." if n == 1 else f"spreads and intervals rest on {n} networks each{few}."
     )
     if frame["seed"].nunique() == 1:
-        yield "1 sampling seed: what other noise would change is in no spread and no interval."
+        yield "1 sampling seed: spreads and intervals do not include what other noise would change."
     cells = len(pairing.differences(comparison, pairs, metric))
     if n > 1 and cells:
         chance = (1 - pairing.CONFIDENCE) * cells
         yield (
-            f"{count(cells, 'difference')} looked at one by one: were there no effect at all, "
-            f"{f'about {chance:.0f}' if chance >= 1 else f'{chance:.2g} of them'} would be called better or worse."
+            f"{count(cells, 'difference')} judged one by one: with no effect at all, about "
+            f"{f'{chance:.0f}' if chance >= 1 else f'{chance:.2g}'} would still be called better or worse."
         )
     if len(frame) < asked:
-        yield f"{asked - len(frame)} of {count(asked, 'row')} are not there yet; means are over the rows that are."
+        yield f"{asked - len(frame)} of {count(asked, 'row')} are not there yet; means are over the rows that are there."
     if comparison.left_out:
         yield f"{count(comparison.left_out, 'row')} of earlier requests in the same folder left out."
 
 
-def networks(comparison, metric, pairs):
-    """Of what images and networks all of it is."""
+def networks(comparison):
+    """The images and networks that all results are about."""
     alike, varying = pairing.common(comparison), pairing.varying(comparison)
     differing = lambda group: [name for name in varying if name.startswith(f"{group}.")]
     name, size, channels = (alike.get(f"data.{setting}") for setting in ("name", "image_size", "channels"))
@@ -354,11 +368,11 @@ def networks(comparison, metric, pairs):
     width, prediction = (alike.get(f"model.{setting}") for setting in ("width", "prediction"))
     network = "one network" + (f", of width {width} predicting {prediction}" if None not in (width, prediction) else "")
     network = f"networks that differ in {listed(differing('model'))}" if differing("model") else network
-    yield f"{data[0].upper()}{data[1:]}, and {network}: what holds here may not hold for others."
+    return f"{data[0].upper()}{data[1:]}, and {network}: the results may not hold for others."
 
 
-def real(comparison, metric, pairs):
-    """The real images, if copies of what was trained on would be near to them."""
+def real(comparison):
+    """A warning if networks could score well by copying images they were trained on."""
     split = comparison.about.get("split")
     if not isinstance(split, str):
         return
@@ -366,17 +380,17 @@ def real(comparison, metric, pairs):
     if found != "none":
         learnt = "classifier" in comparison.about.get("extractors", {}) and overlap(split, "train") != "none"
         yield (
-            f"The real images, those of the floor too, are of {split!r}, {which}: a network that copied the images it was "
+            f"The real images, also those of the floor, are of {split!r}, {which}: a network that copied the images it was "
             f"trained on would score well.{' The classifier was trained on images of that split, too.' * learnt}"
         )
 
 
-def distances(comparison, metric, pairs):
+def distances(comparison):
     sizes = sorted(comparison.frame["num_images"].unique().tolist())
-    yield f"Distances are between sets of {listed(sizes)} images, and compare with numbers of the same name and size alone."
+    yield f"Distances are between sets of {listed(sizes)} images: compare them only with numbers of the same name and size."
     extractors = sorted({name for name in ("raw", "classifier", "inception") if any(f"({name}" in m for m in comparison.metrics)})
     if extractors:
-        yield f"What the extractor does not see ({listed(extractors)}), these distances do not see."
+        yield f"These distances see only what their extractors see ({listed(extractors)})."
     for name in comparison.metrics:
         cells = comparison.summary(name).values()
         if name in comparison.floor and cells:
@@ -388,40 +402,40 @@ def distances(comparison, metric, pairs):
                 else "no cell reaches the floor."
             )
     if strange := comparison.frame["strange"].sum():
-        yield f"{count(strange, 'number')} infinite or undefined, and in no mean."
+        yield f"{count(strange, 'number')} infinite or undefined, and left out of all means."
 
 
-def likelihood(comparison, metric, pairs):
-    """Of which images the bits are, and how exact."""
+def likelihood(comparison):
+    """Which images bits per dimension are measured on, and how precisely."""
     if not (images := evaluated(comparison)):
         return
-    yield f"Bits per dimension and the errors at every level are of {images}."
+    yield f"Bits per dimension and the errors at every level are measured on {images}."
     errors = {
-        "of drawing levels and noise (Monte Carlo)": typical(comparison.evaluated("bits_per_dim.std_error")),
-        "of having these images and no others": typical(comparison.evaluated("bits_per_dim.std_error_images")),
+        "from drawing levels and noise (Monte Carlo)": typical(comparison.evaluated("bits_per_dim.std_error")),
+        "from the choice of images": typical(comparison.evaluated("bits_per_dim.std_error_images")),
     }
-    if texts := [f"{number(error)} {of}" for of, error in errors.items() if not math.isnan(error)]:
+    if texts := [f"{number(error)} {source}" for source, error in errors.items() if not math.isnan(error)]:
         seeds = comparison.evaluated("request.seed")[comparison.networks["reason"].isna()]
         alike = seeds.notna().all() and seeds.nunique() == 1
         yield (
             f"The standard error of one network's bits per dimension is about {listed(texts)}."
-            + " All networks share the same draws: that is no part of their spread over seeds." * alike
+            + " All networks share the same draws, so their spread over seeds does not include it." * alike
         )
 
 
-def levels(comparison, metric, pairs):
-    """What networks could not be told."""
+def levels(comparison):
+    """Levels that networks could not be told."""
     refused, clamped = comparison.frame["refused"].dropna(), comparison.frame[comparison.frame["clamped"]]
     if len(refused):
         reasons, others = refused.iloc[0], refused.nunique() - 1
         more = f" (and {count(others, 'other reason')})" if others else ""
-        yield f"{count(len(refused), 'row')} refused, and in no mean: {reasons}{more}"
+        yield f"{count(len(refused), 'row')} refused, and left out of all means: {reasons}{more}"
     if len(clamped):
         finite = clamped["beyond"][np.isfinite(clamped["beyond"])]
         parts = [f"-inf is among them in {count(len(clamped) - len(finite), 'row')}"] * (len(finite) < len(clamped))
         parts += [f"{'in the others ' * bool(parts)}up to {finite.max():.3g} in log-SNR beyond"] if len(finite) else []
         yield (
-            f"{count(len(clamped), 'row')} with levels outside the network's table of timesteps, told as its nearest end "
+            f"{count(len(clamped), 'row')} with levels outside the network's table of timesteps, told as the nearest end of it "
             f"({', '.join(parts)})."
         )
 
@@ -430,30 +444,30 @@ def brightness(comparison, shown):
     if not shown:
         return
     total = sum(sum(each["histogram"]) for each in comparison.appearance.values())
-    if found := shares(comparison):
+    if found := real_shares(comparison):
         rare = [
             f"{round(share * total):,} {name}, a share known to ± {2 * math.sqrt(variance):.1%}"
             for name, (share, variance) in found.items()
         ]
         yield (
-            f"Among {total:,} real images are {listed(rare)} (two standard errors): a smaller lack or excess is not seen, and "
-            "one verdict in twenty on a share that is right is wrong by chance."
-            + " One training seed: what another would change is in no verdict on brightness."
+            f"Among {total:,} real images are {listed(rare)} (two standard errors): a smaller lack or excess cannot be seen, and "
+            "of verdicts on shares that are right, one in twenty is wrong by chance."
+            + " One training seed: verdicts on brightness do not include what another would change."
             * (len(comparison.seeds) == 1)
         )
-        yield "Black and white are judged under one schedule and one number of calls for each network, those of the picture."
+        yield f"{listed(found).capitalize()} are judged under one schedule and one number of calls for each network, those shown."
     silent = (comparison.frame[LOOK("histogram")].isna() & comparison.frame["refused"].isna()).sum()
     if silent:
         yield f"{count(silent, 'row')} of an earlier version without a description of the images: in no number on brightness."
 
 
 def typical(errors):
-    """The root mean square of the errors that are there; NaN if none is."""
+    """The root mean square of the errors that are not NaN; NaN if all are."""
     return math.sqrt((errors**2).mean()) if errors.notna().any() else math.nan
 
 
 def disagreement(comparison):
-    """The most standard errors by which the diffusion term and the profile's integral lie apart in a network, or NaN."""
+    """The largest distance of the diffusion term from the profile's integral in any network, in standard errors; or NaN."""
     apart = comparison.evaluated("bits_per_dim.diffusion") - comparison.evaluated("profile.bits_per_dim")
     error = np.hypot(comparison.evaluated("bits_per_dim.std_error"), comparison.evaluated("profile.bits_per_dim_std_error"))
     return (apart.abs() / error.where(error > 0)).max()
@@ -492,7 +506,7 @@ def held(comparison, split):
 
 
 def overlap(split, trained):
-    """How much of a split is in another: "all" | "some" | "maybe" | "none", as far as their texts show."""
+    """How much of a split is contained in another, as far as their texts show: "all" | "some" | "maybe" | "none"."""
     found = {_overlap(_slice(part), [_slice(other) for other in trained.split("+")]) for part in split.split("+")}
     if len(found) == 1:
         return found.pop()
@@ -504,7 +518,7 @@ def _overlap(part, others):
     same = [other for other in others if other[0] == name]
     if any(_before(first, begin) and _before(end, last) for _, first, last in same):
         return "all"
-    if "all" in {name, *(other[0] for other in others)}:  # which holds every split
+    if "all" in {name, *(other[0] for other in others)}:  # "all" holds every split
         return "maybe"
     apart = [_before(end, first) or _before(last, begin) for _, first, last in same]
     touch = [_before(end, first) is False and _before(last, begin) is False for _, first, last in same]
@@ -531,6 +545,6 @@ def _slice(part):
 
 
 def _before(one, other):
-    """Whether one bound is at another or before it; None if their texts do not show it."""
+    """Whether one bound equals another or comes before it; None if their texts do not show it."""
     known = one[0] == other[0] or math.isinf(one[1]) or math.isinf(other[1])
     return one[1] <= other[1] if known else None
