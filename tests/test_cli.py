@@ -31,15 +31,7 @@ from noisesched.training import step as training_step
     ("command", "taught"),
     [
         ((), ["train", "sample", "plot", "benchmark", "noisesched train --config=configs/digits.py --workdir=runs/digits"]),
-        (
-            ("train",),
-            [
-                "--workdir",
-                "--config",
-                "--config.optimizer.learning_rate=1e-4",
-                "metrics.jsonl",
-            ],
-        ),
+        (("train",), ["--workdir", "--config", "--config.optimizer.learning_rate=1e-4", "metrics.jsonl"]),
         (
             ("sample",),
             [
