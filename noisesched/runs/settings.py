@@ -29,7 +29,7 @@ def setting(
     network=False,
     idle=False,
 ):
-    """A field of a dataclass of settings, with all that is known of it.
+    """A field of a dataclass of settings, with its range, choices and help.
 
     default           of a request; the settings of a config have none
     help, metavar     what the command line says of it: without a help, it is no flag
