@@ -17,6 +17,7 @@ from noisesched import samplers, schedules
 from noisesched.diagnosis import checks, diagnose, leak, scheduler_file
 from noisesched.diffusion import alpha, sigma
 from noisesched.interchange import scheduler_config
+from noisesched.loss import make_weighting
 from noisesched.runs import config
 from noisesched.runs.workdir import Workdir
 
@@ -46,7 +47,7 @@ def test_what_published_tables_leak(betas, r2):
     alpha_bar = np.prod(1 - betas)
     by_hand = [alpha_bar * 0.07 / (alpha_bar * 0.07 + (1 - alpha_bar) / size**2) for size in SIZES]
     name = "scaled_linear" if betas[-1] < 0.013 else "linear"
-    ends = [setting(f"discrete({name})", size=size) for size in SIZES]
+    ends = [plan(f"discrete({name})", size=size) for size in SIZES]
     found = [float(each.r2(each.last)) for each in ends]
     np.testing.assert_allclose(found, by_hand, rtol=1e-5)
     np.testing.assert_allclose(found, r2, rtol=0.01)
@@ -114,7 +115,7 @@ def test_what_a_leak_does_to_samples(method, power):
 
 
 def shares(text, weighting="v", prediction="v", edges=checks.EDGES, num_draws=192_000):
-    return checks.shares(schedules.make(text), weighting, prediction, np.asarray(edges), num_draws)
+    return checks.shares(schedules.make(text), make_weighting(weighting), prediction, np.asarray(edges), num_draws)
 
 
 @pytest.mark.parametrize("text", ["linear", "cosine", "discrete(linear)"])
@@ -167,16 +168,16 @@ def test_a_weight_that_is_no_number():
         shares("cauchy", "eps", "x")
     with pytest.raises(ValueError, match="0 at all levels"):
         shares("linear", "p2(k=1e9, gamma=90)")
-    (fault,) = [f for f in examined(setting("cauchy", "x", "eps")) if f.about == "weight over log-SNR"]
+    (fault,) = [f for f in examined(plan("cauchy", "x", "eps")) if f.about == "weight over log-SNR"]
     assert fault.severity == "fault" and fault.repair == "--config.weighting=x"
 
 
 # -- findings
 
 
-def setting(schedule="cosine", prediction="v", weighting="v", size=64, variance=0.07, num_draws=192_000, table=None):
+def plan(schedule="cosine", prediction="v", weighting="v", size=64, variance=0.07, num_draws=192_000, table=None):
     made = schedules.make(table) if table else None
-    return checks.Setting(schedules.make(schedule), prediction, weighting, size, variance, num_draws, made)
+    return checks.Plan(schedules.make(schedule), prediction, make_weighting(weighting), size, variance, num_draws, made)
 
 
 def examined(given, *inferences):
@@ -194,6 +195,8 @@ def applied(given, inferences, repairs):
         field = name.split(".")[-1]
         if field in ("schedule", "table") and name.startswith("--config."):
             given = dataclasses.replace(given, **{field: schedules.make(value) if value else None})
+        elif field == "weighting":
+            given = dataclasses.replace(given, weighting=make_weighting(value))
         elif name.startswith("--config."):
             given = dataclasses.replace(given, **({field: value} if field != "kind" else {}))
         elif name == "--schedule":
@@ -210,29 +213,29 @@ def test_stable_diffusions_setting_is_flagged_and_the_repaired_one_passes(size, 
     """Lin et al. 2023: eps-prediction on scaled_linear, leading spacing; rescaled to zero SNR, v-prediction, trailing."""
     schedule = table or "scaled_linear"
     for variance in (0.07, 0.0045):  # photographs, and the digits
-        found = examined(setting(schedule, "eps", "eps", size, variance, table=table), (schedule, 10, "leading", True))
+        found = examined(plan(schedule, "eps", "eps", size, variance, table=table), (schedule, 10, "leading", True))
         assert severity(found, "end of the training schedule") == severity(found, "first level of sampling") == "fault"
         assert [f.repair for f in found if f.about == "first level of sampling"] == ["--spacing=trailing"]
         assert [f.severity for f in found] == sorted((f.severity for f in found), key=checks.SEVERITIES.index)
     repaired = "discrete(scaled_linear, zero_terminal=True)" if table else "zero_terminal(scaled_linear)"
-    found = examined(setting(repaired, size=size, table=table and repaired), (repaired, 10, "trailing"))
+    found = examined(plan(repaired, size=size, table=table and repaired), (repaired, 10, "trailing"))
     assert {f.severity for f in found} == {"fine"} and not any(f.repair for f in found)
     assert found[0].figures["snr"] == 0 and found[0].figures["r2"] == 0 and found[0].figures["log_snr"] == -math.inf
 
 
 TABLE, COARSE = "discrete(linear)", "discrete(linear, num_steps=50)"
 CASES = [
-    (setting("scaled_linear", "eps", "eps"), [("scaled_linear", 10, "leading")]),
-    (setting("linear", "v", "vlb", 256), [("linear", 10, "leading")]),
-    (setting(TABLE, "eps", "eps", 128, table=TABLE), [(TABLE, 10, "leading")]),
-    (setting("cosine", "v", "min_snr", 256), [("karras", 10, "leading"), ("scaled_linear", 10, "linspace")]),
-    (setting("cosine", "eps", "eps"), [("cosine", 10, "trailing")]),
-    (setting("linear", "eps", "eps", 8), [("cosine", 10, "trailing"), (TABLE, 10, "trailing")]),
-    (setting("linear", size=8, table=COARSE), [("cosine", 10, "trailing")]),
-    (setting("uniform_log_snr(log_snr_max=10, log_snr_min=-30)", size=8), [("linear", 10, "trailing")]),
-    (setting("cauchy", "x", "eps"), []),
-    (setting("sigmas([30, 5, 1, 0.2, 0.01])", "eps", "eps"), [("sigmas([30, 5, 1, 0.2, 0.01])", 4, "leading")]),
-    (setting("cosine"), [("karras", 10, "trailing"), ("discrete(karras)", 10, "leading")]),
+    (plan("scaled_linear", "eps", "eps"), [("scaled_linear", 10, "leading")]),
+    (plan("linear", "v", "vlb", 256), [("linear", 10, "leading")]),
+    (plan(TABLE, "eps", "eps", 128, table=TABLE), [(TABLE, 10, "leading")]),
+    (plan("cosine", "v", "min_snr", 256), [("karras", 10, "leading"), ("scaled_linear", 10, "linspace")]),
+    (plan("cosine", "eps", "eps"), [("cosine", 10, "trailing")]),
+    (plan("linear", "eps", "eps", 8), [("cosine", 10, "trailing"), (TABLE, 10, "trailing")]),
+    (plan("linear", size=8, table=COARSE), [("cosine", 10, "trailing")]),
+    (plan("uniform_log_snr(log_snr_max=10, log_snr_min=-30)", size=8), [("linear", 10, "trailing")]),
+    (plan("cauchy", "x", "eps"), []),
+    (plan("sigmas([30, 5, 1, 0.2, 0.01])", "eps", "eps"), [("sigmas([30, 5, 1, 0.2, 0.01])", 4, "leading")]),
+    (plan("cosine"), [("karras", 10, "trailing"), ("discrete(karras)", 10, "leading")]),
 ]
 
 
@@ -254,25 +257,25 @@ def test_every_repair_repairs(given, inferences):
 
 RESCALED = "discrete(scaled_linear, zero_terminal=True)"
 LEAKY = "discrete(scaled_linear)"
-LETTERS = CASES + [  # what stood in each other's way, or called for each other without end
-    (setting(RESCALED, table=LEAKY, size=8), [(RESCALED, 10, "trailing", True)]),
-    (setting(RESCALED, table=LEAKY), [(LEAKY, 10, "leading")]),
-    (setting("linear", "v", "eps"), [("scaled_linear", 10, "trailing")]),
-    (setting("linear", "eps", "eps", table=TABLE), [("linear", 10, "leading", True), ("karras", 10, "trailing")]),
-    (setting("karras", "eps", "edm", 256), [("karras(sigma_max=20)", 10, "leading"), ("cosine", 10, "trailing")]),
-    (setting("truncated(sigmoid, log_snr_min=-6, log_snr_max=6)"), [("sigmoid", 10, "trailing"), ("linear", 10, "leading")]),
-    (setting("sigmoid", size=8), [("truncated(sigmoid, log_snr_min=-4, log_snr_max=8)", 10, "leading")]),
-    (setting("truncated(cosine, log_snr_min=-4, log_snr_max=4)", "eps", "vlb", table=COARSE), [("cosine", 60, "linspace")]),
-    (setting("cosine", table="discrete(cosine)"), [("cosine", 25, "trailing", True)]),
-    (setting("cauchy", "x", "eps", table=TABLE), [("cauchy", 10, "trailing")]),
-    (setting("sigmas([30, 5, 1])", table="sigmas([5, 1])"), [("cosine", 10, "trailing"), ("sigmas([5, 1])", 2, "trailing")]),
-    (setting("flow", "eps", "eps"), [("uniform_log_snr", 10, "leading")]),
-    (setting("uniform_log_snr(log_snr_max=10, log_snr_min=-30)", "eps", "x", 8, table=COARSE), [("karras", 10, "leading")]),
+ENTANGLED = CASES + [  # what stood in each other's way, or called for each other without end
+    (plan(RESCALED, table=LEAKY, size=8), [(RESCALED, 10, "trailing", True)]),
+    (plan(RESCALED, table=LEAKY), [(LEAKY, 10, "leading")]),
+    (plan("linear", "v", "eps"), [("scaled_linear", 10, "trailing")]),
+    (plan("linear", "eps", "eps", table=TABLE), [("linear", 10, "leading", True), ("karras", 10, "trailing")]),
+    (plan("karras", "eps", "edm", 256), [("karras(sigma_max=20)", 10, "leading"), ("cosine", 10, "trailing")]),
+    (plan("truncated(sigmoid, log_snr_min=-6, log_snr_max=6)"), [("sigmoid", 10, "trailing"), ("linear", 10, "leading")]),
+    (plan("sigmoid", size=8), [("truncated(sigmoid, log_snr_min=-4, log_snr_max=8)", 10, "leading")]),
+    (plan("truncated(cosine, log_snr_min=-4, log_snr_max=4)", "eps", "vlb", table=COARSE), [("cosine", 60, "linspace")]),
+    (plan("cosine", table="discrete(cosine)"), [("cosine", 25, "trailing", True)]),
+    (plan("cauchy", "x", "eps", table=TABLE), [("cauchy", 10, "trailing")]),
+    (plan("sigmas([30, 5, 1])", table="sigmas([5, 1])"), [("cosine", 10, "trailing"), ("sigmas([5, 1])", 2, "trailing")]),
+    (plan("flow", "eps", "eps"), [("uniform_log_snr", 10, "leading")]),
+    (plan("uniform_log_snr(log_snr_max=10, log_snr_min=-30)", "eps", "x", 8, table=COARSE), [("karras", 10, "leading")]),
 ]
 
 
-@pytest.mark.parametrize(("given", "inferences"), LETTERS, ids=range(len(LETTERS)))
-def test_a_letters_repairs_leave_nothing_to_repair(given, inferences):
+@pytest.mark.parametrize(("given", "inferences"), ENTANGLED, ids=range(len(ENTANGLED)))
+def test_all_repairs_together_leave_nothing_to_repair(given, inferences):
     """Obeyed all at once; and of several words on one inference, none says another thing."""
     found = examined(given, *inferences)
     for each in inferences:
@@ -284,22 +287,22 @@ def test_a_letters_repairs_leave_nothing_to_repair(given, inferences):
 
 def test_a_table_that_was_forgotten():
     """Stable Diffusion's schedule repaired, but not its table of timesteps: training's fault, not that of the levels."""
-    found = examined(setting(RESCALED, size=8, table=LEAKY), (RESCALED, 10, "trailing", True))
+    found = examined(plan(RESCALED, size=8, table=LEAKY), (RESCALED, 10, "trailing", True))
     (fault,) = [f for f in found if f.severity == "fault"]
     assert fault.about == "table of timesteps" and "SNR 0 (log-SNR -inf) is drawn" in fault.measured
     log_snr = {text: schedules.make(text).table.log_snr for text in (RESCALED, LEAKY)}
     assert fault.figures["noisier"] == (log_snr[RESCALED] < log_snr[LEAKY][-1]).mean() > 0.1
     assert {f.repair for f in found if f.severity != "fine"} == {f'--config.conditioning.table="{RESCALED}"'}
-    assert severity(examined(setting("linear", table=TABLE)), "table of timesteps") == "fine"
-    few = examined(setting("linear", table="discrete(linear, num_steps=20)"))
+    assert severity(examined(plan("linear", table=TABLE)), "table of timesteps") == "fine"
+    few = examined(plan("linear", table="discrete(linear, num_steps=20)"))
     assert severity(few, "table of timesteps") == "fault"
-    steep = examined(setting("cauchy", table="discrete(cosine)"))
+    steep = examined(plan("cauchy", table="discrete(cosine)"))
     assert [f.repair for f in steep if f.repair] == ['--config.conditioning.kind=log_snr --config.conditioning.table=""']
 
 
 @pytest.mark.parametrize("schedule", ["linear", "karras", "cosine"])
 def test_larger_images_are_never_better_off(schedule):
-    ends = [setting(schedule, size=size) for size in (8, 16, 32, 64, 128, 256)]
+    ends = [plan(schedule, size=size) for size in (8, 16, 32, 64, 128, 256)]
     worst = [severity(examined(end), "end of the training schedule") for end in ends]
     rank = [-checks.SEVERITIES.index(word) for word in worst]
     assert rank == sorted(rank)
@@ -310,52 +313,52 @@ def test_larger_images_are_never_better_off(schedule):
     ("schedule", "wanted"), [("scaled_linear", "fault"), ("karras", "warning"), ("linear", "fine"), ("discrete(cosine)", "fine")]
 )
 def test_severities_at_32_pixels(schedule, wanted):
-    assert severity(examined(setting(schedule, size=32)), "end of the training schedule") == wanted
+    assert severity(examined(plan(schedule, size=32)), "end of the training schedule") == wanted
 
 
 def test_a_leak_of_schedules_in_sigma_is_explained():
     """Where training ends so, and where sampling starts so though training went to SNR 0; the repair keeps the schedule."""
-    (end,) = [f for f in examined(setting("karras")) if f.about == "end of the training schedule"]
+    (end,) = [f for f in examined(plan("karras")) if f.about == "end of the training schedule"]
     assert "sigma_ve, up to 80: " in end.why and end.repair == '--config.schedule="zero_terminal(karras)"'
-    (start,) = [f for f in examined(setting("cosine"), ("karras", 10, "trailing")) if f.about == "first level of sampling"]
+    (start,) = [f for f in examined(plan("cosine"), ("karras", 10, "trailing")) if f.about == "first level of sampling"]
     assert "sigma_ve, up to 80: " in start.why and start.repair == '--schedule="zero_terminal(karras)"'
-    for given in (setting("karras", size=8), setting("scaled_linear"), setting("zero_terminal(karras)")):
+    for given in (plan("karras", size=8), plan("scaled_linear"), plan("zero_terminal(karras)")):
         assert not any("sigma_ve" in finding.why for finding in examined(given, (str(given.schedule), 10, "leading")))
 
 
 def test_leading_spacing_is_told_of_even_where_it_does_no_harm():
-    found = examined(setting("linear", size=8), ("linear", 10, "leading"), ("linear", 10, "linspace"))
+    found = examined(plan("linear", size=8), ("linear", 10, "leading"), ("linear", 10, "linspace"))
     assert [f.severity for f in found if f.about == "first level of sampling"] == ["warning", "fine"]
-    assert severity(examined(setting("cosine", size=8), ("cosine", 10, "leading")), "first level of sampling") == "fault"
+    assert severity(examined(plan("cosine", size=8), ("cosine", 10, "leading")), "first level of sampling") == "fault"
 
 
 def test_levels_outside_what_is_trained():
-    given = setting("uniform_log_snr(6, -8)", table="discrete(uniform_log_snr(4, -6), num_steps=10)")
+    given = plan("uniform_log_snr(6, -8)", table="discrete(uniform_log_snr(4, -6), num_steps=10)")
     (found,) = [f for f in examined(given, ("uniform_log_snr(9, -11)", 20, "trailing")) if f.about == "trained levels"]
     levels = np.arange(-11, 9)  # the table's first step is at u = 1/10, log-SNR 3
     counts = (levels < -8).sum(), (levels > 6).sum(), ((levels < -6) | (levels > 3)).sum()
     assert tuple(found.figures[name] for name in ("noisier", "cleaner", "untold")) == counts == (3, 2, 10)
     assert found.severity == "warning" and "as far as log-SNR -11.00" in found.measured
-    assert severity(examined(setting("cosine"), ("cosine", 10, "trailing")), "trained levels") == "fine"
+    assert severity(examined(plan("cosine"), ("cosine", 10, "trailing")), "trained levels") == "fine"
 
 
 def test_zero_snr_needs_a_prediction_and_a_weight():
-    assert severity(examined(setting("cosine", "eps", "eps")), "prediction at zero SNR") == "fault"
+    assert severity(examined(plan("cosine", "eps", "eps")), "prediction at zero SNR") == "fault"
     for weighting, wanted in {"v": "fine", "x": "fine", "eps": "warning", "min_snr": "warning", "vlb": "warning"}.items():
-        assert severity(examined(setting("cosine", "v", weighting)), "weight at zero SNR") == wanted
-    assert not [f for f in examined(setting("linear", "v", "eps")) if f.about == "weight at zero SNR"]
-    found = examined(setting("linear", "eps", "eps"), ("cosine", 10, "trailing"))
+        assert severity(examined(plan("cosine", "v", weighting)), "weight at zero SNR") == wanted
+    assert not [f for f in examined(plan("linear", "v", "eps")) if f.about == "weight at zero SNR"]
+    found = examined(plan("linear", "eps", "eps"), ("cosine", 10, "trailing"))
     assert severity(found, "trained levels") == "fault"
-    assert severity(examined(setting("linear"), ("cosine", 10, "trailing")), "trained levels") == "warning"
+    assert severity(examined(plan("linear"), ("cosine", 10, "trailing")), "trained levels") == "warning"
 
 
 def test_weight_on_levels_that_show_nothing():
     low = "uniform_log_snr(log_snr_max=10, log_snr_min=-20)"
-    (small,), (large,) = ([f for f in examined(setting(low, size=size)) if f.about == "weight over log-SNR"] for size in (8, 256))
+    (small,), (large,) = ([f for f in examined(plan(low, size=size)) if f.about == "weight over log-SNR"] for size in (8, 256))
     assert small.severity == "warning" and small.figures["weight_below"] == pytest.approx(1 / 3, abs=1e-3)
     assert large.severity == "fine" and "still seen" in large.why
     for text in ("linear", "cosine", "shifted(cosine, image_size=256)", "zero_terminal(scaled_linear)"):
-        (found,) = [f for f in examined(setting(text, size=8)) if f.about == "weight over log-SNR"]
+        (found,) = [f for f in examined(plan(text, size=8)) if f.about == "weight over log-SNR"]
         assert found.severity == "fine" and found.figures["weight_below"] < 0.02
 
 
@@ -385,7 +388,7 @@ def examined_file(fields, own, *counts):
 @pytest.mark.parametrize("fields", [DIFFUSION, PUBLISHED["Stable Diffusion 1.5"]], ids=lambda fields: fields["_class_name"])
 def test_stable_diffusions_file_is_flagged_and_the_repaired_one_passes(fields):
     """The levels by hand: timestep 961 of 0 to 999 comes first of 25 with leading spacing and an offset of 1."""
-    found = examined_file(fields, setting(size=64))
+    found = examined_file(fields, plan(size=64))
     end, start = (
         next(f for f in found if f.about == about) for about in ("end of the training schedule", "first level of sampling")
     )
@@ -402,15 +405,15 @@ def test_stable_diffusions_file_is_flagged_and_the_repaired_one_passes(fields):
         f'--config.schedule="{rescaled}" --config.conditioning.kind=timestep --config.conditioning.table="{rescaled}"'
     )  # v is the config's own
     for size in (64, 256):
-        found = examined_file(fields | DDIM | REPAIRED, setting(size=size), 10, 50)
+        found = examined_file(fields | DDIM | REPAIRED, plan(size=size), 10, 50)
         assert len(found) == 8 and {(f.severity, f.repair, f.file_repair) for f in found} == {("fine", "", "")}
 
 
 @pytest.mark.parametrize(
     ("name", "own"),
     [
-        *((name, setting(size=64)) for name in FILES),
-        *((name, setting("linear", "eps", "eps", 8, table="discrete(linear)")) for name in ("Stable Diffusion", "DDPM")),
+        *((name, plan(size=64)) for name in FILES),
+        *((name, plan("linear", "eps", "eps", 8, table="discrete(linear)")) for name in ("Stable Diffusion", "DDPM")),
     ],
 )
 def test_a_files_repairs_leave_nothing_to_repair(name, own):
@@ -422,7 +425,7 @@ def test_a_files_repairs_leave_nothing_to_repair(name, own):
     fields = FILES[name] | json.loads("{" + ", ".join(lines) + "}")
     again = [finding for finding in examined_file(fields, own) if finding.severity != "fine"]
     weights = [finding for finding in again if finding.about == "weight at zero SNR"]  # of which no file tells
-    assert again == weights and (own.weighting == "eps" or not weights)
+    assert again == weights and (str(own.weighting) == "eps" or not weights)
     assert all(finding.file_repair for finding in amiss if finding.about != "weight at zero SNR")
 
     if name != "given betas":
@@ -433,18 +436,18 @@ def test_a_files_repairs_leave_nothing_to_repair(name, own):
 
 def test_a_class_that_cannot_begin_at_zero_snr_is_replaced():
     """With what was its default said: Heun's ends are not DDIM's. Levels that are not known here are not made up."""
-    found = examined_file(HEUN, setting())
+    found = examined_file(HEUN, plan())
     (end,) = [f for f in found if f.about == "end of the training schedule"]
     changes = json.loads("{" + end.file_repair + "}")
     assert changes["_class_name"] == "DDIMScheduler" and (changes["beta_start"], changes["beta_end"]) == (0.00085, 0.012)
-    found = examined_file(RUNGE_KUTTA, setting(), 10, 50)
+    found = examined_file(RUNGE_KUTTA, plan(), 10, 50)
     assert [f.severity for f in found] == ["fault", "warning", "fine", "fine"]
     assert found[1].about == "levels of sampling" and found[1].file_repair == '"timestep_spacing": "trailing"'
     assert found[0].file_repair.startswith('"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": true')
 
 
 def test_no_field_is_offered_that_does_not_help():
-    spoilt = setting(weighting="p2(k=1e9, gamma=90)")
+    spoilt = plan(weighting="p2(k=1e9, gamma=90)")
     (fault,) = [f for f in examined_file(DIFFUSION | REPAIRED, spoilt) if f.severity == "fault"]
     assert fault.about == "weight over log-SNR" and fault.repair == "--config.weighting=v" and fault.file_repair == ""
 
@@ -627,7 +630,7 @@ def test_help_teaches(main):
 
 def test_repairs_can_be_pasted(small):
     """A repair stands on one line, however long; all other lines are short."""
-    given = diagnose.setting_of(small({"schedule": "scaled_linear"}), 0.07)
+    given = diagnose.plan_of(small({"schedule": "scaled_linear"}), 0.07)
     lines = list(diagnose.text("it", given, examined(given, ("scaled_linear", 2, "trailing")), 0))
     assert lines[0] == "it: 1 fault, 0 warnings, 3 fine" and all(len(line) <= 100 for line in lines if "repair" not in line)
     assert '  repair: --config.schedule="zero_terminal(scaled_linear)"' in lines

@@ -1,7 +1,7 @@
-"""What is wrong with a training setting and the levels it will be sampled at, found before anything is trained.
+"""What is wrong with a training plan and the levels it will be sampled at, found before anything is trained.
 
-`examine` is a pure function from a `Setting` and `Inference`s to `Finding`s; it reads no files (`diagnose` does). Apply all
-suggested repairs together: those of training lead to one setting, `repaired`, and those of inference are made for that setting,
+`examine` is a pure function from a `Plan` and `Inference`s to `Finding`s; it reads no files (`diagnose` does). Apply all
+suggested repairs together: those of training lead to one plan, `repaired`, and those of inference are made for that plan,
 so that afterwards nothing is left to repair.
 """
 
@@ -36,12 +36,12 @@ EDGES = np.linspace(-20.0, 20.0, 161)  # of the bins in which levels and weight 
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class Plan:
     """What is trained. The schedule may end at log-SNR -inf."""
 
     schedule: Schedule  # draws the training levels
     prediction: str  # "eps" | "x" | "v"
-    weighting: str  # a spec, such as "min_snr(gamma=5)"
+    weighting: loss.Weighting
     image_size: int  # pixels a side
     variance: float  # Var(m) of the mean m of an image's channel in [-1, 1]: `leak.mean_variance`, or assumed
     num_draws: int  # levels that training draws in total: steps times batch size
@@ -113,7 +113,7 @@ def shares(schedule, weighting, prediction, edges, num_draws):
     """The distribution over log-SNR of training's levels, and of the weight of its loss: (levels, weight), each summing to 1.
 
     `edges` [K], increasing, finite -> float64 [K + 1]: the shares below the first edge (-inf included), between the edges, and
-    from the last one up. `weight` is that of w(log_snr) p(log_snr), with w the weighting (a spec) on the squared error of what
+    from the last one up. `weight` is that of w(log_snr) p(log_snr), with w the `loss.Weighting` on the squared error of what
     the network predicts, and p = 1 / rate the density of the levels, or the T atoms of a table (Kingma & Gao 2023). Levels
     cleaner than `num_draws` draws reach are left out: there some weights grow without bound. ValueError if w overflows float32
     or is 0.
@@ -130,10 +130,10 @@ def shares(schedule, weighting, prediction, edges, num_draws):
         log_snr, weights = map(np.asarray, _weights(schedule, weighting, prediction, u))
     if (too_large := ~(weights <= np.finfo(np.float32).max)).any():
         raise ValueError(
-            f"weighting {weighting!r} on the {prediction} error overflows float32 at log-SNR {log_snr[too_large].min():.4g}"
+            f"weighting '{weighting}' on the {prediction} error overflows float32 at log-SNR {log_snr[too_large].min():.4g}"
         )
     if not (mass * weights).sum() > 0:
-        raise ValueError(f"weighting {weighting!r} on the {prediction} error is 0 at all levels that {str(schedule)!r} draws")
+        raise ValueError(f"weighting '{weighting}' on the {prediction} error is 0 at all levels that {str(schedule)!r} draws")
     bins = np.searchsorted(edges, log_snr, side="right")
     sums = [np.bincount(bins, of, len(edges) + 1) for of in (mass, mass * weights)]
     return tuple(each / each.sum() for each in sums)
@@ -143,51 +143,51 @@ def shares(schedule, weighting, prediction, edges, num_draws):
 def _weights(schedule, weighting, prediction, u):
     """The levels at u, and their weights."""
     log_snr = schedule(u)
-    return log_snr, loss.weight(loss.make_weighting(weighting), prediction, log_snr, schedules.rate(schedule, u))
+    return log_snr, loss.weight(weighting, prediction, log_snr, schedules.rate(schedule, u))
 
 
 # -- severities
 
 
-def leak_severity(setting, log_snr):
+def leak_severity(plan, log_snr):
     """The severity of ending training, or starting to sample, at a level."""
-    r2 = setting.r2(log_snr)
+    r2 = plan.r2(log_snr)
     return "fault" if r2 > FAULT or log_snr > math.log(SNR) else "warning" if r2 > WARNING else "fine"
 
 
-def table_severity(setting):
+def table_severity(plan):
     """The severity of levels missing from the table: noisier ones, told as its last step, harm as much as starting there."""
-    last = float(setting.table.table.log_snr[-1])
-    if setting.last < last - SAME:
-        return min(leak_severity(setting, last), "warning", key=SEVERITIES.index)
-    return "warning" if untold(setting)[1] > UNTOLD else "fine"
+    last = float(plan.table.table.log_snr[-1])
+    if plan.last < last - SAME:
+        return min(leak_severity(plan, last), "warning", key=SEVERITIES.index)
+    return "warning" if untold(plan)[1] > UNTOLD else "fine"
 
 
-def untold(setting):
+def untold(plan):
     """The shares of drawn levels that are noisier than the table's last step, and cleaner than its first."""
-    by = conditioning.outside(setting.schedule((np.arange(10_000) + 0.5) / 10_000), setting.table.table.log_snr)
+    by = conditioning.outside(plan.schedule((np.arange(10_000) + 0.5) / 10_000), plan.table.table.log_snr)
     return float((by < -SAME).mean()), float((by > SAME).mean())
 
 
-def start_severity(setting, each):
+def start_severity(plan, each):
     """The severity of the first level of sampling: a leak there counts unless training ended with it."""
-    if each.log_snrs[0] <= setting.last + SAME:
+    if each.log_snrs[0] <= plan.last + SAME:
         return "fine"
     # Leading spacing is at least a warning: trailing has no such flaw, with the same number of calls.
-    return min(leak_severity(setting, each.log_snrs[0]), "warning" if each.spacing == "leading" else "fine", key=SEVERITIES.index)
+    return min(leak_severity(plan, each.log_snrs[0]), "warning" if each.spacing == "leading" else "fine", key=SEVERITIES.index)
 
 
-def trained_severity(setting, each):
+def trained_severity(plan, each):
     """The severity of levels of sampling that are outside the trained range."""
-    if setting.prediction == "eps" and each.log_snrs[0] == -math.inf:
+    if plan.prediction == "eps" and each.log_snrs[0] == -math.inf:
         return "fault"
-    return "warning" if any((by > SAME).any() for by in distances(setting, each).values()) else "fine"
+    return "warning" if any((by > SAME).any() for by in distances(plan, each).values()) else "fine"
 
 
-def distances(setting, each):
+def distances(plan, each):
     """{in which way: how far each level of an `Inference` is outside the trained range, in log-SNR}."""
-    log_snrs, (low, high) = np.array(each.log_snrs), setting.drawn
-    told = setting.table.table.log_snr if setting.table else np.array([np.inf, -np.inf])
+    log_snrs, (low, high) = np.array(each.log_snrs), plan.drawn
+    told = plan.table.table.log_snr if plan.table else np.array([np.inf, -np.inf])
     off_table = np.abs(conditioning.outside(log_snrs, told))
     with np.errstate(invalid="ignore"):
         noisier = np.nan_to_num(low - log_snrs, nan=0.0)  # -inf is not noisier than -inf
@@ -198,57 +198,52 @@ def distances(setting, each):
     }
 
 
-def wasteful(setting):
+def wasteful(plan):
     """Whether much weight goes to levels that show nothing of the image; ValueError where the weight is not defined."""
-    return below(setting)[1] > WASTE and setting.r2(NOISE) <= WARNING
+    return below(plan)[1] > WASTE and plan.r2(NOISE) <= WARNING
 
 
-def below(setting):
+def below(plan):
     """The shares of the levels and of the weight below `NOISE`; ValueError where the weight is not defined."""
     bins = len(EDGES[EDGES <= NOISE])
-    return tuple(float(share[:bins].sum()) for share in setting.shares)
+    return tuple(float(share[:bins].sum()) for share in plan.shares)
 
 
 # -- findings
 
 
-def examine(setting, inferences=(), measured=None, written=None):
-    """The `Finding`s on a `Setting` and its `Inference`s, the worst first.
+def examine(plan, inferences=(), measured=None, written=None):
+    """The `Finding`s on a `Plan` and its `Inference`s, the worst first.
 
-    `measured`: (R^2, standard error) from `leak.measured` at the setting's last level, reported beside the closed form;
-    `written`: the setting of the config that repairs are written for, if it is another one.
+    `measured`: (R^2, standard error) from `leak.measured` at the plan's last level, reported beside the closed form;
+    `written`: the plan of the config that repairs are written for, if it is another one.
     """
-    better = repaired(setting)
-    changes = _changes(written or setting, better)
-    found = [
-        _terminal(setting, measured, changes),
-        *_zero_snr(setting, changes),
-        *_table(setting, changes),
-        _weight(setting, changes),
-    ]
+    better = repaired(plan)
+    changes = _changes(written or plan, better)
+    found = [_terminal(plan, measured, changes), *_zero_snr(plan, changes), *_table(plan, changes), _weight(plan, changes)]
     for each in inferences:
-        severities = start_severity(setting, each), trained_severity(setting, each)
+        severities = start_severity(plan, each), trained_severity(plan, each)
         repair = "" if set(severities) == {"fine"} else _resampled(better, each) or _flags(changes)
-        found += [_start(setting, each, repair), _trained(setting, each, repair)]
+        found += [_start(plan, each, repair), _trained(plan, each, repair)]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-def _terminal(setting, measured, changes):
-    last, r2 = setting.last, float(setting.r2(setting.last))
-    severity = leak_severity(setting, last)
+def _terminal(plan, measured, changes):
+    last, r2 = plan.last, float(plan.r2(plan.last))
+    severity = leak_severity(plan, last)
     beside = f" (measured {measured[0]:.2g} ± {measured[1]:.1g})" if measured else ""
-    size = f"{setting.image_size}x{setting.image_size}"
+    size = f"{plan.image_size}x{plan.image_size}"
     return Finding(
         severity,
         "end of the training schedule",
-        f"{setting.schedule} ends at {_level(last)}: the best line from the mean of z to that of the image, at {size} pixels, "
+        f"{plan.schedule} ends at {_level(last)}: the best line from the mean of z to that of the image, at {size} pixels, "
         f"has R^2 = {_r2(r2)}{beside}",
         "training ends with pure noise, from which sampling starts"
         if last == -math.inf
         else "the last level is as good as pure noise, from which sampling starts"
         if severity == "fine"
         else "sampling starts from pure noise, which training never showed: samples are drawn to mid-grey (by deterministic "
-        f"samplers {math.sqrt(r2):.0%} of the way), and patterns stronger than the mean leak more" + _exploding(setting.schedule),
+        f"samplers {math.sqrt(r2):.0%} of the way), and patterns stronger than the mean leak more" + _exploding(plan.schedule),
         "" if severity == "fine" else _flags(changes),
         {
             "log_snr": last,
@@ -260,44 +255,44 @@ def _terminal(setting, measured, changes):
     )
 
 
-def _zero_snr(setting, changes):
+def _zero_snr(plan, changes):
     """If the schedule ends at zero SNR: whether the network can learn an image there, and whether the loss makes it."""
-    if setting.last > -math.inf:
+    if plan.last > -math.inf:
         return
-    if setting.prediction == "eps":
+    if plan.prediction == "eps":
         yield Finding(
             "fault",
             "prediction at zero SNR",
-            f"eps is predicted, and {setting.schedule} ends at SNR 0",
+            f"eps is predicted, and {plan.schedule} ends at SNR 0",
             "there z is the noise itself, from which no image follows",
             _flags(changes, "model.prediction", "weighting"),
             {},
         )
         return
-    vanishes = loss.vanishes_at_zero_snr(setting.weighting)
+    vanishes = loss.vanishes_at_zero_snr(plan.weighting)
     how = "vanishes" if vanishes else "does not vanish"
     # Only a warning, as in `config.warnings`: levels next to the end are still learned a little.
     yield Finding(
         "warning" if vanishes else "fine",
         "weight at zero SNR",
-        f"weighting {setting.weighting} on the {setting.prediction} error {how} at SNR 0, where {setting.schedule} ends",
+        f"weighting {plan.weighting} on the {plan.prediction} error {how} at SNR 0, where {plan.schedule} ends",
         f"the level that sampling starts from is {'not ' if vanishes else ''}learned",
         _flags(changes, "weighting") if vanishes else "",
         {"vanishes": vanishes},
     )
 
 
-def _table(setting, changes):
+def _table(plan, changes):
     """If the network is told timesteps: whether their table has the levels that training draws."""
-    if not setting.table:
+    if not plan.table:
         return
-    (noisier, cleaner), first, last = untold(setting), *setting.table.table.log_snr[[0, -1]]
-    severity = table_severity(setting)
-    worst = f", and {_level(setting.last)} is drawn" if setting.last < last - SAME else ""
+    (noisier, cleaner), first, last = untold(plan), *plan.table.table.log_snr[[0, -1]]
+    severity = table_severity(plan)
+    worst = f", and {_level(plan.last)} is drawn" if plan.last < last - SAME else ""
     yield Finding(
         severity,
         "table of timesteps",
-        f"{setting.table} tells {_level(float(first))} to {_level(float(last))}{worst}; of the levels drawn {noisier:.1%} are "
+        f"{plan.table} tells {_level(float(first))} to {_level(float(last))}{worst}; of the levels drawn {noisier:.1%} are "
         f"noisier and {cleaner:.1%} cleaner",
         "the network can be told all levels that it is trained on"
         if severity == "fine"
@@ -307,15 +302,15 @@ def _table(setting, changes):
     )
 
 
-def _weight(setting, changes):
+def _weight(plan, changes):
     """How much of training goes to levels so noisy that they show nothing; of large images they still show something."""
     try:
-        drawn, share = below(setting)
+        drawn, share = below(plan)
     except ValueError as error:
         return Finding(
             "fault", "weight over log-SNR", str(error), "the loss of such levels means nothing", _flags(changes, "weighting"), {}
         )
-    r2, wasted = float(setting.r2(NOISE)), wasteful(setting)
+    r2, wasted = float(plan.r2(NOISE)), wasteful(plan)
     why = (
         "such levels show nothing of the image: they only teach the mean of the data"
         if wasted
@@ -333,11 +328,11 @@ def _weight(setting, changes):
     )
 
 
-def _start(setting, each, repair):
-    first, last = each.log_snrs[0], setting.last
-    r2 = float(setting.r2(first))
+def _start(plan, each, repair):
+    first, last = each.log_snrs[0], plan.last
+    r2 = float(plan.r2(first))
     reached = first <= last + SAME
-    severity = start_severity(setting, each)
+    severity = start_severity(plan, each)
     measured = f"{each}: starts at {_level(first)}" + ("" if reached else f", R^2 = {_r2(r2)}; training went to {_level(last)}")
     why = (
         "it is at least as noisy as the last level of training"
@@ -362,13 +357,13 @@ def _start(setting, each, repair):
     )
 
 
-def _trained(setting, each, repair):
+def _trained(plan, each, repair):
     """Levels that training did not draw, or that the table of timesteps lacks.
 
     Networks tolerate these to some degree, hence a warning; eps-prediction at zero SNR is a fault, as no sampler accepts it.
     """
     log_snrs = np.array(each.log_snrs)
-    away = distances(setting, each)
+    away = distances(plan, each)
     counts = [int((by > SAME).sum()) for by in away.values()]
     parts = [
         f"{count} of {len(log_snrs)} levels {how}, as far as {_level(log_snrs[by.argmax()])}"
@@ -378,10 +373,10 @@ def _trained(setting, each, repair):
     figures = {
         "inference": str(each),
         **dict(zip(("noisier", "cleaner", "untold"), counts, strict=True)),
-        "log_snr_min": setting.trained[0],
-        "log_snr_max": setting.trained[1],
+        "log_snr_min": plan.trained[0],
+        "log_snr_max": plan.trained[1],
     }
-    severity = trained_severity(setting, each)
+    severity = trained_severity(plan, each)
     if severity == "fine":
         return Finding(
             "fine",
@@ -406,20 +401,20 @@ def _trained(setting, each, repair):
 # -- repairs
 
 
-def repaired(setting):
-    """The setting after all training repairs.
+def repaired(plan):
+    """The plan after all training repairs.
 
     Training ends with pure noise (Lin et al. 2023, sec. 3.1 and 3.2), where the network still learns something, and the table of
     timesteps has all drawn levels; if no table can have them, the network is told log-SNR (`table` is None).
     """
-    better = setting
+    better = plan
     if leak_severity(better, better.last) != "fine":
         better = dataclasses.replace(better, schedule=_rescaled(better.schedule, better.image_size))
     better = _learning_at_zero_snr(better)
     try:
         wasted = wasteful(better)
     except ValueError:
-        better = dataclasses.replace(better, weighting=better.prediction)
+        better = dataclasses.replace(better, weighting=loss.make_weighting(better.prediction))
         wasted = wasteful(better)
     if wasted:
         better = _learning_at_zero_snr(dataclasses.replace(better, schedule=schedules.recommended(better.image_size)))
@@ -428,14 +423,14 @@ def repaired(setting):
     return better
 
 
-def _learning_at_zero_snr(setting):
-    """The setting with a prediction that gives an image at SNR 0, and a weighting that is not 0 there."""
-    if setting.last > -math.inf:
-        return setting
+def _learning_at_zero_snr(plan):
+    """The plan with a prediction that gives an image at SNR 0, and a weighting that is not 0 there."""
+    if plan.last > -math.inf:
+        return plan
     return dataclasses.replace(
-        setting,
-        prediction="v" if setting.prediction == "eps" else setting.prediction,
-        weighting="v" if loss.vanishes_at_zero_snr(setting.weighting) else setting.weighting,
+        plan,
+        prediction="v" if plan.prediction == "eps" else plan.prediction,
+        weighting=loss.make_weighting("v") if loss.vanishes_at_zero_snr(plan.weighting) else plan.weighting,
     )
 
 
@@ -457,55 +452,55 @@ def _table_of(schedule):
     return schedules.with_zero_terminal(table) if schedule(1.0) == -math.inf else table
 
 
-def _resampled(setting, each):
-    """The words that change an `Inference` the least to fit the setting; "" if it fits already, or nothing helps."""
-    own = setting.schedule if each.follows else each.schedule
-    for schedule in _nearest(setting, own):
+def _resampled(plan, each):
+    """The words that change an `Inference` the least to fit the plan; "" if it fits already, or nothing helps."""
+    own = plan.schedule if each.follows else each.schedule
+    for schedule in _nearest(plan, own):
         for spacing in dict.fromkeys((each.spacing, "trailing")):
             try:
                 other = inference(schedule, len(each.log_snrs), spacing)
             except ValueError:  # a table of fewer steps
                 continue
-            if start_severity(setting, other) == trained_severity(setting, other) == "fine":
+            if start_severity(plan, other) == trained_severity(plan, other) == "fine":
                 words = [f'--schedule="{schedule}"'] if schedule != own else []
                 return " ".join(words + ["--spacing=trailing"] * (spacing != each.spacing))
     return ""
 
 
-def _nearest(setting, own):
+def _nearest(plan, own):
     """Schedules to sample under, the closest to `own` first: itself, its trained part, the training schedule."""
     yield own
-    if setting.last == -math.inf:
-        yield (noisier := _rescaled(own, setting.image_size))
-        yield from _part(setting, noisier)
-    yield from _part(setting, own)
-    yield setting.table or setting.schedule
-    yield setting.schedule
-    yield from _part(setting, setting.schedule)
-    yield from _part(setting, schedules.recommended(setting.image_size))
+    if plan.last == -math.inf:
+        yield (noisier := _rescaled(own, plan.image_size))
+        yield from _part(plan, noisier)
+    yield from _part(plan, own)
+    yield plan.table or plan.schedule
+    yield plan.schedule
+    yield from _part(plan, plan.schedule)
+    yield from _part(plan, schedules.recommended(plan.image_size))
 
 
-def _part(setting, schedule):
+def _part(plan, schedule):
     """The trained part of a schedule; none of a table, which cannot be cut, or of a schedule outside the trained range."""
-    low, high = setting.trained
+    low, high = plan.trained
     low, high = math.ceil(100 * low) / 100 if math.isfinite(low) else low, math.floor(100 * min(high, 1e4)) / 100
     if schedule.table is None and low < high and float(schedule(0.0)) > low and float(schedule(1.0)) < high:
         yield schedules.make(str(spec.Call("truncated", (schedule.call,), (("log_snr_min", low), ("log_snr_max", high)))))
 
 
-def _changes(setting, better):
+def _changes(plan, better):
     """{name in the config: new value} of the settings that differ."""
     changes = {}
-    if better.schedule != setting.schedule:
+    if better.schedule != plan.schedule:
         changes["schedule"] = str(better.schedule)
-    if better.table != setting.table:
-        if not better.table or not setting.table:  # only this kind has a table
+    if better.table != plan.table:
+        if not better.table or not plan.table:  # only this kind has a table
             changes["conditioning.kind"] = "timestep" if better.table else "log_snr"
         changes["conditioning.table"] = str(better.table or "")
-    if better.prediction != setting.prediction:
+    if better.prediction != plan.prediction:
         changes["model.prediction"] = better.prediction
-    if better.weighting != setting.weighting:
-        changes["weighting"] = better.weighting
+    if better.weighting != plan.weighting:
+        changes["weighting"] = str(better.weighting)
     return changes
 
 

@@ -87,24 +87,24 @@ def run(config, name, specs=(), steps=(), spacing="trailing", out="", scheduler=
     if out:
         Path(out).mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
     images, reason, repair = training_images(config.data)
-    setting = own = setting_of(config, ASSUMED if images is None else leak.mean_variance(images))
-    setting, measured = scheduler_file.setting(given, own) if given else own, None
+    plan = own = plan_of(config, ASSUMED if images is None else leak.mean_variance(images))
+    plan, measured = scheduler_file.plan_of(given, own) if given else own, None
     if images is not None:
         measured = leak.measured(
-            images, setting.last, noises=int(np.clip(VALUES // images.size, 1, NOISES)), noise_offset=config.noise_offset
+            images, plan.last, noises=int(np.clip(VALUES // images.size, 1, NOISES)), noise_offset=config.noise_offset
         )
     if given:
         found = scheduler_file.examine(given, own, counts, measured)
         name, sources = f"{scheduler} with {name}", list(scheduler_file.sources(given, scheduler, name, counts, found))
     else:
-        found, sources = checks.examine(setting, inferences, measured), []
+        found, sources = checks.examine(plan, inferences, measured), []
     if images is None:
         found = sorted([*found, not_there(reason, repair)], key=lambda finding: checks.SEVERITIES.index(finding.severity))
-    for line in text(name, setting, found, 0 if images is None else len(images), sources):
+    for line in text(name, plan, found, 0 if images is None else len(images), sources):
         say(line)
     if out:
-        write_json(Path(out) / "diagnosis.json", as_json(name, setting, inferences, found, images is None, sources))
-        plot(Path(out) / "diagnosis.png", setting, inferences, measured)
+        write_json(Path(out) / "diagnosis.json", as_json(name, plan, inferences, found, images is None, sources))
+        plot(Path(out) / "diagnosis.png", plan, inferences, measured)
         say(f"written to {out}: diagnosis.json, diagnosis.png")
     return found
 
@@ -120,12 +120,12 @@ def _inferences(config, specs, counts, spacing):
     ]
 
 
-def setting_of(config, variance):
-    """The `checks.Setting` of a Config, for images of that Var(m)."""
-    return checks.Setting(
+def plan_of(config, variance):
+    """The `checks.Plan` of a Config, for images of that Var(m)."""
+    return checks.Plan(
         config.schedule,
         config.model.prediction,
-        str(config.weighting),
+        config.weighting,
         config.data.image_size,
         variance,
         config.training.num_steps * config.training.batch_size,
@@ -165,15 +165,15 @@ def not_there(reason, repair):
 # -- text and JSON
 
 
-def text(name, setting, found, num_images, sources=()):
+def text(name, plan, found, num_images, sources=()):
     """The diagnosis as lines of text: what was examined, its `sources`, then each finding with its repair."""
     counts = {severity: sum(finding.severity == severity for finding in found) for severity in checks.SEVERITIES}
     plural = {severity: severity + "s" * (severity != "fine" and count != 1) for severity, count in counts.items()}
     yield f"{name}: {', '.join(f'{count} {plural[severity]}' for severity, count in counts.items())}"
     known = f"measured on {num_images:,} training images" if num_images else "assumed"
     yield from wrapped(
-        f"trained on {spec.shortened(str(setting.schedule), 120)}, {setting.prediction}-prediction, weighting "
-        f"{setting.weighting}, {setting.image_size}x{setting.image_size} pixels; Var(m) = {setting.variance:.3g} "
+        f"trained on {spec.shortened(str(plan.schedule), 120)}, {plan.prediction}-prediction, weighting "
+        f"{plan.weighting}, {plan.image_size}x{plan.image_size} pixels; Var(m) = {plan.variance:.3g} "
         f"of the images' means ({known})"
     )
     for sentence in sources:
@@ -193,20 +193,21 @@ def wrapped(text):
     return textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
-def as_json(name, setting, inferences, found, assumed, sources=()):
+def as_json(name, plan, inferences, found, assumed, sources=()):
     """The content of diagnosis.json."""
-    levels, weight = shares(setting)
+    levels, weight = shares(plan)
     sampled = [{"schedule": str(each.schedule), "spacing": each.spacing, "log_snrs": each.log_snrs} for each in inferences]
     return {
         "name": name,
         "taken": list(sources),
         "severity": found[0].severity,
         "findings": [dataclasses.asdict(finding) for finding in found],
-        "setting": dataclasses.asdict(setting)
+        "setting": dataclasses.asdict(plan)
         | {
-            "schedule": str(setting.schedule),
+            "schedule": str(plan.schedule),
+            "weighting": str(plan.weighting),
             "variance_assumed": assumed,
-            "table": str(setting.table) if setting.table else None,
+            "table": str(plan.table) if plan.table else None,
         },
         "inference": sampled,
         "log_snr_edges": checks.EDGES.tolist(),
@@ -215,10 +216,10 @@ def as_json(name, setting, inferences, found, assumed, sources=()):
     }
 
 
-def shares(setting):
-    """`setting.shares` as lists, or (None, None) where the weight is not defined, which is a finding."""
+def shares(plan):
+    """`plan.shares` as lists, or (None, None) where the weight is not defined, which is a finding."""
     try:
-        return tuple(share.tolist() for share in setting.shares)
+        return tuple(share.tolist() for share in plan.shares)
     except ValueError:
         return None, None
 
@@ -226,15 +227,15 @@ def shares(setting):
 # -- the picture
 
 
-def plot(path, setting, inferences, measured):
+def plot(path, plan, inferences, measured):
     """Writes the picture. Left: training's levels and weight, below them the levels of inference; right: R^2 against log-SNR."""
     below = 0.9 + 0.17 * (3 + len(inferences))  # inches for the legends, below the panels, where long names fit
     figure = new_figure(13, 4.6 + below)
     left, right = figure.subplots(
         1, 2, gridspec_kw={"left": 0.02, "right": 0.985, "wspace": 0.12, "top": 0.94, "bottom": below / (4.6 + below)}
     )
-    _plot_shares(left, setting, inferences)
-    _plot_r2(right, setting, inferences, measured)
+    _plot_shares(left, plan, inferences)
+    _plot_r2(right, plan, inferences, measured)
     tidy_axes((left, right))
     for panel in (left, right):
         panel.set(xlabel=NOISE_LEFT, xlim=LOG_SNR)
@@ -242,8 +243,8 @@ def plot(path, setting, inferences, measured):
     save_figure(path, figure)
 
 
-def _plot_shares(panel, setting, inferences):
-    found, width = shares(setting), np.diff(checks.EDGES)
+def _plot_shares(panel, plan, inferences):
+    found, width = shares(plan), np.diff(checks.EDGES)
     tallest = 1e-9
     if found[0]:
         levels, weight = (np.array(share)[1:-1] / width for share in found)
@@ -254,16 +255,16 @@ def _plot_shares(panel, setting, inferences):
             fill=True,
             color=COLOURS[5],
             alpha=0.4,
-            label=f"levels drawn: {spec.shortened(str(setting.schedule), 80)}",
+            label=f"levels drawn: {spec.shortened(str(plan.schedule), 80)}",
         )
         panel.stairs(
             weight,
             checks.EDGES,
             color=COLOURS[3],
             linewidth=1.6,
-            label=f"weight of the loss: {setting.weighting} on {setting.prediction}",
+            label=f"weight of the loss: {plan.weighting} on {plan.prediction}",
         )
-    low, high = setting.trained
+    low, high = plan.trained
     rows = [-0.06 * tallest * (row + 1) for row in range(len(inferences))]
     for row, each in enumerate(inferences):
         colour = ROWS[row % len(ROWS)]
@@ -285,9 +286,9 @@ def _plot_shares(panel, setting, inferences):
     panel.plot([], [], "x", color="red", linestyle="", label="levels outside the trained range")
 
 
-def _plot_r2(panel, setting, inferences, measured):
+def _plot_r2(panel, plan, inferences, measured):
     log_snr = np.linspace(*LOG_SNR, 400)
-    panel.plot(log_snr, setting.r2(log_snr), color="black", label=f"{setting.image_size}x{setting.image_size} pixels")
+    panel.plot(log_snr, plan.r2(log_snr), color="black", label=f"{plan.image_size}x{plan.image_size} pixels")
     bottom = 1e-6  # where R^2 = 0 is shown
     for level, word in ((checks.FAULT, "fault"), (checks.WARNING, "warning")):
         panel.axhline(level, color="red" if word == "fault" else COLOURS[1], linewidth=1, linestyle="--")
@@ -296,13 +297,13 @@ def _plot_r2(panel, setting, inferences, measured):
     panel.annotate(
         f"fault right of SNR {checks.SNR:g}", (math.log(checks.SNR), 2 * bottom), (4, 0), textcoords="offset points", fontsize=8
     )
-    marks = [("end of training", setting.last, COLOURS[3], "o")]
+    marks = [("end of training", plan.last, COLOURS[3], "o")]
     marks += [
         (f"start of inference {row + 1}", each.log_snrs[0], ROWS[row % len(ROWS)], "|") for row, each in enumerate(inferences)
     ]
     for label, level, colour, marker in marks:
         # An end left of the picture, zero SNR included, is shown as an arrowhead at its edge.
-        shape, r2 = "<" if marker == "o" and level < LOG_SNR[0] else marker, float(setting.r2(level))
+        shape, r2 = "<" if marker == "o" and level < LOG_SNR[0] else marker, float(plan.r2(level))
         panel.plot(
             max(level, LOG_SNR[0]),
             max(r2, bottom),
@@ -314,9 +315,9 @@ def _plot_r2(panel, setting, inferences, measured):
             markersize=8 if marker == "o" else 10,
             label=f"{label}: {level:.2f}, R² = {r2:.2g}",
         )
-    if measured and setting.last > LOG_SNR[0]:
+    if measured and plan.last > LOG_SNR[0]:
         panel.errorbar(
-            setting.last,
+            plan.last,
             max(measured[0], bottom),
             2 * measured[1],
             color=COLOURS[3],

@@ -1,4 +1,4 @@
-"""Diagnosis of a scheduler_config.json: the setting and the levels that it stands for, and repairs as fields of the file.
+"""Diagnosis of a scheduler_config.json: the plan and the levels that it stands for, and repairs as fields of the file.
 
 The file gives the table that the network was trained on and whose timesteps it is told, the prediction, and the levels that
 sampling visits; images and weighting come from a config. Repairs are offered as fields only if the file with these fields, read
@@ -8,9 +8,8 @@ and examined again, has fewer faults.
 import dataclasses
 import json
 
-from noisesched import schedules, spec
+from noisesched import spec
 from noisesched.diagnosis import checks
-from noisesched.diagnosis.checks import SEVERITIES, Finding, Inference
 from noisesched.interchange import scheduler_config, schedulers
 
 # The settings of a config that a file replaces.
@@ -20,85 +19,85 @@ LONG = 150  # characters of a spec too long to read: given betas
 
 
 def read(path):
-    """The `scheduler_config.Settings` of a file.
+    """The `scheduler_config.SchedulerConfig` of a file.
 
     Raises what `scheduler_config.read` raises, and ValueError if the network predicts none of eps, v and x.
     """
-    settings = scheduler_config.read(path)
-    if settings.prediction is None:
+    scheduler = scheduler_config.read(path)
+    if scheduler.prediction is None:
         raise ValueError(
-            f"{path}: the networks of {settings.class_name} predict a velocity; only networks that predict "
+            f"{path}: the networks of {scheduler.class_name} predict a velocity; only networks that predict "
             f"{', '.join(scheduler_config.PREDICTIONS)} can be diagnosed"
         )
-    return settings
+    return scheduler
 
 
-def setting(settings, own):
-    """The `checks.Setting` of a file, completed by the config's `own`."""
-    table = schedules.make(settings.schedule)
-    draws = max(own.num_draws, settings.num_steps)  # the network has seen every timestep, however short the config's training
-    return dataclasses.replace(own, schedule=table, table=table, prediction=settings.prediction, num_draws=draws)
+def plan_of(scheduler, own):
+    """The `checks.Plan` of a file, completed by the config's `own`."""
+    table = scheduler.schedule
+    draws = max(own.num_draws, scheduler.num_steps)  # the network has seen every timestep, however short the config's training
+    return dataclasses.replace(own, schedule=table, table=table, prediction=scheduler.prediction, num_draws=draws)
 
 
-def inferences(settings, counts):
+def inferences(scheduler, counts):
     """The levels that the library visits in these numbers of steps, as `Inference`s; none if they are not known here.
 
     Raises ValueError for a number of steps that the library cannot do.
     """
-    if settings.grid is None:
+    if scheduler.grid is None:
         return []
-    made = schedules.make(settings.schedule)
-    return [Inference(made, settings.grid.spacing, tuple(settings.levels(n).tolist()), follows=True) for n in counts]
+    schedule, spacing = scheduler.schedule, scheduler.grid.spacing
+    return [checks.Inference(schedule, spacing, tuple(scheduler.levels(n).tolist()), follows=True) for n in counts]
 
 
-def examine(settings, own, counts, measured=None):
-    """`checks.examine` for a file, with `Finding.file_repair`; the other repairs are for the config whose setting is `own`."""
-    found = _examined(settings, own, counts, measured)
-    training, sampling, left = _repairs(settings, own, counts, found)
+def examine(scheduler, own, counts, measured=None):
+    """`checks.examine` for a file, with `Finding.file_repair`; the other repairs are for the config whose plan is `own`."""
+    found = _examined(scheduler, own, counts, measured)
+    training, sampling, left = _repairs(scheduler, own, counts, found)
     repaired = []
     for finding in found:
         changes = sampling or training if _of_sampling(finding) else training
         mends = finding.severity != "fine" and finding.about not in left
         repaired.append(dataclasses.replace(finding, file_repair=_line(changes) if mends else ""))
-    return [_readable(finding, settings) for finding in repaired]
+    return [_readable(finding, scheduler) for finding in repaired]
 
 
-def sources(settings, path, name, counts, found):
+def sources(scheduler, path, name, counts, found):
     """Sentences: what comes from the file at `path`, what from the config called `name`, and what has no equivalent here."""
-    levels = ", levels" if settings.grid else ""
+    levels = ", levels" if scheduler.grid else ""
     yield (
-        f"from the file ({settings.class_name}): schedule, prediction{levels}, and that the network is told the schedule's "
-        f"timesteps; method {settings.method or 'none here'}, spacing {settings.spacing or 'none here'}"
+        f"from the file ({scheduler.class_name}): schedule, prediction{levels}, and that the network is told the schedule's "
+        f"timesteps; method {scheduler.method or 'none here'}, spacing {scheduler.spacing or 'none here'}"
     )
-    if settings.grid:
-        yield from (f"{n} levels: {scheduler_config.visited(settings, n)}" for n in counts)
+    if scheduler.grid:
+        yield from (f"{n} levels: {scheduler_config.visited(scheduler, n)}" for n in counts)
     yield f"from {name}: images and their size, weighting, noise_offset; nothing else"
-    yield from (f"note: {note}" for note in settings.notes)
-    if settings.no_effect:
-        yield f"of no effect here: {', '.join(settings.no_effect)}"
+    yield from (f"note: {note}" for note in scheduler.notes)
+    if scheduler.no_effect:
+        yield f"of no effect here: {', '.join(scheduler.no_effect)}"
     if any(finding.file_repair for finding in found):
         yield (
             "repairs in words (--..) are for a run here, without --scheduler; of the repairs in the file, rescale_betas_zero_snr "
             "and prediction_type need a network that was trained with them, from scratch or further; the others fit any network"
         )
-    if len(settings.schedule) > LONG:
+    if len(str(scheduler.schedule)) > LONG:
         yield f"betas('FILE') below stands for a file of these betas: noisesched interchange --read={path} --betas=FILE"
 
 
-def _examined(settings, own, counts, measured=None):
-    found = checks.examine(setting(settings, own), inferences(settings, counts), measured, written=own)
-    if settings.grid is None:
+def _examined(scheduler, own, counts, measured=None):
+    found = checks.examine(plan_of(scheduler, own), inferences(scheduler, counts), measured, written=own)
+    if scheduler.grid is None:
         found.append(
-            Finding(
+            checks.Finding(
                 "warning",
                 UNKNOWN,
-                f"which levels {settings.class_name} visits is not known here (see the notes)",
+                f"which levels {scheduler.class_name} visits is not known here (see the notes)",
                 "so whether sampling starts where training ended was not examined",
                 "--spacing=trailing",
                 {},
             )
         )
-    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+    return sorted(found, key=lambda finding: checks.SEVERITIES.index(finding.severity))
 
 
 def _of_sampling(finding):
@@ -108,27 +107,27 @@ def _of_sampling(finding):
 # -- repairs
 
 
-def _repairs(settings, own, counts, found):
+def _repairs(scheduler, own, counts, found):
     """(fields that repair training, fields that repair sampling, what is still not fine with both)."""
-    given = setting(settings, own)
-    better, training, moved = checks.repaired(given), {}, {}
-    if better.last < given.last:
+    plan = plan_of(scheduler, own)
+    better, training, moved = checks.repaired(plan), {}, {}
+    if better.last < plan.last:
         training["rescale_betas_zero_snr"] = True
-    if better.prediction != given.prediction:
+    if better.prediction != plan.prediction:
         training["prediction_type"] = next(
             there for there, ours in scheduler_config.PREDICTIONS.items() if ours == better.prediction
         )
-    if not training.keys() <= schedulers.FIELDS[settings.class_name].keys():
-        training = _moved(settings) | training
-    elif settings.grid is None:
-        moved = _moved(settings)
+    if not training.keys() <= schedulers.FIELDS[scheduler.class_name].keys():
+        training = _moved(scheduler) | training
+    elif scheduler.grid is None:
+        moved = _moved(scheduler)
     trailing = {"timestep_spacing": "trailing"}
-    table = {f"use_{settings.grid.sigmas}_sigmas": False} if settings.grid and settings.grid.sigmas != "table" else {}
+    table = {f"use_{scheduler.grid.sigmas}_sigmas": False} if scheduler.grid and scheduler.grid.sigmas != "table" else {}
     left = {finding.about for finding in found if finding.severity != "fine"}
     for sampling in (moved, moved | trailing, moved | table, moved | trailing | table):
-        counting = _counting(settings, training | sampling)
+        counting = _counting(scheduler, training | sampling)
         try:
-            again = _examined(scheduler_config.from_fields(settings.fields | training | sampling | counting), own, counts)
+            again = _examined(scheduler_config.from_fields(scheduler.fields | training | sampling | counting), own, counts)
         except ValueError:  # a number of steps that the library cannot do in this way
             continue
         left = {finding.about for finding in again if finding.severity != "fine"}
@@ -137,11 +136,11 @@ def _repairs(settings, own, counts, found):
     return training and training | counting, sampling and sampling | counting, left
 
 
-def _moved(settings):
+def _moved(scheduler):
     """The fields that change the file's class to DDIMScheduler, which can begin at zero SNR and whose levels are known, and that
     keep the defaults of its own class."""
-    name, other = settings.class_name, "DDIMScheduler"
-    before, after = schedulers.Fields(name, settings.fields).given, schedulers.FIELDS[other]
+    name, other = scheduler.class_name, "DDIMScheduler"
+    before, after = schedulers.Fields(name, scheduler.fields).given, schedulers.FIELDS[other]
     kept = {
         field: value
         for field, value in schedulers.FIELDS[name].items()
@@ -150,9 +149,9 @@ def _moved(settings):
     return {"_class_name": other} | kept
 
 
-def _counting(settings, changes):
+def _counting(scheduler, changes):
     """The field that makes changes count: the library ignores fields that a file lists in _use_default_values."""
-    ignored = settings.fields.get("_use_default_values")
+    ignored = scheduler.fields.get("_use_default_values")
     if not isinstance(ignored, list) or not any(field in ignored for field in changes):
         return {}
     return {"_use_default_values": [field for field in ignored if field not in list(changes)]}
@@ -163,10 +162,10 @@ def _line(changes):
     return json.dumps(changes)[1:-1]
 
 
-def _readable(finding, settings):
+def _readable(finding, scheduler):
     """The finding without a list of betas that is too long to read or copy."""
-    if len(settings.schedule) <= LONG:
+    if len(str(scheduler.schedule)) <= LONG:
         return finding
-    values = spec.show(spec.parse(settings.schedule).args[0])
+    values = spec.show(scheduler.schedule.call.args[0])
     parts = {name: getattr(finding, name).replace(values, "'FILE'") for name in ("measured", "repair")}
     return dataclasses.replace(finding, **parts)

@@ -1,7 +1,7 @@
 """Schedules and sampler settings to and from `scheduler_config.json`, the file in which PyTorch's diffusers library keeps them.
 
-    settings = read("scheduler_config.json")      # .schedule, .prediction, .method, .spacing, .notes
-    settings.levels(50)                           # the log-SNRs that the library visits in 50 steps, noisiest first
+    scheduler = read("scheduler_config.json")      # .schedule, .prediction, .method, .spacing, .notes
+    scheduler.levels(50)                           # the log-SNRs that the library visits in 50 steps, noisiest first
     fields, notes = to_fields("discrete(linear)", "eps")
 
 The library's `leading` equals ours if steps_offset is 0. Stable Diffusion's offset of 1 makes every level one step noisier, which
@@ -22,7 +22,6 @@ import numpy as np
 
 from noisesched import diffusion, samplers, schedules, spec, tables
 from noisesched.interchange import schedulers
-from noisesched.interchange.schedulers import Grid, quoted
 from noisesched.runs import config as configuration
 from noisesched.runs.workdir import Workdir
 
@@ -39,16 +38,16 @@ SAME_SPACING = {"whole": schedules.SPACINGS, "fractional": ("trailing", "leading
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class SchedulerConfig:
     """The content of a scheduler_config.json, in this package's terms."""
 
     class_name: str
-    schedule: str  # the spec of the training schedule: a table, or a flow
+    schedule: schedules.Schedule  # of training: a table, or a flow
     num_steps: int  # timesteps in training
     prediction: str | None  # "eps" | "v" | "x", or None if no network here predicts the same
     method: str | None  # the sampler that takes the same steps, or None
     spacing: str | None  # the spacing that visits the same steps (up to the library's rounding), or None: see `levels`
-    grid: Grid | None  # how the library places its levels, or None if that is not known here
+    grid: schedulers.Grid | None  # how the library places its levels, or None if that is not known here
     notes: tuple[str, ...]  # what the library does and `method` does not, and other remarks
     no_effect: tuple[str, ...]  # fields of the file without effect on any of this
     fields: dict  # the file's content
@@ -62,7 +61,7 @@ class Settings:
             raise ValueError(f"{self.class_name}: the levels that it visits are not known here")
         if not 1 <= n <= 10**5:
             raise ValueError(f"the number of levels must be a whole number from 1 to 100000; got {n}")
-        table = schedules.make(self.schedule).table
+        table = self.schedule.table
         sigmas = self.grid.sigma_ve(table.log_snr if table else np.zeros(self.num_steps), n)
         if not (np.diff(sigmas) < 0).all() or not sigmas[-1] > 0:
             raise ValueError(f"{self.class_name} does not visit {n} increasing levels: choose another number of steps")
@@ -73,7 +72,7 @@ class Settings:
 
 
 def read(path):
-    """The `Settings` of a scheduler_config.json.
+    """The `SchedulerConfig` of a scheduler_config.json.
 
     Raises ValueError, in one line, for another kind of file, or one whose schedule has options not known here; OSError for one
     that cannot be opened.
@@ -90,7 +89,7 @@ def read(path):
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if twice:  # JSON does not say which one counts
-        raise ValueError(f"{path}: the key {quoted(twice[0])} occurs more than once: keep the one that is meant")
+        raise ValueError(f"{path}: the key {schedulers.quoted(twice[0])} occurs more than once: keep the one that is meant")
     try:
         return from_fields(fields)
     except ValueError as error:
@@ -98,14 +97,16 @@ def read(path):
 
 
 def from_fields(fields):
-    """The `Settings` of the fields of such a file. ValueError as for `read`."""
+    """The `SchedulerConfig` of the fields of such a file. ValueError as for `read`."""
     if not isinstance(fields, dict) or "_class_name" not in fields:
         raise ValueError("not a scheduler_config.json, which is a JSON object with a field _class_name")
     name = fields["_class_name"]
     if not isinstance(name, str) or name not in schedulers.FIELDS:
-        raise ValueError(f"_class_name={quoted(name)}: this scheduler is not known here; known: {', '.join(schedulers.FIELDS)}")
+        raise ValueError(
+            f"_class_name={schedulers.quoted(name)}: this scheduler is not known here; known: {', '.join(schedulers.FIELDS)}"
+        )
     unknown = [
-        f"{field}={quoted(value)}"
+        f"{field}={schedulers.quoted(value)}"
         for field, value in fields.items()
         if field not in schedulers.KNOWN and not field.startswith("_")
     ]
@@ -118,11 +119,11 @@ def from_fields(fields):
     parts = (_flow if name == "FlowMatchEulerDiscreteScheduler" else _discrete)(given, notes)
     used = {"_class_name", "_use_default_values"} | (given.asked & given.given.keys())
     no_effect = tuple(field for field in fields if field not in used)
-    return Settings(class_name=name, **parts, notes=tuple(notes), no_effect=no_effect, fields=fields)
+    return SchedulerConfig(class_name=name, **parts, notes=tuple(notes), no_effect=no_effect, fields=fields)
 
 
 def _discrete(fields, notes):
-    """The entries of `Settings` for a table of betas."""
+    """The entries of `SchedulerConfig` for a table of betas."""
     fields.refuse("use_flow_sigmas")
     schedule = _schedule(fields)
     prediction = PREDICTIONS[fields.choice("prediction_type", PREDICTIONS)]
@@ -142,7 +143,7 @@ def _discrete(fields, notes):
     if grid and not same:
         notes.append(f"no spacing here visits the levels of {fields.name} with {grid}: take them from a file of sigmas")
     return {
-        "schedule": str(schedule),
+        "schedule": schedule,
         "num_steps": schedule.table.num_steps,
         "prediction": prediction,
         "method": method,
@@ -156,7 +157,7 @@ def _schedule(fields):
     zero = (("zero_terminal", True),) if fields["rescale_betas_zero_snr"] else ()
     if given is not None:
         if not isinstance(given, list) or not all(type(beta) in (int, float) and abs(beta) < 2 for beta in given):
-            raise ValueError(f"trained_betas={quoted(given)} must be a list of betas")
+            raise ValueError(f"trained_betas={schedulers.quoted(given)} must be a list of betas")
         if len(given) != num_steps:
             raise ValueError(f"trained_betas holds {len(given)} betas, but num_train_timesteps={num_steps}")
         return schedules.make(str(spec.Call("betas", (tuple(map(float, given)),), zero)))
@@ -195,7 +196,7 @@ def _method(fields, notes):
         }
         missing = [field for field, choices in known.items() if fields[field] not in choices]
     if method is None or missing:
-        asked = "".join(f" with {field}={quoted(fields[field])}" for field in missing)
+        asked = "".join(f" with {field}={schedulers.quoted(fields[field])}" for field in missing)
         notes.append(f"no sampler here takes the steps of {name}{asked}; known: {', '.join(samplers.METHODS)}")
         return None
     if fields["thresholding"]:
@@ -221,7 +222,7 @@ def _grid(fields, notes):
         "lambda_min_clipped": -math.inf,
     }.items():
         if field in fields.defaults and fields[field] != usual:
-            notes.append(f"{field}={quoted(fields[field])}: such levels are not known here")
+            notes.append(f"{field}={schedulers.quoted(fields[field])}: such levels are not known here")
             return None
     if fields["timestep_type"] == "continuous" and fields["prediction_type"] == "v_prediction":
         notes.append("timestep_type continuous: there the network is told log(sigma_ve) / 4, not a timestep")
@@ -240,7 +241,7 @@ def _grid(fields, notes):
     offset, num_steps = fields["steps_offset"] if spacing == "leading" else 0, fields["num_train_timesteps"]
     if not 0 <= offset < num_steps:
         raise ValueError(f"steps_offset={offset} must be from 0 to {num_steps - 1}, the last timestep")
-    grid = Grid(timesteps.get(name, "fractional"), spacing, offset)
+    grid = schedulers.Grid(timesteps.get(name, "fractional"), spacing, offset)
     if grid.timesteps != "whole":
         grid = dataclasses.replace(grid, stand_in=bool(fields["rescale_betas_zero_snr"]))
     chosen = [kind for kind in ("karras", "exponential") if fields[f"use_{kind}_sigmas"]]
@@ -253,7 +254,7 @@ def _grid(fields, notes):
 
 
 def _flow(fields, notes):
-    """The entries of `Settings` for rectified flow."""
+    """The entries of `SchedulerConfig` for rectified flow."""
     fields.refuse(
         "use_dynamic_shifting",
         "invert_sigmas",
@@ -265,7 +266,7 @@ def _flow(fields, notes):
     )
     num_steps, shift = fields["num_train_timesteps"], fields["shift"]
     if not 2 <= num_steps <= 10**5:
-        raise ValueError(f"num_train_timesteps={quoted(num_steps)} must be a whole number from 2 to 100000")
+        raise ValueError(f"num_train_timesteps={schedulers.quoted(num_steps)} must be a whole number from 2 to 100000")
     schedule = schedules.make("flow" if shift == 1 else f"flow(shift={shift!r})")
     notes.append(EULER)
     notes.append("its networks predict the velocity eps - x of y = (1 - s) x + s eps, not eps, v or x: x_hat = y - s velocity")
@@ -273,11 +274,11 @@ def _flow(fields, notes):
     if not same:
         notes.append(f"no spacing here visits the levels of {fields.name} with shift={shift:g}: take them from a file of sigmas")
     return {
-        "schedule": str(schedule),
+        "schedule": schedule,
         "num_steps": num_steps,
         "prediction": None,
         "method": "ddim",
-        "grid": Grid("flow", "linspace", shift=shift),
+        "grid": schedulers.Grid("flow", "linspace", shift=shift),
         "spacing": "linspace" if same else None,
     }
 
@@ -333,11 +334,11 @@ def to_fields(schedule, prediction, spacing="trailing", method="ddim"):
     fields |= {"clip_sample": False} if "clip_sample" in fields else {}
     fields |= {"variance_type": "fixed_large"} if variance else {}
     fields = {field: value for field, value in fields.items() if value is not None and value != -math.inf}
-    settings = from_fields(fields)
-    if settings.spacing != spacing:
+    scheduler = from_fields(fields)
+    if scheduler.spacing != spacing:
         raise ValueError(
             f"{class_name} with timestep_spacing={spacing!r} visits other steps than {spacing!r} here; choose "
-            f"{' or '.join(SAME_SPACING[settings.grid.timesteps])}"
+            f"{' or '.join(SAME_SPACING[scheduler.grid.timesteps])}"
         )
     gap, step = schedulers.lost_to_float32(table, betas)
     notes.append(
@@ -346,7 +347,7 @@ def to_fields(schedule, prediction, spacing="trailing", method="ddim"):
     )
     if zero and spacing == "leading":
         notes.append("leading never visits the zero terminal SNR: trailing does")
-    return fields, [*settings.notes, *notes]
+    return fields, [*scheduler.notes, *notes]
 
 
 def _betas(schedule, table):
@@ -390,51 +391,51 @@ def main(request):
 
 def run_read(path, n=None, sigmas=None, betas=None, say=print):
     """Says what a scheduler_config.json means here; writes its levels in n steps to the file `sigmas`, its table to `betas`."""
-    settings = read(path)
-    levels, schedule = settings.levels(n) if n else None, schedules.make(settings.schedule)
+    scheduler = read(path)
+    schedule, levels = scheduler.schedule, scheduler.levels(n) if n else None
     if sigmas:
         _write_sigmas(sigmas, levels)
     if betas:
         _write_betas(betas, schedule)
-    said = settings.schedule
+    said = str(schedule)
     if betas or len(said) > 150:  # given betas are too long to read
         said = f"betas({betas or 'FILE'!r})"
     log_snr = float(schedule(1.0))
     alpha_bar, sigma_ve = float(diffusion.alpha_bar(log_snr)), math.exp(-log_snr / 2)
-    say(f"{settings.class_name}\n  schedule    {said}")
+    say(f"{scheduler.class_name}\n  schedule    {said}")
     say(f"  its end     alpha_bar {alpha_bar:.6g}, sigma_ve {sigma_ve:.6g}, log-SNR {log_snr:.4g}")
     for name in ("prediction", "method", "spacing"):
-        say(f"  {name:10}  {getattr(settings, name) or 'none here'}")
+        say(f"  {name:10}  {getattr(scheduler, name) or 'none here'}")
     if n:
-        say(f"  {n} levels  {visited(settings, n)}")
-    for note in settings.notes:
+        say(f"  {n} levels  {visited(scheduler, n)}")
+    for note in scheduler.notes:
         say(f"note: {note}")
-    if settings.no_effect:
-        say(f"of no effect here: {', '.join(settings.no_effect)}")
+    if scheduler.no_effect:
+        say(f"of no effect here: {', '.join(scheduler.no_effect)}")
     say(f"in a config:\n  config.schedule = {said!r}")
     if schedule.table:
         say(
             "  config.conditioning.kind = 'timestep'  # counted from 1 here, from 0 there\n"
             "  config.conditioning.table = config.schedule"
         )
-    if settings.prediction:
-        say(f"  config.model.prediction = {settings.prediction!r}")
-    if settings.method:
-        same = settings.spacing and (not n or _same(levels, schedules.levels(schedule, n, settings.spacing)))
+    if scheduler.prediction:
+        say(f"  config.model.prediction = {scheduler.prediction!r}")
+    if scheduler.method:
+        same = scheduler.spacing and (not n or _same(levels, schedules.levels(schedule, n, scheduler.spacing)))
         inference = f"sigmas({sigmas or 'FILE'!r})" if sigmas or not same else said
-        spacing = "" if sigmas or not same else f" --spacing={settings.spacing}"
+        spacing = "" if sigmas or not same else f" --spacing={scheduler.spacing}"
         say(
             f'sampling:\n  noisesched sample --workdir=RUN --schedule="{inference}"{spacing} --steps={n or "N"} '
-            f'--method="{settings.method}" --out=DIR'
+            f'--method="{scheduler.method}" --out=DIR'
         )
-    if "'FILE'" in (inference if settings.method else "") + said:
+    if "'FILE'" in (inference if scheduler.method else "") + said:
         say("  (such files: noisesched interchange --read=.. --steps=N --sigmas=FILE --betas=FILE)")
 
 
-def visited(settings, n):
+def visited(scheduler, n):
     """The levels that the library visits in n steps, as text: "timesteps 981, 961, 941 .. 1 there, log-SNR -5.1 to 6.8"."""
-    levels, table = settings.levels(n), schedules.make(settings.schedule).table
-    at = settings.grid.visited(settings.num_steps, n) if settings.grid.sigmas == "table" and table else []
+    levels, table = scheduler.levels(n), scheduler.schedule.table
+    at = scheduler.grid.visited(scheduler.num_steps, n) if scheduler.grid.sigmas == "table" and table else []
     named = f"timesteps {', '.join(f'{step:g}' for step in at[:3])} .. {at[-1]:g} there, " if len(at) else ""
     return f"{named}log-SNR {levels[0]:.4g} to {levels[-1]:.4g}"
 
@@ -446,13 +447,14 @@ def run_write(
 
     `told`: what the network is told of the level, one of conditioning.KINDS.
     """
+    schedule = schedules.make(schedule)
     fields, notes = to_fields(schedule, prediction, spacing, method)
     levels = np.asarray(schedules.levels(schedule, n, spacing), np.float64) if n else None
     Path(path).write_text(json.dumps(fields, indent=2, sort_keys=True, allow_nan=False) + "\n")
     if sigmas:
         _write_sigmas(sigmas, levels)
     if betas:
-        _write_betas(betas, schedules.make(schedule))
+        _write_betas(betas, schedule)
     say(f"{path}: {fields['_class_name']}")
     for note in notes:
         say(f"note: {note}")
@@ -469,7 +471,7 @@ def of_run(directory):
     """The arguments of `run_write` for the run in a workdir; the schedule is the table that its network is told, if any."""
     config = configuration.from_dict(Workdir(directory).read_config())
     told = config.conditioning
-    return {"schedule": str(told.table or config.schedule), "prediction": config.model.prediction, "told": told.kind}
+    return {"schedule": told.table or config.schedule, "prediction": config.model.prediction, "told": told.kind}
 
 
 def _write_sigmas(path, levels):

@@ -38,24 +38,7 @@ _SIGMAS = {
     "sigma_max": None,
 }
 _FLOW = {"use_flow_sigmas": False, "flow_shift": 1.0, "use_dynamic_shifting": False, "time_shift_type": "exponential"}
-_SOLVER = (
-    _TABLE
-    | _ZERO
-    | _THRESHOLD
-    | _SIGMAS
-    | _FLOW
-    | {
-        "solver_order": 2,
-        "algorithm_type": "dpmsolver++",
-        "solver_type": "midpoint",
-        "lower_order_final": True,
-        "euler_at_final": False,
-        "use_lu_lambdas": False,
-        "final_sigmas_type": "zero",
-        "lambda_min_clipped": -math.inf,
-        "variance_type": None,
-    }
-)
+_SOLVER = _TABLE | _THRESHOLD | _SIGMAS | _FLOW | {"solver_order": 2, "lower_order_final": True}
 FIELDS = {
     "DDIMScheduler": _LEADING | _ZERO | _THRESHOLD | _CLIP | {"set_alpha_to_one": True},
     "DDPMScheduler": _LEADING | _ZERO | _THRESHOLD | _CLIP | {"variance_type": "fixed_small"},
@@ -65,7 +48,17 @@ FIELDS = {
     | {"interpolation_type": "linear", "timestep_type": "discrete", "final_sigmas_type": "zero"},
     "EulerAncestralDiscreteScheduler": _TABLE | _ZERO,
     "HeunDiscreteScheduler": _TABLE | _SIGMAS | _CLIP | {"beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False},
-    "DPMSolverMultistepScheduler": _SOLVER,
+    "DPMSolverMultistepScheduler": _SOLVER
+    | _ZERO
+    | {
+        "algorithm_type": "dpmsolver++",
+        "solver_type": "midpoint",
+        "euler_at_final": False,
+        "use_lu_lambdas": False,
+        "final_sigmas_type": "zero",
+        "lambda_min_clipped": -math.inf,
+        "variance_type": None,
+    },
     "FlowMatchEulerDiscreteScheduler": {
         "num_train_timesteps": 1000,
         "shift": 1.0,
@@ -85,21 +78,12 @@ FIELDS = {
     # Only the tables of these are read; no sampler here takes their steps.
     "PNDMScheduler": _LEADING | {"skip_prk_steps": False, "set_alpha_to_one": False},
     "LMSDiscreteScheduler": _TABLE | _SIGMAS,
-    "DEISMultistepScheduler": _TABLE
-    | _THRESHOLD
-    | _SIGMAS
-    | _FLOW
-    | {"solver_order": 2, "algorithm_type": "deis", "solver_type": "logrho", "lower_order_final": True},
-    "UniPCMultistepScheduler": _TABLE
+    "DEISMultistepScheduler": _SOLVER | {"algorithm_type": "deis", "solver_type": "logrho"},
+    "UniPCMultistepScheduler": _SOLVER
     | _ZERO
-    | _THRESHOLD
-    | _SIGMAS
-    | _FLOW
     | {
-        "solver_order": 2,
         "predict_x0": True,
         "solver_type": "bh2",
-        "lower_order_final": True,
         "disable_corrector": [],
         "solver_p": None,
         "final_sigmas_type": "zero",
