@@ -2,9 +2,9 @@
 
     noisesched train --config=configs/digits.py --workdir=runs/digits
 
-About 2 minutes on 2 CPU cores; the loss falls to about 0.26, and the digits are legible under any schedule. 3,000 steps of 64
-images with attention at 4x4 bring samples a little closer to the real images, in twice the time. This page has every setting; the
-other configs import it and state what differs. Any setting can be overridden on the command line: --config.group.name=value.
+About 2 minutes on 2 CPU cores; the loss falls to about 0.27, and the digits are legible under any schedule. Width 24 with attention
+at 4x4 brings samples a little closer to the real images, in twice the time. This page has every setting; the other configs import
+it and state what differs. Any setting can be overridden on the command line: --config.group.name=value.
 """
 
 from ml_collections import ConfigDict
@@ -44,7 +44,7 @@ def get_config():
     # The network. Level i works at image_size / 2^i with width * multipliers[i] channels.
     config.model = ConfigDict()
     config.model.prediction = "v"  # what it outputs: v | x | eps (not eps if the schedule ends at zero SNR)
-    config.model.width = 24
+    config.model.width = 16
     config.model.multipliers = (1, 2, 2)
     config.model.blocks = 1  # residual blocks per level
     config.model.attention = ()  # the sizes, image_size / 2^i, at which blocks are followed by self-attention, e.g. (4,)
@@ -56,7 +56,7 @@ def get_config():
 
     # AdamW. Linear warm-up, then decay to 0 over the run.
     config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 3e-3
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.decay = "cosine"  # constant | linear | cosine
     config.optimizer.b1 = 0.9
@@ -65,7 +65,7 @@ def get_config():
     config.optimizer.clip_norm = 1.0  # of the gradient norm; 0: no clipping
 
     config.training = ConfigDict()
-    config.training.num_steps = 1800
+    config.training.num_steps = 3000
     config.training.batch_size = 64  # over all devices
     config.training.accumulate = 1  # gradient accumulation: the parts a batch is split into, to save memory
     config.training.steps_per_dispatch = 1  # training steps per call to the device
