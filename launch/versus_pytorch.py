@@ -29,7 +29,7 @@ class Size:
 
 
 SIZES = {
-    "quickstart": Size(8, 1, 24, (1, 2, 2), (), 64),
+    "quickstart": Size(8, 1, 16, (1, 2, 2), (), 64),
     "small": Size(16, 1, 32, (1, 2), (8,), 64),
     "large": Size(32, 3, 64, (1, 2, 2), (16,), 32),
 }
