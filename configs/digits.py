@@ -30,8 +30,9 @@ def get_config():
     # that shifted by image size, e.g. "shifted(cosine, image_size=256)"; the workdir's config.json records which.
     config.schedule = "recommended"
 
-    # How the loss of each level is weighted: eps | x | v | vlb | min_snr(gamma=5) | p2(k=1, gamma=1) | edm(sigma_data=0.5) |
-    # sigmoid(bias=2). eps, x and v: the plain squared error of that quantity, whichever of them the network predicts.
+    # How the loss of each level is weighted: eps | x | v | vlb | min_snr(gamma=5) | soft_min_snr(gamma=4) | debiased |
+    # p2(k=1, gamma=1) | edm(sigma_data=0.5) | sigmoid(bias=2) | uncertain(v): any of them, divided by the loss that is learned to
+    # be expected at each level. eps, x and v: the plain squared error of that quantity, whichever the network predicts.
     config.weighting = "v"
     config.noise_offset = 0.0  # offset noise: std of one normal number per channel, added to the noise of all its pixels
 

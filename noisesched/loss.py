@@ -60,6 +60,18 @@ def min_snr(log_snr, rate, gamma=5.0):
 
 
 @weighting
+def soft_min_snr(log_snr, rate, gamma=4.0):
+    """SNR gamma / (SNR + gamma) on x, min-SNR without its kink (Crowson et al. 2024, sec. 3.4; gamma = 1 / sigma_data^2)."""
+    return -jnp.logaddexp(-log_snr, -math.log(gamma))
+
+
+@weighting
+def debiased(log_snr, rate):
+    """sqrt(SNR) on x, 1 / sqrt(SNR) on eps (Yu et al. 2023, "Debias the training of diffusion models", eq. 12)."""
+    return log_snr / 2
+
+
+@weighting
 def p2(log_snr, rate, k=1.0, gamma=1.0):
     """1 / (k + SNR)^gamma on the eps error (Choi et al. 2022)."""
     return log_snr - gamma * jnp.logaddexp(log_snr, math.log(k))
@@ -77,11 +89,23 @@ def sigmoid(log_snr, rate, bias=2.0):
     return vlb(log_snr, rate) + jax.nn.log_sigmoid(bias - log_snr)
 
 
+@weighting
+def uncertain(log_snr, rate, weighting="v"):
+    """Any weighting divided by exp(u), with u(log_snr) learned beside the network: the loss w |error|^2 / exp(u) + u (Karras et
+    al. 2024, eq. 15). It is least at exp(u) = the mean weighted error of a level, so that all levels come to count alike."""
+    return make_weighting(weighting)(log_snr, rate)
+
+
 @dataclasses.dataclass(frozen=True)
 class Weighting:
     """A callable (log_snr, rate) -> log of the weight on the x error, arrays of one shape. Hashable, and prints as its spec."""
 
     call: spec.Call
+
+    @property
+    def learned(self):
+        """Whether it needs a network that holds an `uncertainty` of its loss."""
+        return self.call.name == "uncertain"
 
     def __call__(self, log_snr, rate):
         return WEIGHTINGS[self.call.name](log_snr, rate, *self.call.args, **dict(self.call.kwargs))
@@ -96,8 +120,11 @@ def make_weighting(text):
     """The Weighting of a spec such as "min_snr(gamma=5)". A Weighting is returned as it is; ValueError if unknown."""
     if isinstance(text, Weighting):
         return text
-    call = spec.parse(text)
+    call = text if isinstance(text, spec.Call) else spec.parse(text)
     function = spec.bind(call, WEIGHTINGS, "weighting", skip=2)
+    for within in [value for value in (*call.args, *dict(call.kwargs).values()) if call.name == "uncertain"]:
+        if make_weighting(within).learned:
+            raise ValueError(f"weighting {str(call)!r}: what is learned already cannot be learned again")
     made = Weighting(call)
     try:
         with jax.ensure_compile_time_eval():
@@ -106,7 +133,7 @@ def make_weighting(text):
         finite = False
     if not finite:
         defaults = ", ".join(str(p) for p in list(inspect.signature(function).parameters.values())[2:])
-        raise ValueError(f"weighting {text!r} gives no finite weights; {call.name} takes numbers, such as ({defaults})")
+        raise ValueError(f"weighting {str(call)!r} gives no finite weights; {call.name} takes numbers, such as ({defaults})")
     return made
 
 
@@ -178,7 +205,7 @@ def errors(denoiser, images, labels, random, schedule, weighting):
     """Per-example training loss [B] and log-SNR [B].
 
     images [B, H, W, C] in [-1, 1]; labels [B] or None; random: a `Draw`. The loss is the mean over pixels of the squared
-    error of what the network predicts, times `weight`.
+    error of what the network predicts, times `weight`; with a learned weighting, divided by exp(u), plus u.
     """
     log_snr = schedule(random.u)
     z = diffusion.add_noise(images, random.eps, log_snr)
@@ -186,4 +213,8 @@ def errors(denoiser, images, labels, random, schedule, weighting):
     target = diffusion.target(denoiser.prediction, images, random.eps, log_snr)
     error = jnp.square(output - target).mean(axis=tuple(range(1, images.ndim)))
     rate = schedules.rate(schedule, random.u)
-    return weight(weighting, denoiser.prediction, log_snr, rate) * error, log_snr
+    losses = weight(weighting, denoiser.prediction, log_snr, rate) * error
+    if weighting.learned:
+        uncertainty = denoiser.uncertainty(log_snr)
+        losses = losses * jnp.exp(-uncertainty) + uncertainty
+    return losses, log_snr

@@ -131,7 +131,7 @@ def test_nothing_but_the_weights_is_a_parameter(kind):
 
 def test_it_holds_no_schedule():
     assert [field.name for field in dataclasses.fields(Conditioning)] == ["kind", "width", "table", "translation"]
-    assert {name for name in vars(linear()) if not name.startswith("_")} == {"unet", "conditioning", "prediction"}
+    assert {name for name in vars(linear()) if not name.startswith("_")} == {"unet", "conditioning", "prediction", "uncertainty"}
 
 
 def test_parameters_are_those_of_the_seed_whatever_is_told_and_predicted(small):

@@ -6,6 +6,7 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import stats
 
@@ -13,6 +14,9 @@ from noisesched import diffusion, schedules
 from noisesched import loss as losses_of
 from noisesched.data.pipeline import batches, open_config
 from noisesched.loss import WEIGHTINGS, make_weighting, weight
+from noisesched.models import build, conditioning
+from noisesched.models.denoiser import Uncertainty
+from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.metrics_log import read_metrics
 from noisesched.runs.workdir import Workdir
 from noisesched.runtime.pictures import scale
@@ -32,6 +36,11 @@ PUBLISHED = [
     "edm(sigma_data=1)",
     "sigmoid",
     "sigmoid(bias=-1)",
+    "soft_min_snr",
+    "soft_min_snr(gamma=1)",
+    "debiased",
+    "uncertain",
+    "uncertain(min_snr(gamma=1))",
 ]
 EXAMPLES = PUBLISHED + [name for name in WEIGHTINGS if name not in PUBLISHED]  # new ones, with their defaults
 
@@ -39,6 +48,8 @@ EXAMPLES = PUBLISHED + [name for name in WEIGHTINGS if name not in PUBLISHED]  #
 def published(text, prediction, log_snr, rate):
     """The weight on the squared error of `prediction`, as its paper writes it, in float64."""
     snr = np.exp(np.float64(log_snr))
+    if text.startswith("uncertain"):  # before anything is learned
+        return published(text[10:-1] or "v", prediction, log_snr, rate)
     sigma_ve = snr**-0.5
     elbo = 0.5 * rate  # on eps: Kingma et al. 2021, eq. 17; Kingma & Gao 2023, eq. 12
     bias = {"sigmoid": 2, "sigmoid(bias=-1)": -1}.get(text)
@@ -52,6 +63,10 @@ def published(text, prediction, log_snr, rate):
         "p2": {"eps": 1 / (1 + snr), "x": snr / (1 + snr), "v": snr / (1 + snr) ** 2},
         "p2(k=2, gamma=0.5)": {"eps": (2 + snr) ** -0.5, "x": snr * (2 + snr) ** -0.5, "v": snr * (2 + snr) ** -0.5 / (snr + 1)},
     }
+    for name, gamma in (("soft_min_snr", 4), ("soft_min_snr(gamma=1)", 1)):  # 1 / (sigma_ve^2 + sigma_data^2) on x
+        on_x = 1 / (sigma_ve**2 + 1 / gamma)
+        tables[name] = {"eps": on_x / snr, "x": on_x, "v": on_x / (snr + 1)}
+    tables["debiased"] = {"eps": 1 / np.sqrt(snr), "x": np.sqrt(snr), "v": np.sqrt(snr) / (snr + 1)}
     for name, data in (("edm", 0.5), ("edm(sigma_data=1)", 1.0)):
         on_x = (sigma_ve**2 + data**2) / (sigma_ve * data) ** 2
         tables[name] = {"eps": on_x * sigma_ve**2, "x": on_x, "v": on_x / (1 + sigma_ve**-2)}
@@ -63,7 +78,11 @@ def published(text, prediction, log_snr, rate):
 
 def known(prediction, output):
     """Stands for a denoiser: `output(z, log_snr)` is what its network says."""
-    return types.SimpleNamespace(prediction=prediction, output=lambda z, log_snr, labels, keys: output(z, log_snr))
+    return types.SimpleNamespace(
+        prediction=prediction,
+        output=lambda z, log_snr, labels, keys: output(z, log_snr),
+        uncertainty=lambda log_snr: jnp.zeros_like(log_snr),
+    )
 
 
 # -- weights
@@ -174,7 +193,15 @@ def test_weightings_that_undo_zero_terminal_training(text):
 
 
 def test_which_weightings_vanish():
-    assert {name for name in WEIGHTINGS if losses_of.vanishes_at_zero_snr(name)} == {"eps", "vlb", "min_snr", "p2", "sigmoid"}
+    assert {name for name in WEIGHTINGS if losses_of.vanishes_at_zero_snr(name)} == {
+        "eps",
+        "vlb",
+        "min_snr",
+        "p2",
+        "sigmoid",
+        "soft_min_snr",
+        "debiased",
+    }
 
 
 # -- errors in a spec
@@ -183,7 +210,8 @@ def test_which_weightings_vanish():
 @pytest.mark.parametrize(
     "text, says",
     [
-        ("snr", "unknown weighting 'snr' (did you mean 'min_snr'?); known: edm, eps, min_snr, p2, sigmoid, v, vlb, x"),
+        ("snr", f"unknown weighting 'snr' (did you mean 'min_snr'?); known: {', '.join(sorted(WEIGHTINGS))}"),
+        ("uncertain(cosine)", f"unknown weighting 'cosine'; known: {', '.join(sorted(WEIGHTINGS))}"),
         ("min_snr(gama=5)", "weighting 'min_snr(gama=5)': got an unexpected keyword argument 'gama'; min_snr takes (gamma=5.0)"),
         ("v(1)", "weighting 'v(1)': too many positional arguments; v takes (no parameters)"),
         *(
@@ -367,6 +395,53 @@ def test_the_loss_and_its_gradient_are_finite_at_zero_snr(spec):
         )
 
     assert np.isneginf(make(spec)(random.u)[0]) and np.isfinite(losses(0.5)).all() and np.isfinite(jax.jacrev(losses)(0.5)).all()
+
+
+def test_learned_uncertainty_is_the_logarithm_of_the_expected_loss_of_each_level():
+    """A network with a weighted error of a(level): Adam on the series alone arrives at u = log a, where the loss is 1 + log a."""
+    wanted = lambda log_snr: jnp.cos(2 * conditioning.angle(log_snr)) - 2  # of log a
+    schedule, weighting = make("cosine"), make_weighting("uncertain(x)")
+    x = jnp.zeros((64, 2, 2, 1))
+
+    def losses(coefficients, random):
+        series = Uncertainty()
+        series.coefficients[...] = coefficients
+        wrong = lambda z, log_snr, *given: jnp.exp(0.5 * wanted(log_snr)).reshape(-1, 1, 1, 1) * jnp.ones_like(z)
+        return losses_of.errors(
+            types.SimpleNamespace(prediction="x", output=wrong, uncertainty=series), x, None, random, schedule, weighting
+        )
+
+    @jax.jit
+    def descend(coefficients):
+        optimizer = optax.adam(optax.cosine_decay_schedule(0.1, 300))
+
+        def step(carry, key):
+            random = losses_of.draw(key, jnp.arange(64), 64, (2, 2, 1))
+            grads = jax.grad(lambda c: losses(c, random)[0].mean())(carry[0])
+            updates, moments = optimizer.update(grads, carry[1])
+            return (optax.apply_updates(carry[0], updates), moments), None
+
+        return jax.lax.scan(step, (coefficients, optimizer.init(coefficients)), jax.random.split(jax.random.key(0), 300))[0][0]
+
+    found = descend(jnp.zeros(Uncertainty.TERMS))
+    series, levels = Uncertainty(), jnp.linspace(-6, 6, 9)
+    assert jnp.abs(series(levels)).max() == 0
+    series.coefficients[...] = found
+    np.testing.assert_allclose(series(levels), wanted(levels), atol=0.02)
+    value, log_snr = losses(found, drawn(shape=(2, 2, 1)))
+    np.testing.assert_allclose(value, 1 + wanted(log_snr), atol=0.02)
+    assert np.isfinite(series(jnp.array([-jnp.inf, jnp.inf]))).all()
+
+
+def test_a_run_that_learns_its_uncertainty_is_trained_continued_and_sampled(main, words, stand_in, tmp_path):
+    changes = {"weighting": "uncertain(v)", "training.num_steps": "4"}
+    assert main("train", f"--workdir={tmp_path}/run", *words(changes))[0] == 0
+    assert main("train", f"--workdir={tmp_path}/run", *words(changes | {"training.num_steps": "6"}), "--accept_changes")[0] == 0
+    with Checkpoints(Workdir(tmp_path / "run"), max_to_keep=None) as checkpoints:
+        _, items = checkpoints.restore({"params": build.abstract_denoiser(stand_in(changes))[1]})
+    assert np.abs(items["params"]["uncertainty"]["coefficients"]).max() > 0
+    code, _, err = main("sample", f"--workdir={tmp_path}/run", "--num_images=2", "--steps=2", f"--out={tmp_path}/samples")
+    assert code == 0, err
 
 
 def test_labels_and_dropout_keys_reach_the_network():

@@ -37,7 +37,8 @@ def abstract_denoiser(config, translation=None):
 
 def _network(config, translation):
     """Everything that a denoiser depends on, except the seed of its parameters."""
-    return config.data.image_size, config.data.channels, config.model, make_conditioning(config, translation)
+    told = make_conditioning(config, translation)
+    return config.data.image_size, config.data.channels, config.model, told, config.weighting.learned
 
 
 @functools.lru_cache(maxsize=64)
@@ -45,7 +46,7 @@ def _abstract_denoiser(*network):
     return denoiser.split(nnx.eval_shape(lambda: _denoiser(*network, seed=0)))
 
 
-def _denoiser(image_size, channels, model, told, seed):
+def _denoiser(image_size, channels, model, told, uncertain, seed):
     unet = UNet(
         image_size=image_size,
         channels=channels,
@@ -60,4 +61,4 @@ def _denoiser(image_size, channels, model, told, seed):
         dtype=model.dtype,
         rngs=nnx.Rngs(seed),
     )
-    return denoiser.Denoiser(unet, told, model.prediction)
+    return denoiser.Denoiser(unet, told, model.prediction, denoiser.Uncertainty() if uncertain else None)

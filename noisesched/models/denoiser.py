@@ -1,20 +1,40 @@
 """A denoiser: (z, log_snr) -> x_hat. What its UNet outputs, and how it is told the noise level, are its private business."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from noisesched import diffusion
-from noisesched.models.conditioning import Conditioning
+from noisesched.models.conditioning import Conditioning, angle
 from noisesched.models.unet import UNet
 
 
-class Denoiser(nnx.Module):
-    """A UNet, what it is told of the noise level, and what it predicts ("eps", "x" or "v"). It holds no schedule."""
+class Uncertainty(nnx.Module):
+    """The logarithm of the loss that is expected at a level, log_snr [B] -> [B], for the weighting "uncertain" (`loss`).
 
-    def __init__(self, unet: UNet, conditioning: Conditioning, prediction: str):
+    A cosine series in the level's angle: smooth, and finite at both ends. It begins as 0, which changes nothing.
+    """
+
+    TERMS = 16
+
+    def __init__(self):
+        self.coefficients = nnx.Param(jnp.zeros(self.TERMS))
+
+    def __call__(self, log_snr):
+        order = jnp.arange(self.TERMS, dtype=jnp.float32)
+        return jnp.cos(jnp.pi * order[None] * angle(log_snr)[:, None]) @ self.coefficients[...]
+
+
+class Denoiser(nnx.Module):
+    """A UNet, what it is told of the noise level, and what it predicts ("eps", "x" or "v"). It holds no schedule.
+
+    `uncertainty`: of its loss, for training with the weighting "uncertain"; None with others. Sampling does without.
+    """
+
+    def __init__(self, unet: UNet, conditioning: Conditioning, prediction: str, uncertainty: Uncertainty | None = None):
         if prediction not in diffusion.PREDICTIONS:
             raise ValueError(f"unknown prediction {prediction!r}; known: {', '.join(diffusion.PREDICTIONS)}")
-        self.unet, self.conditioning, self.prediction = unet, conditioning, prediction
+        self.unet, self.conditioning, self.prediction, self.uncertainty = unet, conditioning, prediction, uncertainty
 
     def output(self, z, log_snr, labels=None, dropout_keys=None):
         """The network's raw output, an estimate of `diffusion.target(prediction, ..)`: [B, H, W, C] float32."""
