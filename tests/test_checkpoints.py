@@ -21,7 +21,7 @@ import optax
 import pytest
 from flax import nnx
 
-from noisesched.runs.checkpoints import CheckpointError, Checkpoints
+from noisesched.runs.checkpoints import CheckpointError, Checkpoints, NotWritten
 from noisesched.runs.metrics_log import read_metrics
 from noisesched.runs.workdir import Workdir
 
@@ -370,3 +370,80 @@ def test_killed_at_any_moment_the_last_complete_checkpoint_is_found(workdir):
     with Checkpoints(workdir, 2):
         eventually(lambda: all(path.name.isdigit() for path in workdir.checkpoints.iterdir()))
     assert last >= 3
+
+
+# -- what is on disk
+
+
+NAMES = [b"b[1]", b"a*?", b"{a,b}%20#", b"~", b"new\nline \t", "ü✓".encode(), b"not utf-8 \xe9", b"back\\slash'\"$HOME"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_folders_of_any_name(tmp_path, name):
+    workdir = Workdir(os.path.join(tmp_path, os.fsdecode(name)))
+    write(workdir, 1)
+    assert_is(read(workdir), 1)
+    assert os.listdir(workdir.path) == ["checkpoints"]
+
+
+@pytest.mark.parametrize("lost", ["arrays", "everything"])
+def test_a_save_of_which_part_is_not_on_disk_is_not_done(tmp_path, lost):
+    lines = []
+    checkpoints = Checkpoints(Workdir(tmp_path), 2, say=lines.append)
+    checkpoints.save(1, state(1))
+    checkpoints.wait()
+    checkpoints.save(2, state(2))
+    checkpoints._manager.wait_until_finished()
+    if lost == "everything":  # deleted by somebody: that is no fault of the save
+        shutil.rmtree(tmp_path / "checkpoints" / "2")
+        checkpoints.close()
+        assert "deleted" in lines[0]
+        return
+    for path in (tmp_path / "checkpoints" / "2" / "params").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    with pytest.raises(NotWritten, match="step 2 was written.*complete checkpoints there: 1"):
+        checkpoints.close()
+
+
+def test_the_first_checkpoint_of_a_process_is_read_back(tmp_path):
+    checkpoints = Checkpoints(Workdir(tmp_path), 2)
+    checkpoints.save(1, state(1))
+    checkpoints._manager.wait_until_finished()
+    for path in (tmp_path / "checkpoints" / "1" / "params").rglob("d/*"):
+        path.write_bytes(bytes(len(path.read_bytes())))  # as long as before
+    with pytest.raises(NotWritten, match="step 1 was written"):
+        checkpoints.close()
+
+
+# -- readers beside a run that goes on saving
+
+
+@pytest.mark.parametrize("when", ["before it is read", "between its record and its arrays"])
+def test_a_reader_whose_checkpoint_is_deleted_takes_the_next(tmp_path, when, monkeypatch):
+    lines, writer = [], Checkpoints(Workdir(tmp_path), 1)
+    writer.save(1, state(1))
+    writer.wait()
+    reader = Checkpoints(Workdir(tmp_path), None, say=lines.append)
+    usual = Checkpoints._record
+
+    def record(self, step):
+        monkeypatch.undo()
+        content = usual(self, step) if when.startswith("between") else None
+        writer.save(2, state(2))  # of which orbax keeps one
+        writer.wait()
+        return content or usual(self, step)
+
+    monkeypatch.setattr(Checkpoints, "_record", record)
+    assert_is(reader.restore(state(0)), 2)
+    assert not lines
+    writer.close()
+    reader.close()
+
+
+def test_damage_that_stays_is_damage_for_a_reader_too(tmp_path):
+    write(Workdir(tmp_path), 1)
+    for path in (tmp_path / "checkpoints" / "1" / "params").rglob("d/*"):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no usable checkpoint"):
+        read(Workdir(tmp_path))

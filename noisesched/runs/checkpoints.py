@@ -6,14 +6,17 @@ the others. On disk, under checkpoints/<step>/, each item is a flat set of array
 orbax itself silently restores array data with changed bits, and silently casts to another dtype.
 """
 
+import contextlib
 import json
 import logging
 import math
 import os
 import re
 import sys
+import tempfile
 import time
 import zlib
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,11 +28,12 @@ from noisesched.runs.config import Config
 from noisesched.runs.settings import stated
 from noisesched.runs.workdir import Workdir, differences
 from noisesched.runtime import cluster, sharding
-from noisesched.runtime.files import WriteError
+from noisesched.runtime.files import WriteError, is_local
 from noisesched.spec import shortened
 
 # The item that holds {"content": {"step", "network", "loss", "items": {item: {leaf: shape, dtype, crc32}}}, "crc32": its own}.
 RECORD = "leaves"
+RELISTED = 50  # how often a reader looks again for checkpoints, where the run deletes those that it is reading
 _log = logging.getLogger("noisesched")
 
 
@@ -60,10 +64,14 @@ class Checkpoints:
         self._losses: dict[int, float] = {}  # of steps, as far as they are known
         self._say = say or _log.warning
         self._writing: int | None = None  # the step that is being written in the background
+        self._read_back = False  # whether one of this process's saves was
         self._ocp = _quiet_orbax()
+        self._stack = contextlib.ExitStack()
         try:
+            self._orbax_path = _literal(self.path, self._stack, create=max_to_keep is not None)
             self._manager = self._open()
         except (OSError, RuntimeError, ValueError) as error:
+            self._stack.close()
             raise CheckpointError(f"{self.path} cannot be opened: {_reason(error)}") from None
 
     def _open(self):
@@ -79,7 +87,7 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
                 async_options=self._ocp.AsyncOptions(barrier_sync_fn=barrier),
             )
-        return self._ocp.CheckpointManager(self.path, options=options)
+        return self._ocp.CheckpointManager(self._orbax_path, options=options)
 
     def _loss(self, step: int) -> float:
         """The loss saved with a checkpoint; inf if there is none, or the checkpoint is damaged."""
@@ -141,7 +149,7 @@ class Checkpoints:
         self._writing = step
 
     def wait(self) -> None:
-        """Waits until the running save, if any, is complete on disk; CheckpointError if it failed."""
+        """Waits until the running save, if any, is complete on disk, and looks; CheckpointError if it is not."""
         step, self._writing = self._writing, None
         if step is None:
             return
@@ -149,6 +157,32 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._failed(step, error) from None
+        self._verify(step)
+
+    def _verify(self, step: int) -> None:
+        """Raises NotWritten unless every array of a finished save is on disk; the first of a process is read back whole."""
+        if not cluster.by_first(lambda: (self.path / str(step)).exists()):
+            self._say(f"warning: checkpoint {self.path / str(step)} was deleted after it was written")
+            return
+        fault = ""
+        try:
+            arrays = {
+                item: {name: _empty(leaf["shape"], leaf["dtype"]) for name, leaf in leaves.items()}
+                for item, leaves in self._record(step)["items"].items()
+            }
+            if not self._read_back:
+                self._read(step, arrays)
+            for item, leaves in arrays.items():
+                untrusted.check_arrays(self._orbax_path / str(step) / item, {n: a for n, a in leaves.items() if a.size})
+        except Exception as error:  # as in `restore`
+            fault = _reason(error)
+        if fault := cluster.by_first(lambda: fault):
+            self._set_aside(step)
+            raise NotWritten(
+                f"the checkpoint of step {step} was written to {self.path}, and is not there when it is read: {fault}; "
+                f"it is kept as {step}.corrupt; complete checkpoints there: {_listed(self.steps())}"
+            )
+        self._read_back = True
 
     def _failed(self, step: int, error: Exception) -> NotWritten:
         """Cleans up after a failed save, so that training can continue; returns the exception to raise."""
@@ -198,6 +232,17 @@ class Checkpoints:
         config.json now describes another network than the one that was trained, or no checkpoint is usable.
         """
         self.wait()
+        for _ in range(RELISTED):
+            if found := self._restore(items, step):
+                return found
+            self._manager.reload()
+        raise CheckpointError(
+            f"{self.path}: the run deletes its checkpoints before they can be read: try again, or train with more of "
+            "training.keep_checkpoints"
+        )
+
+    def _restore(self, items, step):
+        """(step, {item: pytree}) for `restore`; None if checkpoints were deleted meanwhile, as a run that trains does."""
         steps = cluster.by_first(self.steps)  # a run may be training, or a disk lag: all processes read the same step
         if not steps or step not in (None, *steps):
             wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
@@ -214,6 +259,8 @@ class Checkpoints:
             except Exception as error:  # damage comes as almost any exception of orbax, tensorstore or json
                 fault = _reason(error)
             if first := cluster.by_first(lambda fault=fault: fault):  # all processes take the first one's verdict
+                if cluster.by_first(lambda candidate=candidate: self._disappears(candidate)):
+                    return None
                 damaged[candidate] = first
                 continue
             if fault:
@@ -226,6 +273,17 @@ class Checkpoints:
             return candidate, restored
         faults = "; ".join(f"step {bad}: {reason}" for bad, reason in damaged.items())
         raise CheckpointError(f"no usable checkpoint in {self.path}: {faults}")
+
+    def _disappears(self, step: int) -> bool:
+        """Whether a checkpoint that could not be read is deleted, or is being deleted, by the run that writes them: what is
+        damaged stays as it is."""
+        folder = self.path / str(step)
+        if self._max_to_keep is not None or not folder.exists():
+            return self._max_to_keep is None
+        content = lambda: sorted(os.path.join(where, name) for where, _, names in os.walk(folder) for name in names)
+        before = content()  # of a bucket, nothing
+        time.sleep(0.2)
+        return not folder.exists() or content() != before
 
     def _read(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
         """Reads one step. Raises CheckpointError if it is sound but does not fit, any other exception if it is damaged."""
@@ -247,12 +305,12 @@ class Checkpoints:
             _check_fit(item, content["items"], leaves)
             # Numpy templates make orbax return numpy arrays, whatever devices the run used. These take no memory.
             templates[item] = {
-                name: np.broadcast_to(np.zeros((), dtype), shape)
+                name: _empty(shape, dtype)
                 for name, (shape, dtype) in ((name, _shape_dtype(leaf)) for name, leaf in leaves.items())
             }
             if stored := {name: template for name, template in templates[item].items() if template.size}:
                 wanted[item] = args.StandardRestore(stored)
-                untrusted.check_arrays(self.path / str(step) / item, stored)
+                untrusted.check_arrays(self._orbax_path / str(step) / item, stored)
         read = self._manager.restore(step, args=args.Composite(**wanted)) if wanted else {}
         restored = {}
         for item, (_, structure) in targets.items():
@@ -292,6 +350,7 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
+            self._stack.close()
 
     def __enter__(self):
         return self
@@ -387,6 +446,11 @@ def _shape_dtype(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
     return tuple(leaf.shape), leaf.dtype
 
 
+def _empty(shape, dtype) -> np.ndarray:
+    """An array of that shape and dtype that takes no memory."""
+    return np.broadcast_to(np.zeros((), jnp.dtype(dtype)), tuple(shape))
+
+
 def _crc32(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
@@ -408,6 +472,18 @@ def _listed(steps: list[int]) -> str:
 
 
 # -- orbax, quiet
+
+
+def _literal(path, stack, create):
+    """`path` under a name that orbax takes as it stands: it reads names as patterns, finds nothing in a folder called "b[1]", and
+    reports no fault. Any other than a plain name is reached through a link in a temporary folder, which goes with `stack`."""
+    if not is_local(path) or re.fullmatch(r"[\w/.,=+@ -]*", str(path), re.ASCII):
+        return path
+    if create:
+        path.mkdir(parents=True, exist_ok=True)
+    link = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="noisesched-"))) / "checkpoints"
+    link.symlink_to(path)
+    return type(path)(link)
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
