@@ -10,6 +10,7 @@ the wrappers. A wrapper is enrolled like a curve; its first parameter, named `sc
 
 import dataclasses
 import functools
+import inspect
 import math
 
 import jax
@@ -219,7 +220,7 @@ def zero_terminal(u, schedule):
 
     log-SNR at u = 1 is then exactly -inf.
     """
-    log_snr, first, last = schedule(u), schedule(jnp.zeros((), u.dtype)), schedule(jnp.ones((), u.dtype))
+    log_snr, first, last = _with_ends(schedule, u)
     alpha, alpha_first, alpha_last = map(diffusion.alpha, (log_snr, first, last))
     # 1 - alpha without cancellation, so that log-SNR keeps its digits at the clean end too
     rest, rest_first = (diffusion.sigma(level) ** 2 / (1 + diffusion.alpha(level)) for level in (log_snr, first))
@@ -247,7 +248,7 @@ def zero_terminal_snr(u, schedule):
     learned. Mapping SNR^p with a larger p would change the levels less and leave still less there. A schedule that ends at 0 is
     left as it is.
     """
-    log_snr, first, last = schedule(u), schedule(jnp.zeros((), u.dtype)), schedule(jnp.ones((), u.dtype))
+    log_snr, first, last = _with_ends(schedule, u)
     # -inf - -inf is not a number; at SNR 0 nothing is left to subtract
     below = jnp.where(jnp.isneginf(log_snr), -jnp.inf, jnp.minimum(last - log_snr, 0))
     rescaled = log_snr + (jnp.log(-jnp.expm1(below)) - jnp.log(-jnp.expm1(last - first)))
@@ -261,7 +262,8 @@ def shifted(u, schedule, by=None, image_size=None, base=64):
     With `image_size`, an image of that many pixels a side, averaged down to base x base, is as noisy as one of that size.
     """
     if (by is None) == (image_size is None):
-        raise ValueError("shifted takes either by= (added to log-SNR) or image_size=, not both")
+        given = "both are given" if by is not None else "neither is given"
+        raise ValueError(f"shifted takes by= (added to log-SNR) or image_size= (pixels a side); {given}")
     if image_size is not None and not (image_size > 0 and base > 0):
         raise ValueError(f"image_size and base are pixels, above 0; got {image_size} and {base}")
     return schedule(u) + (by if by is not None else 2 * math.log(base / image_size))
@@ -312,11 +314,19 @@ def sigmas(u, values, zero_terminal=False):
 
 # -- the parts
 
+LARGEST = 1e30  # number in a spec: float32 holds it with some room
+
 
 def _check_count(name, n, least=1):
     """Above 100,000, float32 could not tell neighbouring u = t/T apart."""
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or not least <= n <= 10**5:
         raise ValueError(f"{name} is a whole number from {least} up to 100000; got {n!r}")
+
+
+def _with_ends(schedule, u):
+    """(schedule(u), schedule(0), schedule(1)) by one evaluation: three in every one of nested wrappers would be 3^n."""
+    log_snr = schedule(jnp.concatenate([u.ravel(), jnp.array([0, 1], u.dtype)]))
+    return log_snr[:-2].reshape(u.shape), log_snr[-2], log_snr[-1]
 
 
 def _nested(value):
@@ -352,13 +362,20 @@ def _checked(call, text):  # the text too, because 1, 1.0 and True are equal but
             raise ValueError(f"schedule {text!r}: {name} {fault}; got {spec.show(value)}")
         if isinstance(value, str):
             raise ValueError(f"schedule {text!r}: {name} cannot be a text; got {value!r}")
+        if not isinstance(value, spec.Call | bool | tuple | None) and not (abs(value) <= LARGEST or abs(value) == math.inf):
+            raise ValueError(f"schedule {text!r}: {name} is a number of at most {LARGEST:g} in size; got {value:.6g}")
+        if isinstance(value, tuple) and name not in ("values", "log_snrs"):
+            raise ValueError(f"schedule {text!r}: {name} is one number; got {spec.shortened(spec.show(value))}")
     schedule = Schedule(call)
     u = np.linspace(0.0, 1.0, 257)
     try:
         with jax.ensure_compile_time_eval():
             log_snr = np.asarray(jax.jit(schedule)(u), np.float64)
-    except (ValueError, TypeError, ArithmeticError) as error:
+    except ValueError as error:
         raise ValueError(f"schedule {text!r}: {error}") from None
+    except (TypeError, ArithmeticError):
+        takes = ", ".join(str(p) for p in list(inspect.signature(function).parameters.values())[1:])
+        raise ValueError(f"schedule {text!r} gives no log-SNR; {call.name} takes numbers such as ({takes})") from None
     with np.errstate(invalid="ignore"):  # inf - inf where a level repeats is no rise
         rise = np.diff(log_snr) > 1e-5 * np.abs(log_snr[1:]) + 1e-5
     bad = np.isnan(log_snr) | np.concatenate([[False], rise])

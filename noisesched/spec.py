@@ -13,6 +13,7 @@ import math
 import os
 import stat
 
+DEEPEST = 6  # specs within specs
 CONSTANTS = {"inf": math.inf, "nan": math.nan}
 
 
@@ -49,6 +50,8 @@ def parse(text):
     try:
         tree = ast.parse(text.strip(), mode="eval").body
         call = _call(tree)
+        if _depth(call) > DEEPEST:
+            raise ValueError(f"it nests specs more than {DEEPEST} deep")
     except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else error
         raise ValueError(f"cannot read the spec {shortened(text, 80)!r}: {reason}") from None
@@ -74,6 +77,10 @@ def bind(call, definitions, kind, skip=1):
         takes = ", ".join(str(p) for p in parameters) or "no parameters"
         raise ValueError(f"{kind} {shortened(str(call), 80)!r}: {error}; {call.name} takes ({takes})") from None
     return function
+
+
+def _depth(call):
+    return 1 + max((_depth(value) for value in (*call.args, *dict(call.kwargs).values()) if isinstance(value, Call)), default=0)
 
 
 def _call(node):

@@ -1,4 +1,4 @@
-"""Several real processes of one job, of four fake devices each, over loopback: the numbers of one, and no hang."""
+"""Several real processes of one job, of two fake devices each, over loopback: the numbers of one, and no hang."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import QUICK, ROOT
 
 from noisesched.evaluation import evaluate
 from noisesched.runs import requests
@@ -32,11 +32,11 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def job(user_cache, tmp_path_factory):
-    """`job("train", ..)`: the processes, started, of a job of two with four devices each. `last`: words for the last alone."""
+    """`job("train", ..)`: the processes, started, of a job of two with two devices each. `last`: words for the last alone."""
     site = tmp_path_factory.mktemp("site")
     (site / "noisesched").symlink_to(ROOT / "noisesched")
 
-    def start(*arguments, processes=2, devices=4, last=()):
+    def start(*arguments, processes=2, devices=2, last=()):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -44,7 +44,7 @@ def job(user_cache, tmp_path_factory):
             "PYTHONPATH": str(site),
             "XDG_CACHE_HOME": str(user_cache),
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
         }
         begun = []
         for k in range(processes):
@@ -120,12 +120,12 @@ def alone(job, words, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["pmap", "fsdp"])
 def together(request, job, words, tmp_path_factory):
-    """The same run by two processes of four devices each."""
+    """The same run by two processes of two devices each."""
     folder = tmp_path_factory.mktemp(request.param) / "run"
     (_, out, err), (_, other, _) = finished(
         job("train", f"--workdir={folder}", *words(CHANGES | {"training.parallel": request.param}))
     )
-    assert "8 x cpu of 2 processes; 6 steps" in out and "step 6/6" in out
+    assert "4 x cpu of 2 processes; 6 steps" in out and "step 6/6" in out
     assert "step" not in other and "parameters" not in other  # one of them logs; Gloo's lines may be torn
     return folder
 
