@@ -21,6 +21,7 @@ from noisesched.runs import requests
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.metrics_log import read_metrics
 from noisesched.runs.workdir import Workdir
+from noisesched.runtime import signals
 from noisesched.training import monitor
 from noisesched.training import step as training_step
 
@@ -62,7 +63,7 @@ def test_every_example_of_the_help_can_be_read(command):
     assert flags.COMMANDS[command].examples
     for line in flags.COMMANDS[command].examples:
         _, *words = shlex.split(line, comments=True)
-        name, request, _ = flags.parse(words)
+        name, request = flags.parse(words)
         assert name == command
         specs = getattr(request, "schedules", None) or getattr(request, "schedule", None) or ()
         for text in (specs,) if isinstance(specs, str) else specs:
@@ -89,7 +90,7 @@ def test_a_setting_may_follow_its_name():
         "--config.noise_offset",
         "-1",
     ]
-    _, request, _ = flags.parse(words)
+    _, request = flags.parse(words)
     assert request.overrides == ("--config.model.width=16", "--config.data.flip", "--config.noise_offset=-1")
 
 
@@ -204,7 +205,7 @@ def test_a_signal_while_modules_load(disposed, number, code, monkeypatch, capfd)
     ended = []
     disposed(number, signal.SIG_DFL)
     monkeypatch.setattr(os, "_exit", ended.append)
-    with cli.ended_at_once():
+    with signals.handled(cli.end_before_all):
         signal.raise_signal(number)
     assert ended == [code] and signal.getsignal(number) == signal.SIG_DFL
     assert capfd.readouterr().err == "noisesched: error: stopped by a signal before anything was begun\n"
@@ -215,7 +216,7 @@ def test_a_signal_that_the_parent_ignores_stays_ignored(disposed, number, code, 
     """As a shell's background jobs ignore SIGINT; the other one of the two still counts."""
     disposed(number, signal.SIG_IGN)
     monkeypatch.setattr(os, "_exit", lambda code: pytest.fail("stopped"))
-    with cli.ended_at_once():
+    with signals.handled(cli.end_before_all):
         signal.raise_signal(number)
     with monitor.Signals() as stop:
         stop.stepping = True

@@ -1,5 +1,6 @@
 """The training program: its step's arithmetic, and runs that are killed, stopped, resumed, or go wrong."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -261,7 +262,7 @@ def test_signs_of_life(small, monkeypatch):
     config, kept, lines = small({"training.log_every": 2, "training.num_steps": 4}), Kept(), []
     monkeypatch.setattr(monitor, "SILENCE", 0.1)
     monkeypatch.setattr(monitor, "RUN_AHEAD", 0)
-    results = {name: np.ones(1) for name in ("loss", "grad_norm", "bad_log_snr_min", "bad_log_snr_max")}
+    results = {name: jnp.ones(1) for name in ("loss", "grad_norm", "bad_log_snr_min", "bad_log_snr_max")}
 
     def said(pause):
         before = len(lines)
@@ -482,12 +483,48 @@ def test_faults_of_the_input(start, words, small, tmp_path):
     assert [line["step"] for line in read_metrics(Workdir(workdir).metrics)] == list(range(1, last + 1))
 
 
-def test_a_signal_whose_exception_is_lost_stops_after_the_first_step():
-    """As in a callback of the garbage collector, which swallows what is raised in it."""
-    with monitor.Signals() as stop:
-        with pytest.raises(monitor.Preempted, match="before the first step"):
+def test_a_signal_before_the_first_step_is_no_fault_of_what_it_interrupts():
+    """Whoever catches exceptions, as the restoring of a checkpoint does, does not take it for damage."""
+    with pytest.raises(monitor.Preempted, match="before the first step"), monitor.Signals() as stop:
+        try:
             signal.raise_signal(signal.SIGTERM)
-        assert stop.requested
+        except Exception:
+            pytest.fail("caught")
+    assert stop.requested and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("stepping", [False, True])
+def test_a_signal_whose_exception_python_drops_is_not_lost(stepping):
+    """As in a callback of the garbage collector, or in a destructor."""
+
+    class Dropped:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0)
+
+    with contextlib.suppress(monitor.Preempted), monitor.Signals() as stop:
+        stop.stepping = stepping
+        Dropped()
+        if stepping:
+            assert stop.requested
+            return
+        time.sleep(10)
+        pytest.fail("the signal was lost")
+    assert stop.requested
+
+
+def test_the_same_signal_again_ends_the_process_at_once(monkeypatch, capfd):
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with monitor.Signals() as stop:
+        stop.stepping = True
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)  # another: of one event, as a launcher may make both of
+        assert ended == []
+        signal.raise_signal(signal.SIGTERM)
+        assert ended == [143]
+        signal.raise_signal(signal.SIGINT)
+    assert ended == [143, 130] and capfd.readouterr().err.endswith("\n")
 
 
 STUCK = """
