@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import inspect
 import re
+import sys
 import textwrap
 import types
 
@@ -148,7 +149,8 @@ def parse(arguments):
     fail = lambda message: top.exit(2, f"noisesched: error: {shortened(message, LONGEST)}\n")
     for word in arguments:
         if not is_text(word):
-            fail(f"{word!r} is not text: a name or value has bytes that are not UTF-8")
+            locale = "" if sys.getfilesystemencoding() == "utf-8" else "; this locale has no UTF-8: set PYTHONUTF8=1"
+            fail(f"{word!r} is not text: a name or value has bytes that are not UTF-8{locale}")
     given, rest = top.parse_known_args(_joined(arguments))
     command, values = COMMANDS[given.command], vars(given)
     overrides = tuple(word for word in rest if word.startswith(("--config.", "--noconfig.")))

@@ -336,6 +336,7 @@ def test_another_config_is_refused(small, tmp_path):
     workdir = Workdir(tmp_path / "run")
     resume.adopt(workdir, small())
     resume.adopt(workdir, small())  # the same is not
+    workdir.metrics.write_text('{"step": 1}\n')
     text = workdir.config.read_text()
     other = small({"optimizer.learning_rate": 0.5, "model.multipliers": "(1,2)"})
     with pytest.raises(configuration.ConfigError) as refused:
@@ -344,6 +345,22 @@ def test_another_config_is_refused(small, tmp_path):
     assert "optimizer.learning_rate: 0.003 -> 0.5" in message and "model.multipliers: [1] -> [1, 2]" in message
     assert "\n" not in message and message.count("->") == 2 and "leave out --config" in message
     assert workdir.config.read_text() == text
+
+
+@pytest.mark.parametrize("left", ["metrics.jsonl", "checkpoints/2/leaves", "checkpoints/4.corrupt/leaves"])
+def test_another_config_replaces_that_of_a_run_without_a_step(small, tmp_path, left):
+    """As when it did not fit into memory. What a step has left, damaged or not, is a run, whose config stays."""
+    workdir, other = Workdir(tmp_path / "run"), small({"training.batch_size": 8, "model.multipliers": "(1,2)"})
+    resume.adopt(workdir, small())
+    workdir.metrics.touch()
+    workdir.checkpoints.mkdir()
+    assert resume.adopt(workdir, other) == [] and configuration.from_dict(workdir.read_config()) == other
+    path = tmp_path / "run" / left
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}")
+    with pytest.raises(configuration.ConfigError, match="another configuration"):
+        resume.adopt(workdir, small())
+    assert configuration.from_dict(workdir.read_config()) == other
 
 
 # -- runs, killed: the real command line

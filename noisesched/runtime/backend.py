@@ -22,7 +22,7 @@ import platform
 import sys
 import threading
 
-THREADS = 16 + (os.cpu_count() or 1)  # about as many as the libraries that read images and write checkpoints start
+THREADS = 96  # of the libraries that read images and write checkpoints: 77 at a training of the digits, on two cores
 SWITCH = "NOISESCHED_CPU_SETTINGS"
 XLA_SETTING = "xla_cpu_experimental_ynn_fusion_type"
 XLA_FLAG = f"--{XLA_SETTING}=-individual_convolution"
@@ -69,7 +69,7 @@ def start() -> None:
         jax.devices()
     except Exception as error:  # RuntimeError for an unknown name; an AssertionError where nothing is installed for it
         asked = jax.config.jax_platforms
-        why = " ".join(str(error).split())
+        why = " ".join(str(error).split()).partition(" (set JAX_PLATFORMS")[0]
         why = f" ({why})" if why else ""
         if not asked:
             raise BackendError(

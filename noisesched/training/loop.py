@@ -19,7 +19,7 @@ from noisesched.runs import config as configuration
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.metrics_log import Metrics, Unwritten
 from noisesched.runs.workdir import Workdir
-from noisesched.runtime import backend, cluster, sharding, signals
+from noisesched.runtime import cluster, sharding, signals
 from noisesched.runtime.files import writing
 from noisesched.runtime.pictures import grid, write_png
 from noisesched.training import resume
@@ -100,7 +100,6 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
         )
 
         # ---- What the loop needs.
-        backend.check_threads()
         train_step = make_step(config, definition)
         run = sharding.data_parallel(with_stop(train_step) if several else train_step, training.parallel)
         stream = stack.enter_context(
