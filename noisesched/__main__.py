@@ -3,6 +3,7 @@
 Whatever ends a command early is told in one line: the faults of what a user gave, signals, and mistakes of our own.
 """
 
+import errno
 import importlib
 import os
 import signal
@@ -84,22 +85,26 @@ def end_before_all(number):
 
 def told(error):
     """(the line that tells of an exception, the exit status): the one place where exceptions become words."""
-    import errno
-
-    text = " ".join(str(error).split())
+    kind, text = type(error), " ".join(str(error).split())
     if isinstance(error, MemoryError):
         return "out of memory", 1
-    if (kind := type(error)) is RuntimeError and "start new thread" in text:
-        return "no further thread can be started: memory, or the number of processes, is limited here (see ulimit -a)", 1
     if isinstance(error, OSError):
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            return f"too many open files: {open_files()}", 1
+            return f"{os.strerror(errno.EMFILE)}: this process may open {open_files()} (see ulimit -n)", 1
         if error.filename and error.strerror:  # Python's own: without its "[Errno 17]"
             wanted = "a file, where a folder is wanted" if isinstance(error, FileExistsError) else error.strerror
-            text = f"{printable(error.filename)}: {wanted}"
+            text = f"{os.fsdecode(error.filename)}: {wanted}"
         return text or kind.__name__, 1 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 2
     if isinstance(error, ValueError) or isinstance(error, RuntimeError) and kind is not RuntimeError:
         return lost(error) or text or kind.__name__, getattr(error, "exit_code", 2 if isinstance(error, ValueError) else 1)
+    # Not raised by us, and not by Python for what a user gave. Libraries wrap what the system says, or repeat it.
+    if "start new thread" in text:
+        return "no further thread can be started: memory, or the number of processes, is limited here (see ulimit -a)", 1
+    if (cause := error.__cause__ or error.__context__) and isinstance(cause, OSError | MemoryError):
+        return told(cause)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        if os.strerror(number) in text:
+            return text, 1
     return f"{kind.__name__}: {text} ({place(error)}): {BUG}", 1
 
 
@@ -114,11 +119,7 @@ def place(error):
 def open_files():
     import resource
 
-    return f"at most {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} are allowed here; raise it, as with ulimit -n 1024"
-
-
-def printable(path):
-    return os.fsdecode(path) if isinstance(path, bytes) else path
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def fail(message, code=2, at_once=False, agreed=False):

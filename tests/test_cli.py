@@ -348,6 +348,13 @@ def plotting(monkeypatch):
     return raising
 
 
+def wrapped(cause):
+    """Another exception for the same fault, as libraries raise it."""
+    error = TypeError("while writing a shard")
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "code", "parts"),
     [
@@ -356,7 +363,9 @@ def plotting(monkeypatch):
         (OSError(errno.ENOENT, "No such file or directory", "/a/b"), 2, ["/a/b: No such file or directory"]),
         (OSError(errno.ENOENT, "No such file", b"/a/\xff"), 2, ["/a/\\udcff: No such file"]),
         (OSError(errno.ENOSPC, "No space left on device", "/a/b"), 1, ["/a/b: No space left on device"]),
-        (OSError(errno.EMFILE, "Too many open files", "/a/b"), 1, ["too many open files", "ulimit -n"]),
+        (OSError(errno.EMFILE, "Too many open files", "/a/b"), 1, ["Too many open files", "ulimit -n"]),
+        (RuntimeError("cannot open shard: Too many open files; errno 24"), 1, ["cannot open shard: Too many open files"]),
+        (wrapped(OSError(errno.ENOSPC, "No space left on device", "/a/b")), 1, ["/a/b: No space left on device"]),
         (MemoryError(), 1, ["out of memory"]),
         (RuntimeError("can't start new thread"), 1, ["no further thread can be started", "ulimit -a"]),
         (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"), 2, ["surrogates not allowed"]),

@@ -1,5 +1,6 @@
 """Several real processes of one job, of four fake devices each, over loopback: the numbers of one, and no hang."""
 
+import contextlib
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from noisesched.runs import requests
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.metrics_log import read_metrics
 from noisesched.runs.workdir import Workdir
-from noisesched.runtime import cluster
+from noisesched.runtime import cluster, meeting
 
 CHANGES = {
     "training.num_steps": 6,
@@ -225,6 +226,23 @@ def test_what_differs_is_named(monkeypatch):
     cluster.agree("configuration", first)
     with pytest.raises(ValueError, match="another configuration than process 0: model.width 32 against 64, and 1 more"):
         cluster.agree("configuration", {"seed": 0, "model": {"width": 32, "heads": 2}})
+
+
+def test_waiting_for_the_others_can_be_interrupted(start, tmp_path):
+    """Also by the first process, of which the others would hear nothing more."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    asked = (f"--workdir={tmp_path}", f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--process_id=0")
+    process, until = start("train", *asked), time.monotonic() + 100
+    while True:
+        assert process.poll() is None and time.monotonic() < until, ended([process], 1)
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as guest:
+            assert guest.recv(100) == f"{meeting.GREETING}\n".encode()
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert ended([process], 20) == [(130, "", "noisesched: error: interrupted")]
 
 
 @pytest.mark.parametrize(

@@ -26,19 +26,19 @@ from noisesched.runtime.meeting import ClusterError
 from noisesched.spec import shortened
 
 BEAT = 2.0  # seconds between signs of life
-PATIENCE = 1800  # seconds that processes wait for one another once they are a job: one may prepare a data set meanwhile
+PATIENCE = 1800  # seconds for hosts of a cloud, which come minutes apart, and for one that prepares a data set meanwhile
 SILENCE = 40.0  # seconds without one after which a process counts as gone
 LATE = 10.0  # seconds after which a process that waits for others says so
 _joined = []  # not empty: this process is one of several
 _turns = itertools.count()  # numbers the calls of `by_first` and `together`, equally in all processes: they run the same program
 
 
-def start(coordinator=None, num_processes=None, process_id=None, wait=300):
+def start(coordinator=None, num_processes=None, process_id=None, wait=None):
     """Joins the other processes of the job, if there are any. Call it before JAX is first used.
 
     On Cloud TPU, SLURM and Open MPI they are found automatically (`jax.distributed`); elsewhere give all three of coordinator
     ("HOST:PORT" of process 0), num_processes and process_id (from 0). Raises ValueError for contradictory arguments, ClusterError
-    if the others do not appear within `wait` seconds.
+    if the others do not appear within `wait` seconds (300; PATIENCE where they are found automatically).
     """
     told = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [f"--{name}" for name, value in told.items() if value is None]
@@ -57,6 +57,7 @@ def start(coordinator=None, num_processes=None, process_id=None, wait=300):
     # themselves and abort the process with a page of C++ log.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_enable_recoverability", True)
+    wait = wait or (PATIENCE if missing else 300)
     if not missing:
         meeting.meet(coordinator, num_processes, process_id, wait)
     # Even with all arguments given, JAX would look for a cluster, and if it found one take a single device for this process.

@@ -9,6 +9,7 @@ So they meet there first: process 0 listens, greets whoever comes, and lets all 
 """
 
 import contextlib
+import os
 import selectors
 import socket
 import sys
@@ -46,7 +47,7 @@ def _receive(coordinator, port, num_processes, until, wait):
     try:
         server = _listen(port)
     except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or error
+        why = os.strerror(error.errno) if getattr(error, "errno", None) else error
         raise ClusterError(
             f"--coordinator={coordinator}: process 0 cannot listen at port {port}: {why}; give another port"
         ) from None
