@@ -37,14 +37,13 @@ def job(user_cache, tmp_path_factory):
     site = tmp_path_factory.mktemp("site")
     (site / "noisesched").symlink_to(ROOT / "noisesched")
 
-    def start(*arguments, processes=2, devices=4, last=()):
+    def start(*arguments, processes=2, devices=4, last=(), platforms=("cpu", "cpu")):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         environment = os.environ | {
             "PYTHONPATH": str(site),
             "XDG_CACHE_HOME": str(user_cache),
-            "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         }
         begun = []
@@ -55,7 +54,7 @@ def job(user_cache, tmp_path_factory):
             begun.append(
                 subprocess.Popen(
                     [*command, *(last if k == processes - 1 else ())],
-                    env=environment,
+                    env=environment | {"JAX_PLATFORMS": platforms[k]},
                     text=True,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
@@ -217,6 +216,14 @@ def test_one_that_differs_stops_all(job, words, tmp_path):
     done = ended(job("train", f"--workdir={tmp_path / 'run'}", *words(CHANGES), last=["--config.seed=1"]))
     assert [code for code, _, _ in done] == [1, 2]
     told = 'process 1 has another command line than process 0: --config.seed "1" against "absent"; give all processes the same'
+    assert f"error: {told}" in done[1][2] and f"error: process 1 of 2 failed: {told}" in done[0][2]
+
+
+def test_one_whose_devices_do_not_start_stops_all(job, tmp_path):
+    """The others wait for them inside JAX."""
+    done = ended(job("sample", f"--workdir={tmp_path}", f"--out={tmp_path}", platforms=("cpu", "nonsense")), 100)
+    assert [code for code, _, _ in done] == [1, 2], done
+    told = "JAX_PLATFORMS='nonsense': JAX finds no such device here"
     assert f"error: {told}" in done[1][2] and f"error: process 1 of 2 failed: {told}" in done[0][2]
 
 

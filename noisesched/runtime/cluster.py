@@ -29,7 +29,7 @@ BEAT = 2.0  # seconds between signs of life
 PATIENCE = 1800  # seconds for hosts of a cloud, which come minutes apart, and for one that prepares a data set meanwhile
 SILENCE = 40.0  # seconds without one after which a process counts as gone
 LATE = 10.0  # seconds after which a process that waits for others says so
-_joined = []  # not empty: this process is one of several
+_joined = []  # not empty: this process is one of several, and has this number
 _turns = itertools.count()  # numbers the calls of `by_first` and `together`, equally in all processes: they run the same program
 
 
@@ -72,13 +72,13 @@ def start(coordinator=None, num_processes=None, process_id=None, wait=None):
         _aside(initialize, f"waiting for the other processes of this job, for {wait} s at most (--wait)")
     except Exception as error:
         raise ClusterError(f"the processes of this job did not find each other: {shortened(reason(error), 300)}") from None
-    backend.start()
-    if jax.process_count() > 1:
-        _joined.append(_report_aborts())
+    me, count = _state().process_id, _state().num_processes
+    if count > 1:
+        _joined.extend((me, _report_aborts()))
         reached = [time.monotonic()]  # when the coordinator last answered
-        watched = _client(), jax.process_index(), jax.process_count(), reached
-        threading.Thread(target=_watch, args=watched, daemon=True).start()
-        threading.Thread(target=_watch_coordinator, args=watched[2:], daemon=True).start()
+        threading.Thread(target=_watch, args=(_client(), me, count, reached), daemon=True).start()
+        threading.Thread(target=_watch_coordinator, args=(count, reached), daemon=True).start()
+    backend.start()  # watched already: it waits for the other processes' devices
 
 
 def _aside(function, late):
@@ -176,12 +176,13 @@ def end(code, fault=""):
     """Ends this process if it is one of several: after a `fault` at once, telling the others; else when all get here."""
     if not _joined:
         return
+    me = _joined[0]
     with contextlib.suppress(Exception):
         if fault:
-            _client().key_value_set(f"noisesched/gone/{jax.process_index()}", f"failed: {fault}")
+            _client().key_value_set(f"noisesched/gone/{me}", f"failed: {fault}")
         else:
             _client().wait_at_barrier("noisesched/end", int(10_000 * SILENCE))
-        if is_first():
+        if me == 0:
             time.sleep(2 * BEAT if fault else BEAT / 4)  # the others learn of it through this process
     sys.stdout.flush()
     sys.stderr.flush()
@@ -197,11 +198,16 @@ def _differing(mine, first, name=""):
         yield name, mine, first
 
 
-def _client():
-    """The key-value store that all processes share. JAX has no public name for it; orbax uses this one too."""
+def _state():
+    """What JAX knows of the processes. It has no public name for it; orbax uses this one too."""
     from jax._src import distributed
 
-    return distributed.global_state.client
+    return distributed.global_state
+
+
+def _client():
+    """The key-value store that all processes share."""
+    return _state().client
 
 
 def _wait_for(key):
