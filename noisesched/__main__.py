@@ -3,6 +3,7 @@
 Whatever ends a command early is told in one line: the faults of what a user gave, signals, and mistakes of our own.
 """
 
+import contextlib
 import errno
 import importlib
 import os
@@ -96,6 +97,8 @@ def told(error):
             text = f"{os.fsdecode(error.filename)}: {wanted}"
         return text or kind.__name__, 1 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 2
     if isinstance(error, ValueError) or isinstance(error, RuntimeError) and kind is not RuntimeError:
+        if text.startswith("RESOURCE_EXHAUSTED"):
+            return f"out of memory: a smaller batch, or a smaller network, needs less ({text})", 1
         return lost(error) or text or kind.__name__, getattr(error, "exit_code", 2 if isinstance(error, ValueError) else 1)
     # Not raised by us, and not by Python for what a user gave. Libraries wrap what the system says, or repeat it.
     if "start new thread" in text:
@@ -129,7 +132,8 @@ def fail(message, code=2, at_once=False, agreed=False):
     leave(code, "" if agreed else message)
     if at_once:
         for stream in filter(None, (sys.stdout, sys.stderr)):
-            stream.flush()
+            with contextlib.suppress(OSError):  # a full disk, which is told already
+                stream.flush()
         os._exit(code)
     sys.exit(code)
 

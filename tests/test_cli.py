@@ -1,6 +1,7 @@
 """The command line as a user meets it: help that teaches, faults in one line and without litter, and a run end to end."""
 
 import errno
+import gc
 import io
 import json
 import math
@@ -11,6 +12,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import jax
@@ -382,6 +384,42 @@ def test_exceptions_are_told_in_one_line(main, plotting, error, code, parts):
     got, out, err = main("plot", "cosine")
     assert_one_line((got, out, err), *parts, code=code)
     assert len(err) < 1100
+
+
+def test_an_interruption_that_python_drops_is_not_lost(main, monkeypatch):
+    """As one that arrives in a callback of the garbage collector."""
+    from noisesched.diagnosis import plot
+
+    def interrupted(request):
+        def callback(phase, given):
+            if phase == "start":
+                gc.callbacks.remove(callback)
+                signal.raise_signal(signal.SIGINT)
+
+        gc.callbacks.append(callback)
+        gc.collect()
+        time.sleep(10)
+
+    monkeypatch.setattr(plot, "main", interrupted)
+    begin = time.monotonic()
+    assert_one_line(main("plot", "cosine"), "interrupted", code=130)
+    assert time.monotonic() - begin < 9
+
+
+def test_another_interruption_ends_the_process_at_once(main, monkeypatch):
+    from noisesched.diagnosis import plot
+
+    def interrupted(request):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(plot, "main", interrupted)
+    assert_one_line((main("plot", "cosine")[0], "", "noisesched: error: interrupted\n"), code=130)
+    assert ended == [130]
 
 
 @pytest.mark.parametrize("kind", [TypeError, KeyError, AttributeError, IndexError, AssertionError, OverflowError, RuntimeError])

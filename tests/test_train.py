@@ -292,9 +292,43 @@ def test_signs_of_life(small, monkeypatch):
     logged = [line for line in lines if "loss" in line]
     assert [line.split("  ")[0] for line in logged] == ["step 2/4", "step 4/4"]
     assert "ms/step" in logged[0] and "input wait" in logged[0] and "MiB of the process (peak" in logged[0]
+    for line in logged:
+        step, each, rate, minutes, seconds = re.match(
+            r"step (\d+)/4  .*  ([\d.,]+) ms/step, ([\d.]+)/s  .*  (\d+)m(\d+)s left$", line
+        ).groups()
+        assert float(each) * float(rate) == pytest.approx(1000, rel=0.05)
+        assert 60 * int(minutes) + int(seconds) == pytest.approx((4 - int(step)) * float(each) / 1000, abs=0.51)
     first = kept.records[0]
     assert 0.04 <= first["step_seconds"] and 0.01 < first["input_wait"] < 0.9
     assert 2**20 < first["process_bytes"] <= 1.01 * first["process_bytes_peak"]
+
+
+def test_pace_is_of_steps_alone(monkeypatch):
+    """Steps of 2 s, the first compiled for 60 s, a checkpoint of 30 s; losses looked at four steps late, the last at once."""
+    now, found = [0.0], []
+    progress = monitor.Progress(lambda line: None, 10, show=False)
+    monkeypatch.setattr(monitor.time, "monotonic", lambda: now[0])
+    pace = monitor.Pace(progress)
+    for step in range(1, 11):
+        with progress.doing("compiling") if step == 1 else contextlib.nullcontext():
+            now[0] += 60 * (step == 1)
+        pace.begin(0)
+        now[0] += 2
+        if step > 4:
+            found.append(pace.at(step))
+        if step == 7:
+            with progress.doing("saving"):
+                now[0] += 30
+    assert [*found, *(pace.at(10) for _ in range(4))] == pytest.approx([2.0] * 10)
+
+
+def test_pace_of_a_single_step_is_its_whole_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(monitor.time, "monotonic", lambda: now[0])
+    pace = monitor.Pace(monitor.Progress(lambda line: None, 1, show=False))
+    now[0] += 3
+    pace.begin(1)
+    assert pace.at(1) == 3
 
 
 def test_memory_is_the_devices_where_they_tell(monkeypatch):
@@ -508,6 +542,24 @@ def test_a_signal_before_the_first_step_is_no_fault_of_what_it_interrupts():
         except Exception:
             pytest.fail("caught")
     assert stop.requested and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_batch_that_never_comes_keeps_nobody_who_was_signalled(small, tmp_path, monkeypatch):
+    """What is done is saved."""
+
+    def stuck(self):
+        taken.append(usual(self))
+        if len(taken) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(20)
+            pytest.fail("it waited")
+        return taken[-1]
+
+    usual, taken = pipeline.Batches.__next__, []
+    monkeypatch.setattr(pipeline.Batches, "__next__", stuck)
+    with pytest.raises(monitor.Preempted, match="stopped by a signal at step 3, which is saved"):
+        loop.train(small(), tmp_path / "run", lambda line: None)
+    assert saved(tmp_path / "run", small())[0] == 3
 
 
 @pytest.mark.parametrize("stepping", [False, True])

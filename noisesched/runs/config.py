@@ -146,6 +146,10 @@ def read(path, kind, overrides=()):
     try:
         config_flags.DEFINE_config_dict("config", page, flag_values=values, sys_argv=arguments)
         values(arguments)
+    except flags.IllegalFlagValueError as error:
+        name, _, text = str(error).removeprefix("flag --config.").partition(": ")[0].partition("=")
+        wanted = "write a list such as (1, 2)" if text.startswith("(") else "the config file has another type of value there"
+        raise ConfigError(f"{name}={shown(text)} cannot be read: {wanted}") from error
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"config {path}: {' '.join(str(error).split())}") from None
     return values.config.to_dict()
@@ -280,7 +284,7 @@ def _run_file(path):
         names = {"__name__": "config", "__file__": path}
         exec(compile(Path(path).read_bytes(), path, "exec"), names)
         result = names["get_config"]() if "get_config" in names else None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         where = f", line {lines[-1]}" if lines else ""
         raise ConfigError(f"config {path}{where}: {type(error).__name__}: {' '.join(str(error).split())}") from error
