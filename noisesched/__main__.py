@@ -99,7 +99,7 @@ def told(error):
     if isinstance(error, ValueError) or isinstance(error, RuntimeError) and kind is not RuntimeError:
         if text.startswith("RESOURCE_EXHAUSTED"):
             return f"out of memory: a smaller batch, or a smaller network, needs less ({text})", 1
-        return lost(error) or text or kind.__name__, getattr(error, "exit_code", 2 if isinstance(error, ValueError) else 1)
+        return lost(error) or text or kind.__name__, getattr(error, "exit_code", 1 if isinstance(error, RuntimeError) else 2)
     # Not raised by us, and not by Python for what a user gave. Libraries wrap what the system says, or repeat it.
     if "start new thread" in text:
         return "no further thread can be started: memory, or the number of processes, is limited here (see ulimit -a)", 1

@@ -28,7 +28,6 @@ from noisesched.spec import shortened
 BEAT = 2.0  # seconds between signs of life
 PATIENCE = 1800  # seconds for hosts of a cloud, which come minutes apart, and for one that prepares a data set meanwhile
 SILENCE = 40.0  # seconds without one after which a process counts as gone
-LATE = 10.0  # seconds after which a process that waits for others says so
 _joined = []  # not empty: this process is one of several, and has this number
 _turns = itertools.count()  # numbers the calls of `by_first` and `together`, equally in all processes: they run the same program
 
@@ -93,7 +92,7 @@ def _aside(function, late):
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(LATE)
+    thread.join(meeting.LATE)
     if thread.is_alive():
         print(f"noisesched: {late}", file=sys.stderr)
     while thread.is_alive():

@@ -26,7 +26,8 @@ def handled(handle, numbers=(signal.SIGINT, signal.SIGTERM), wanted=lambda: True
     """
     main = threading.current_thread() is threading.main_thread()
     heard = [number for number in numbers if main and signal.getsignal(number) not in (signal.SIG_IGN, None)]
-    usual, hook = {number: signal.signal(number, lambda number, frame: handle(number)) for number in heard}, sys.unraisablehook
+    usual = {number: signal.signal(number, lambda number, frame: handle(number)) for number in heard}
+    hook = sys.unraisablehook
 
     def again(*_):
         if wanted():
@@ -35,6 +36,7 @@ def handled(handle, numbers=(signal.SIGINT, signal.SIGTERM), wanted=lambda: True
     def dropped(unraisable):
         if not isinstance(unraisable.exc_value, Interrupted):
             return hook(unraisable)
+        usual.setdefault(signal.SIGALRM, signal.getsignal(signal.SIGALRM))
         signal.signal(signal.SIGALRM, again)  # not from here, where it would be dropped as well
         signal.setitimer(signal.ITIMER_REAL, AGAIN)
 
@@ -43,6 +45,8 @@ def handled(handle, numbers=(signal.SIGINT, signal.SIGTERM), wanted=lambda: True
         yield
     finally:
         sys.unraisablehook = hook
+        if signal.SIGALRM in usual:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in usual.items():
             signal.signal(number, handler)
 

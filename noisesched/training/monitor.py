@@ -161,7 +161,8 @@ class Recorder:
 
     def dispatched(self, step, results):
         self.pending.append((step, results))
-        self.pace.begin(self._done())
+        if not self.looked:
+            self.pace.begin(self._done())
         if len(self.pending) > RUN_AHEAD:
             self._look(*self.pending.popleft())
 
