@@ -3,11 +3,15 @@
 import argparse
 import dataclasses
 import inspect
+import re
+import sys
+import textwrap
 import types
 
 from noisesched import __version__
 from noisesched.runs import requests
-from noisesched.runs.settings import check_value
+from noisesched.runs.settings import ConfigError, check_path, check_value, is_text
+from noisesched.spec import shortened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +109,18 @@ COMMANDS = {
 }
 
 
+LONGEST = 500  # characters of an error of argparse: some quote a value whole
+WORDS = (  # argparse's words for a fault, as a pattern, and ours
+    (r"^argument ([^:]+): ignored explicit argument (['\"].*)$", r"\1 takes no value, but is given \2"),
+    (r"^argument ([^:]+): expected one argument$", r"\1 needs a value"),
+    (r"^argument ([^:]+): expected at least one argument$", r"\1 needs at least one value"),
+    (r"^argument ([^:]+): invalid choice: (.*) \(choose from (.*)\)$", r"\1: \2 is none of \3"),
+    (r"^argument ([^:]+): invalid (.+) value: (['\"].*)$", r"\1: \3 is not a \2"),
+    (r"^argument ([^:]+): ", r"\1: "),
+    (r"^the following arguments are required: (.*)$", r"missing: \1"),
+)
+
+
 class Parser(argparse.ArgumentParser):
     """Argparse with one-line errors, and an epilog that is made only when it is shown."""
 
@@ -118,27 +134,33 @@ class Parser(argparse.ArgumentParser):
         return super().format_help()
 
     def error(self, message):
-        self.exit(2, f"noisesched: error: {message}; see {self.prog} --help\n")
+        for pattern, words in WORDS:
+            message = re.sub(pattern, words, message)
+        self.exit(2, f"noisesched: error: {shortened(message, LONGEST)}; see {self.prog} --help\n")
 
 
 def parse(arguments):
-    """(the name of the command, its request, whether a whole traceback is wanted) of the words of a command line.
+    """(the name of the command, its request) of the words of a command line.
 
     Ends the process, with one line, for words that are none of them. Settings of a config, --config.NAME=value or --config.NAME
     value, are the request's `overrides`.
     """
     top = parser()
+    fail = lambda message: top.exit(2, f"noisesched: error: {shortened(message, LONGEST)}\n")
+    for word in arguments:
+        if not is_text(word):
+            locale = "" if sys.getfilesystemencoding() == "utf-8" else "; this locale has no UTF-8: set PYTHONUTF8=1"
+            fail(f"{word!r} is not text: a name or value has bytes that are not UTF-8{locale}")
     given, rest = top.parse_known_args(_joined(arguments))
     command, values = COMMANDS[given.command], vars(given)
     overrides = tuple(word for word in rest if word.startswith(("--config.", "--noconfig.")))
-    fail = lambda message: top.exit(2, f"noisesched: error: {message}\n")
     if unknown := [word for word in rest if word not in overrides]:
         fail(f"unknown argument {unknown[0]!r}; see noisesched {given.command} --help")
     if overrides and not values.get("config"):
         fail(f"{overrides[0]!r} changes a setting of a --config, but none is given")
     names = {field.name for field in dataclasses.fields(command.request)}
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in names}
-    return given.command, command.request(**values, **({"overrides": overrides} if overrides else {})), given.debug
+    return given.command, command.request(**values, **({"overrides": overrides} if overrides else {}))
 
 
 def parser():
@@ -206,6 +228,10 @@ def _reader(kind, known):
     def path(text):
         if not text:
             raise argparse.ArgumentTypeError("empty: name a folder or file")
+        try:
+            check_path("", text)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error).removeprefix("=")) from None
         return text
 
     if kind is str:
@@ -228,6 +254,8 @@ def _joined(arguments):
 
 # -- what the help lists
 
+LINE = 130  # characters of a description, before it goes on in another line
+
 
 def _epilog(command):
     examples = "\n".join(["examples:", *(f"  {line}" for line in command.examples)])
@@ -236,12 +264,16 @@ def _epilog(command):
 
 def _listed(title, rows):
     width = min(max(len(name) for name, _ in rows), 46) + 2
-    lines = [f"  {name:{width}}{text}" if len(name) < width else f"  {name}\n  {'':{width}}{text}" for name, text in rows]
+    below = f"\n  {'':{width}}"
+    lines = [
+        (f"  {name:{width}}" if len(name) < width else f"  {name}{below}") + below.join(textwrap.wrap(text, LINE))
+        for name, text in rows
+    ]
     return f"{title}\n" + "\n".join(lines)
 
 
-def _first_line(function):
-    return inspect.getdoc(function).split("\n")[0]
+def _first_paragraph(function):
+    return " ".join(inspect.getdoc(function).partition("\n\n")[0].split())
 
 
 def _with_parameters(name, function, skip):
@@ -257,21 +289,23 @@ def _with_parameters(name, function, skip):
 def _schedules():
     from noisesched import schedules
 
-    rows = [(_with_parameters(name, f, skip=1), _first_line(f)) for name, f in schedules.DEFINITIONS.items()]
+    rows = [(_with_parameters(name, f, skip=1), _first_paragraph(f)) for name, f in schedules.DEFINITIONS.items()]
     return _listed("schedules, with their parameters and defaults (a name alone will do):", rows)
 
 
 def _methods():
     from noisesched import samplers
 
-    rows = [(_with_parameters(name, method.move, skip=5), _first_line(method.move)) for name, method in samplers.METHODS.items()]
+    rows = [
+        (_with_parameters(name, method.move, skip=5), _first_paragraph(method.move)) for name, method in samplers.METHODS.items()
+    ]
     return _listed("methods, with their options:", rows)
 
 
 def _guidance():
     from noisesched import guidance
 
-    rows = [(f"{name}({f.__defaults__[0]})", _first_line(f)) for name, f in guidance.CORRECTIONS.items()]
+    rows = [(f"{name}({f.__defaults__[0]})", _first_paragraph(f)) for name, f in guidance.CORRECTIONS.items()]
     title = (
         "guidance: none, or cfg(scale, correction, log_snr_min=.., log_snr_max=..), scale 1 being the label, 0 none; corrections:"
     )

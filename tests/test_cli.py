@@ -1,14 +1,21 @@
 """The command line as a user meets it: help that teaches, faults in one line and without litter, and a run end to end."""
 
+import errno
+import gc
+import io
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import BASE, ROOT
@@ -21,6 +28,7 @@ from noisesched.runs import requests
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.metrics_log import read_metrics
 from noisesched.runs.workdir import Workdir
+from noisesched.runtime import backend, signals
 from noisesched.training import monitor
 from noisesched.training import step as training_step
 
@@ -62,7 +70,7 @@ def test_every_example_of_the_help_can_be_read(command):
     assert flags.COMMANDS[command].examples
     for line in flags.COMMANDS[command].examples:
         _, *words = shlex.split(line, comments=True)
-        name, request, _ = flags.parse(words)
+        name, request = flags.parse(words)
         assert name == command
         specs = getattr(request, "schedules", None) or getattr(request, "schedule", None) or ()
         for text in (specs,) if isinstance(specs, str) else specs:
@@ -89,7 +97,7 @@ def test_a_setting_may_follow_its_name():
         "--config.noise_offset",
         "-1",
     ]
-    _, request, _ = flags.parse(words)
+    _, request = flags.parse(words)
     assert request.overrides == ("--config.model.width=16", "--config.data.flip", "--config.noise_offset=-1")
 
 
@@ -204,7 +212,7 @@ def test_a_signal_while_modules_load(disposed, number, code, monkeypatch, capfd)
     ended = []
     disposed(number, signal.SIG_DFL)
     monkeypatch.setattr(os, "_exit", ended.append)
-    with cli.ended_at_once():
+    with signals.handled(cli.end_before_all):
         signal.raise_signal(number)
     assert ended == [code] and signal.getsignal(number) == signal.SIG_DFL
     assert capfd.readouterr().err == "noisesched: error: stopped by a signal before anything was begun\n"
@@ -215,7 +223,7 @@ def test_a_signal_that_the_parent_ignores_stays_ignored(disposed, number, code, 
     """As a shell's background jobs ignore SIGINT; the other one of the two still counts."""
     disposed(number, signal.SIG_IGN)
     monkeypatch.setattr(os, "_exit", lambda code: pytest.fail("stopped"))
-    with cli.ended_at_once():
+    with signals.handled(cli.end_before_all):
         signal.raise_signal(number)
     with monitor.Signals() as stop:
         stop.stepping = True
@@ -323,3 +331,216 @@ def test_a_workdir_from_before_the_package_had_folders_is_still_read(main, tmp_p
     code, out, err = main("train", f"--workdir={workdir}", *longer)
     assert code == 0 and "resuming at step 4" in out, err
     assert [line["step"] for line in read_metrics(workdir / "metrics.jsonl")] == [2, 4, 6]
+
+
+# -- the one place where exceptions become words
+
+
+@pytest.fixture
+def plotting(monkeypatch):
+    """`plotting(error)`: from now on `plot` raises that."""
+    from noisesched.diagnosis import plot
+
+    def raising(error):
+        def raise_it(request):
+            raise error
+
+        monkeypatch.setattr(plot, "main", raise_it)
+
+    return raising
+
+
+def wrapped(cause):
+    """Another exception for the same fault, as libraries raise it."""
+    error = TypeError("while writing a shard")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "parts"),
+    [
+        (ValueError("no such\nthing"), 2, ["no such thing"]),
+        (ValueError(), 2, ["ValueError"]),
+        (OSError(errno.ENOENT, "No such file or directory", "/a/b"), 2, ["/a/b: No such file or directory"]),
+        (OSError(errno.ENOENT, "No such file", b"/a/\xff"), 2, ["/a/\\udcff: No such file"]),
+        (OSError(errno.ENOSPC, "No space left on device", "/a/b"), 1, ["/a/b: No space left on device"]),
+        (OSError(errno.EMFILE, "Too many open files", "/a/b"), 1, ["Too many open files", "ulimit -n"]),
+        (RuntimeError("cannot open shard: Too many open files; errno 24"), 1, ["cannot open shard: Too many open files"]),
+        (wrapped(OSError(errno.ENOSPC, "No space left on device", "/a/b")), 1, ["/a/b: No space left on device"]),
+        (MemoryError(), 1, ["out of memory"]),
+        (RuntimeError("can't start new thread"), 1, ["no further thread can be started", "ulimit -a"]),
+        (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"), 2, ["surrogates not allowed"]),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating"), 1, ["RESOURCE_EXHAUSTED", "allocating"]),
+        (monitor.Preempted("stopped by a signal at step 3"), 75, ["stopped by a signal at step 3"]),
+        (ValueError("x" * 10**6), 2, ["xxx ... xxx"]),
+        (ValueError("\ud800"), 2, ["\\ud800"]),
+        (KeyboardInterrupt(), 130, ["interrupted"]),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_exceptions_are_told_in_one_line(main, plotting, error, code, parts):
+    plotting(error)
+    got, out, err = main("plot", "cosine")
+    assert_one_line((got, out, err), *parts, code=code)
+    assert len(err) < 1100
+
+
+def test_an_interruption_that_python_drops_is_not_lost(main, monkeypatch):
+    """As one that arrives in a callback of the garbage collector."""
+    from noisesched.diagnosis import plot
+
+    def interrupted(request):
+        def callback(phase, given):
+            if phase == "start":
+                gc.callbacks.remove(callback)
+                signal.raise_signal(signal.SIGINT)
+
+        gc.callbacks.append(callback)
+        gc.collect()
+        time.sleep(10)
+
+    monkeypatch.setattr(plot, "main", interrupted)
+    begin = time.monotonic()
+    assert_one_line(main("plot", "cosine"), "interrupted", code=130)
+    assert time.monotonic() - begin < 9
+
+
+def test_another_interruption_ends_the_process_at_once(main, monkeypatch):
+    from noisesched.diagnosis import plot
+
+    def interrupted(request):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(plot, "main", interrupted)
+    assert_one_line((main("plot", "cosine")[0], "", "noisesched: error: interrupted\n"), code=130)
+    assert ended == [130]
+
+
+@pytest.mark.parametrize("kind", [TypeError, KeyError, AttributeError, IndexError, AssertionError, OverflowError, RuntimeError])
+def test_a_bug_of_ours_is_told_as_one(plotting, capsys, kind):
+    """In one line, with its place; --debug shows the traceback."""
+    plotting(kind("of a kind"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["plot", "cosine"])
+    err = capsys.readouterr().err
+    assert_one_line((ended.value.code, "", err), f"{kind.__name__}: ", "of a kind", "bug in noisesched", "--debug", code=1)
+    with pytest.raises(kind, match="of a kind"):
+        cli.main(["plot", "cosine", "--debug"])
+
+
+def test_threads_that_cannot_start_are_found_before_libraries_wait_for_them(monkeypatch):
+    started, start = [], threading.Thread.start
+
+    def limited(self):
+        if len(started) == 5:
+            raise RuntimeError("can't start new thread")
+        started.append(self)
+        start(self)
+
+    backend.check_threads(3)
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with pytest.raises(RuntimeError) as error:
+        backend.check_threads(6)
+    for thread in started:
+        thread.join(10)
+    assert len(started) == 5 and not any(thread.is_alive() for thread in started)
+    assert cli.told(error.value) == (cli.told(RuntimeError("can't start new thread"))[0], 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("train", "--workdir=w", "--accept_changes=true"), "--accept_changes takes no value, but is given 'true'"),
+        (("train", "--workdir"), "--workdir needs a value"),
+        (("sample", "--workdir=w", "--out=o", "--steps"), "--steps needs at least one value"),
+        (("sample", "--workdir=w", "--out=o", "--steps=1e3"), "--steps: '1e3' is not a whole number from 1 up"),
+        (("sample", "--workdir=w", "--out=o", "--spacing=even"), "--spacing: 'even' is none of "),
+        (("evaluate", "--workdir=w", "--log_snr_min=low"), "--log_snr_min: 'low' is not a number"),
+        (("sample", "--workdir=w"), "missing: --out"),
+        (("trian",), "COMMAND: 'trian' is none of "),
+        (("train", "--workdir=~nobody-here/run"), "there is no user 'nobody-here' here"),
+        (("train", "--workdir=a\0b"), "has a zero byte, which no path has"),
+        (("train", "--workdir=a\udcff"), "'--workdir=a\\udcff' is not text"),
+        (("plot", "cosine\ud800"), "'cosine\\ud800' is not text"),
+        (("plot", "cosine", "--wide=" + "x" * 10**5), "unknown argument '--wide=xxx"),
+    ],
+)
+def test_words_that_are_none_are_told_in_our_words(main, arguments, told):
+    code, out, err = main(*arguments)
+    assert_one_line((code, out, err), told)
+    assert len(err) < 600 and "invalid" not in err and "argument --" not in err and "choose from" not in err
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("data.flip=maybe", "data.flip='maybe' must be true or false"),
+        ("training.num_steps=1.5", "training.num_steps='1.5' must be a whole number"),
+        ("training.num_steps=inf", "training.num_steps='inf' must be a whole number"),
+        ("optimizer.learning_rate=fast", "optimizer.learning_rate='fast' must be a number"),
+        ("optimizer.warmup_steps=2147483648", "optimizer.warmup_steps=2147483648 must be below 2147483648"),
+        ("data.data_dir=~nobody-here", "data.data_dir='~nobody-here': there is no user 'nobody-here' here"),
+        ("data.path=~nobody-here/images", "data.path='~nobody-here/images': there is no user 'nobody-here' here"),
+        ("data.data_dir=a\0b", "has a zero byte"),
+    ],
+)
+def test_settings_are_refused_in_our_words(main, words, tmp_path, word, told):
+    assert_one_line(main("train", f"--workdir={tmp_path / 'run'}", *words(), f"--config.{word}"), told)
+    assert not (tmp_path / "run").exists()
+
+
+def test_whole_numbers_may_be_written_as_powers_of_ten(small):
+    assert small({"training.num_steps": "1e3", "training.log_every": "1e2"}).training.num_steps == 1000
+
+
+@pytest.mark.parametrize(("command", "config"), [("train", "compare"), ("compare", "digits")])
+def test_a_config_that_is_for_another_command(main, tmp_path, command, config):
+    where = "--workdir" if command == "train" else "--out"
+    other = {"train": "compare", "compare": "train"}[command]
+    result = main(command, f"--config={config}", f"{where}={tmp_path / 'x'}")
+    assert_one_line(result, f"{config}.py describes a {'comparison' if other == 'compare' else 'run'}", f"noisesched {other}")
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_stream_that_cannot_show_a_sign_ends_nothing(monkeypatch, plotting, stream):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, stream, io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr(backend, "prepare", lambda: None)
+    if stream == "stderr":
+        plotting(ValueError("naïve \ud800"))
+        with pytest.raises(SystemExit):
+            cli.main(["plot", "cosine"])
+        assert b"na\\xefve \\ud800" in written.getvalue()
+    else:
+        from noisesched.diagnosis import plot
+
+        monkeypatch.setattr(plot, "main", lambda request: print("naïve → ∞ \udcff"))
+        cli.main(["plot", "cosine"])
+        assert written.getvalue() == b"na\\xefve \\u2192 \\u221e \\udcff\n"
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"), [(AssertionError(), ""), (RuntimeError("Unable to\ninitialize"), " (Unable to initialize)")]
+)
+def test_devices_that_are_not_there(monkeypatch, fault, why):
+    def devices():
+        raise fault
+
+    monkeypatch.setattr(jax, "devices", devices)
+    with pytest.raises(backend.BackendError) as error:
+        backend.start()
+    assert str(error.value).startswith(f"JAX_PLATFORMS='cpu': JAX finds no such device here{why}; ")
+
+
+@pytest.mark.parametrize("name", ["schedules", "methods", "guidance"])
+def test_what_the_help_lists_is_described_in_whole_sentences(name):
+    rows = re.split("\n  (?! )", flags.LISTS[name]())[1:]
+    assert len(rows) > 3
+    for row in rows:
+        assert row.rstrip()[-1] in ".)", row

@@ -12,6 +12,7 @@ from conftest import BASE
 from noisesched import schedules
 from noisesched.runs import config
 from noisesched.runs.config import ConfigError
+from noisesched.training.step import learning_rate
 
 HUGE = 10**400  # JSON may hold it
 GROUPS = "seed, data, schedule, weighting, noise_offset, conditioning, model, optimizer, training, preview"
@@ -271,19 +272,11 @@ def test_every_setting_withstands_every_value(base):
         ("--config.model=8", "'model' is a group of settings: give one of them, --config.model.NAME=value"),
         ("--config.model.width.x=8", "unknown setting 'model.width.x'; known in model.width: none"),
         ("--config.=8", f"unknown setting ''; known: {GROUPS}"),
-        (
-            "--config.model.width=abc",
-            f"config {BASE}: flag --config.model.width=abc: invalid literal for int() with base 10: 'abc'",
-        ),
-        (
-            "--config.model.width=3.5",
-            f"config {BASE}: flag --config.model.width=3.5: invalid literal for int() with base 10: '3.5'",
-        ),
+        ("--config.model.width=abc", "model.width='abc' must be a whole number"),
+        ("--config.model.width=3.5", "model.width='3.5' must be a whole number"),
         ("--config.model.width", f"config {BASE}: Missing value for flag --config.model.width"),
-        (
-            "--config.data.flip=maybe",
-            f"config {BASE}: flag --config.data.flip=maybe: ('Non-boolean argument to boolean flag', 'maybe')",
-        ),
+        ("--config.data.flip=maybe", "data.flip='maybe' must be true or false"),
+        ("--config.model.multipliers=(1,", "model.multipliers='(1,' cannot be read: write a list such as (1, 2)"),
         ("--config.model.multipliers=(1,'a')", "model.multipliers='a' must be of type int"),
         ("--config.optimizer.learning_rate=nan", "optimizer.learning_rate=nan must be finite"),
         ("--config.seed=-1", "seed=-1 must be at least 0"),
@@ -426,3 +419,17 @@ def test_warned_of_a_weighting_that_vanishes_at_zero_snr(base, schedule, weighti
         "level that sampling starts from; 'v' does not vanish there"
     )
     assert lines == [says] * warned
+
+
+@pytest.mark.parametrize(("warmup", "reached"), [(6, None), (7, "0.000857"), (600, "1e-05")])
+def test_warned_of_a_warm_up_that_the_run_does_not_outlast(base, warmup, reached):
+    values = changed(base, schedule="linear", weighting="v")
+    values["optimizer"] |= {"warmup_steps": warmup, "learning_rate": 1e-3}
+    values["training"] |= {"num_steps": 6, "steps_per_dispatch": 1}
+    given = config.from_dict(values)
+    lines = list(config.warnings(given))
+    assert len(lines) == (reached is not None)
+    if lines:
+        assert f"optimizer.warmup_steps={warmup} is longer than the run of training.num_steps=6" in lines[0]
+        assert f"rises to {reached} at the last step" in lines[0]
+        assert float(learning_rate(given)(5)) == pytest.approx(float(reached), rel=1e-2)

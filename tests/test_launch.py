@@ -406,7 +406,7 @@ def test_gke_on_gpus_says_who_is_who(shell):
     assert container["resources"] == {"limits": {"nvidia.com/gpu": 2}}
     words = [as_kubernetes_expands(word, {"JOB_COMPLETION_INDEX": "2"}) for word in container["command"]]
     first = f"{jobset['metadata']['name']}-{name}-0-0.{jobset['metadata']['name']}"  # as JobSet names its hosts
-    assert words == [*TRAIN, f"--coordinator={first}:12411", "--num_processes=3", "--process_id=2"]
+    assert words == [*TRAIN, f"--coordinator={first}:12411", "--num_processes=3", "--process_id=2", "--wait=1800"]
 
 
 def test_gke_starts_again_after_75_and_after_a_preemption(shell):

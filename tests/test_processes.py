@@ -1,5 +1,6 @@
 """Several real processes of one job, of two fake devices each, over loopback: the numbers of one, and no hang."""
 
+import contextlib
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from noisesched.runs import requests
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.metrics_log import read_metrics
 from noisesched.runs.workdir import Workdir
-from noisesched.runtime import cluster
+from noisesched.runtime import cluster, meeting
 
 CHANGES = {
     "training.num_steps": 6,
@@ -36,14 +37,13 @@ def job(user_cache, tmp_path_factory):
     site = tmp_path_factory.mktemp("site")
     (site / "noisesched").symlink_to(ROOT / "noisesched")
 
-    def start(*arguments, processes=2, devices=2, last=()):
+    def start(*arguments, processes=2, devices=2, last=(), platforms=("cpu", "cpu")):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         environment = os.environ | {
             "PYTHONPATH": str(site),
             "XDG_CACHE_HOME": str(user_cache),
-            "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
         }
         begun = []
@@ -54,7 +54,7 @@ def job(user_cache, tmp_path_factory):
             begun.append(
                 subprocess.Popen(
                     [*command, *(last if k == processes - 1 else ())],
-                    env=environment,
+                    env=environment | {"JAX_PLATFORMS": platforms[k]},
                     text=True,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
@@ -219,12 +219,37 @@ def test_one_that_differs_stops_all(job, words, tmp_path):
     assert f"error: {told}" in done[1][2] and f"error: process 1 of 2 failed: {told}" in done[0][2]
 
 
+def test_one_whose_devices_do_not_start_stops_all(job, tmp_path):
+    """The others wait for them inside JAX."""
+    done = ended(job("sample", f"--workdir={tmp_path}", f"--out={tmp_path}", platforms=("cpu", "nonsense")), 100)
+    assert [code for code, _, _ in done] == [1, 2], done
+    told = "JAX_PLATFORMS='nonsense': JAX finds no such device here"
+    assert f"error: {told}" in done[1][2] and f"error: process 1 of 2 failed: {told}" in done[0][2]
+
+
 def test_what_differs_is_named(monkeypatch):
     first = {"seed": 0, "model": {"width": 64, "heads": 4}}
     monkeypatch.setattr(cluster, "by_first", lambda make: first)
     cluster.agree("configuration", first)
     with pytest.raises(ValueError, match="another configuration than process 0: model.width 32 against 64, and 1 more"):
         cluster.agree("configuration", {"seed": 0, "model": {"width": 32, "heads": 2}})
+
+
+def test_waiting_for_the_others_can_be_interrupted(start, tmp_path):
+    """Also by the first process, of which the others would hear nothing more."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    asked = (f"--workdir={tmp_path}", f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--process_id=0")
+    process, until = start("train", *asked), time.monotonic() + 100
+    while True:
+        assert process.poll() is None and time.monotonic() < until, ended([process], 1)
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as guest:
+            assert guest.recv(100) == f"{meeting.GREETING}\n".encode()
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert ended([process], 20) == [(130, "", "noisesched: error: interrupted")]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The training program: its step's arithmetic, and runs that are killed, stopped, resumed, or go wrong."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -261,7 +262,7 @@ def test_signs_of_life(small, monkeypatch):
     config, kept, lines = small({"training.log_every": 2, "training.num_steps": 4}), Kept(), []
     monkeypatch.setattr(monitor, "SILENCE", 0.1)
     monkeypatch.setattr(monitor, "RUN_AHEAD", 0)
-    results = {name: np.ones(1) for name in ("loss", "grad_norm", "bad_log_snr_min", "bad_log_snr_max")}
+    results = {name: jnp.ones(1) for name in ("loss", "grad_norm", "bad_log_snr_min", "bad_log_snr_max")}
 
     def said(pause):
         before = len(lines)
@@ -291,9 +292,43 @@ def test_signs_of_life(small, monkeypatch):
     logged = [line for line in lines if "loss" in line]
     assert [line.split("  ")[0] for line in logged] == ["step 2/4", "step 4/4"]
     assert "ms/step" in logged[0] and "input wait" in logged[0] and "MiB of the process (peak" in logged[0]
+    for line in logged:
+        step, each, rate, minutes, seconds = re.match(
+            r"step (\d+)/4  .*  ([\d.,]+) ms/step, ([\d.]+)/s  .*  (\d+)m(\d+)s left$", line
+        ).groups()
+        assert float(each) * float(rate) == pytest.approx(1000, rel=0.05)
+        assert 60 * int(minutes) + int(seconds) == pytest.approx((4 - int(step)) * float(each) / 1000, abs=0.51)
     first = kept.records[0]
     assert 0.04 <= first["step_seconds"] and 0.01 < first["input_wait"] < 0.9
     assert 2**20 < first["process_bytes"] <= 1.01 * first["process_bytes_peak"]
+
+
+def test_pace_is_of_steps_alone(monkeypatch):
+    """Steps of 2 s, the first compiled for 60 s, a checkpoint of 30 s; losses looked at four steps late, the last at once."""
+    now, found = [0.0], []
+    progress = monitor.Progress(lambda line: None, 10, show=False)
+    monkeypatch.setattr(monitor.time, "monotonic", lambda: now[0])
+    pace = monitor.Pace(progress)
+    for step in range(1, 11):
+        with progress.doing("compiling") if step == 1 else contextlib.nullcontext():
+            now[0] += 60 * (step == 1)
+        pace.begin(0)
+        now[0] += 2
+        if step > 4:
+            found.append(pace.at(step))
+        if step == 7:
+            with progress.doing("saving"):
+                now[0] += 30
+    assert [*found, *(pace.at(10) for _ in range(4))] == pytest.approx([2.0] * 10)
+
+
+def test_pace_of_a_single_step_is_its_whole_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(monitor.time, "monotonic", lambda: now[0])
+    pace = monitor.Pace(monitor.Progress(lambda line: None, 1, show=False))
+    now[0] += 3
+    pace.begin(1)
+    assert pace.at(1) == 3
 
 
 def test_memory_is_the_devices_where_they_tell(monkeypatch):
@@ -335,6 +370,7 @@ def test_another_config_is_refused(small, tmp_path):
     workdir = Workdir(tmp_path / "run")
     resume.adopt(workdir, small())
     resume.adopt(workdir, small())  # the same is not
+    workdir.metrics.write_text('{"step": 1}\n')
     text = workdir.config.read_text()
     other = small({"optimizer.learning_rate": 0.5, "model.multipliers": "(1,2)"})
     with pytest.raises(configuration.ConfigError) as refused:
@@ -343,6 +379,22 @@ def test_another_config_is_refused(small, tmp_path):
     assert "optimizer.learning_rate: 0.003 -> 0.5" in message and "model.multipliers: [1] -> [1, 2]" in message
     assert "\n" not in message and message.count("->") == 2 and "leave out --config" in message
     assert workdir.config.read_text() == text
+
+
+@pytest.mark.parametrize("left", ["metrics.jsonl", "checkpoints/2/leaves", "checkpoints/4.corrupt/leaves"])
+def test_another_config_replaces_that_of_a_run_without_a_step(small, tmp_path, left):
+    """As when it did not fit into memory. What a step has left, damaged or not, is a run, whose config stays."""
+    workdir, other = Workdir(tmp_path / "run"), small({"training.batch_size": 8, "model.multipliers": "(1,2)"})
+    resume.adopt(workdir, small())
+    workdir.metrics.touch()
+    workdir.checkpoints.mkdir()
+    assert resume.adopt(workdir, other) == [] and configuration.from_dict(workdir.read_config()) == other
+    path = tmp_path / "run" / left
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}")
+    with pytest.raises(configuration.ConfigError, match="another configuration"):
+        resume.adopt(workdir, small())
+    assert configuration.from_dict(workdir.read_config()) == other
 
 
 # -- runs, killed: the real command line
@@ -482,12 +534,66 @@ def test_faults_of_the_input(start, words, small, tmp_path):
     assert [line["step"] for line in read_metrics(Workdir(workdir).metrics)] == list(range(1, last + 1))
 
 
-def test_a_signal_whose_exception_is_lost_stops_after_the_first_step():
-    """As in a callback of the garbage collector, which swallows what is raised in it."""
-    with monitor.Signals() as stop:
-        with pytest.raises(monitor.Preempted, match="before the first step"):
+def test_a_signal_before_the_first_step_is_no_fault_of_what_it_interrupts():
+    """Whoever catches exceptions, as the restoring of a checkpoint does, does not take it for damage."""
+    with pytest.raises(monitor.Preempted, match="before the first step"), monitor.Signals() as stop:
+        try:
             signal.raise_signal(signal.SIGTERM)
-        assert stop.requested
+        except Exception:
+            pytest.fail("caught")
+    assert stop.requested and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_batch_that_never_comes_keeps_nobody_who_was_signalled(small, tmp_path, monkeypatch):
+    """What is done is saved."""
+
+    def stuck(self):
+        taken.append(usual(self))
+        if len(taken) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(20)
+            pytest.fail("it waited")
+        return taken[-1]
+
+    usual, taken = pipeline.Batches.__next__, []
+    monkeypatch.setattr(pipeline.Batches, "__next__", stuck)
+    with pytest.raises(monitor.Preempted, match="stopped by a signal at step 3, which is saved"):
+        loop.train(small(), tmp_path / "run", lambda line: None)
+    assert saved(tmp_path / "run", small())[0] == 3
+
+
+@pytest.mark.parametrize("stepping", [False, True])
+def test_a_signal_whose_exception_python_drops_is_not_lost(stepping):
+    """As in a callback of the garbage collector, or in a destructor."""
+
+    class Dropped:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0)
+
+    with contextlib.suppress(monitor.Preempted), monitor.Signals() as stop:
+        stop.stepping = stepping
+        Dropped()
+        if stepping:
+            assert stop.requested
+            return
+        time.sleep(10)
+        pytest.fail("the signal was lost")
+    assert stop.requested
+
+
+def test_the_same_signal_again_ends_the_process_at_once(monkeypatch, capfd):
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with monitor.Signals() as stop:
+        stop.stepping = True
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)  # another: of one event, as a launcher may make both of
+        assert ended == []
+        signal.raise_signal(signal.SIGTERM)
+        assert ended == [143]
+        signal.raise_signal(signal.SIGINT)
+    assert ended == [143, 130] and capfd.readouterr().err.endswith("\n")
 
 
 STUCK = """

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 from flax import nnx
 
 from noisesched.models import conditioning, denoiser
@@ -46,6 +47,18 @@ def _abstract_denoiser(*network):
     return denoiser.split(nnx.eval_shape(lambda: _denoiser(*network, seed=0)))
 
 
+class Keys:
+    """The keys of nnx.Rngs(seed), counted by a plain number. The count of nnx.Rngs is a variable: where a network is traced,
+    every layer's key then costs time in proportion to what was traced before it."""
+
+    def __init__(self, seed):
+        self.key, self.count = jax.random.key(seed), 0
+
+    def params(self):
+        self.count += 1
+        return jax.random.fold_in(self.key, self.count - 1)
+
+
 def _denoiser(image_size, channels, model, told, uncertain, seed):
     unet = UNet(
         image_size=image_size,
@@ -59,6 +72,6 @@ def _denoiser(image_size, channels, model, told, uncertain, seed):
         features=model.width,
         num_classes=model.num_classes,
         dtype=model.dtype,
-        rngs=nnx.Rngs(seed),
+        rngs=Keys(seed),
     )
     return denoiser.Denoiser(unet, told, model.prediction, denoiser.Uncertainty() if uncertain else None)

@@ -9,6 +9,7 @@ workdir is ever executed.
 import dataclasses
 import difflib
 import math
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 from noisesched import diffusion, guidance, loss, samplers, schedules
 from noisesched.loss import Weighting
 from noisesched.models import build, conditioning
-from noisesched.runs.settings import ConfigError, is_group, named, require, setting, typed
+from noisesched.runs.settings import ConfigError, check_path, is_group, named, require, setting, shown, typed
 from noisesched.runtime import sharding
 from noisesched.samplers import Sampler
 from noisesched.schedules import Schedule
@@ -30,6 +31,7 @@ def _table(text):
     return schedules.make(text) if text else None
 
 
+NUMBERS = {int: "whole number", float: "number"}
 OTHER_IMAGES = "it was trained on other images"
 FAR = 2**16  # far beyond what anybody needs: a config may come from anybody
 
@@ -70,7 +72,7 @@ class Model:
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
     learning_rate: float = setting(at_least=0)
-    warmup_steps: int = setting(at_least=0)
+    warmup_steps: int = setting(at_least=0, below=2**31)  # as training.num_steps
     decay: str = setting(choices=("constant", "linear", "cosine"))
     b1: float = setting(at_least=0, below=1)
     b2: float = setting(at_least=0, below=1)
@@ -133,14 +135,21 @@ def read(path, kind, overrides=()):
     for override in overrides:
         prefix = next((p for p in ("--config.", "--noconfig.") if override.startswith(p)), None)
         require(prefix, f"{override!r} is no setting: write --config.NAME=value")
-        name = override.partition("=")[0].removeprefix(prefix)
-        _check_override(kind, name)
-        last[name] = override
-    values, arguments = flags.FlagValues(), ["noisesched", *last.values()]
+        name, equals, text = override.removeprefix(prefix).partition("=")
+        expected = _check_override(kind, name)
+        last[name] = f"{prefix}{name}={_read_as(expected, name, text)}" if equals else override
     page = _run_file(path)
+    fields = {field.name for field in dataclasses.fields(kind)}
+    for mark, what in (("runs", "a comparison: give it to noisesched compare"), ("model", "a run: give it to noisesched train")):
+        require(mark in fields or mark not in page, f"config {path} describes {what}")
+    values, arguments = flags.FlagValues(), ["noisesched", *last.values()]
     try:
         config_flags.DEFINE_config_dict("config", page, flag_values=values, sys_argv=arguments)
         values(arguments)
+    except flags.IllegalFlagValueError as error:
+        name, _, text = str(error).removeprefix("flag --config.").partition(": ")[0].partition("=")
+        wanted = "write a list such as (1, 2)" if text.startswith("(") else "the config file has another type of value there"
+        raise ConfigError(f"{name}={shown(text)} cannot be read: {wanted}") from error
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"config {path}: {' '.join(str(error).split())}") from None
     return values.config.to_dict()
@@ -180,6 +189,8 @@ def to_dict(config):
 def check(config):
     """Raises ConfigError, with the fix, for settings that do not go together. Touches no data and builds no network."""
     training, preview = config.training, config.preview
+    check_path("data.path", config.data.path)
+    check_path("data.data_dir", config.data.data_dir)
     log_snrs = named("preview.steps", schedules.levels, preview.schedule, preview.steps)
     named("conditioning", build.make_conditioning, config)
     require(config.model.multipliers, "model.multipliers=() must be one whole number for each level")
@@ -229,6 +240,12 @@ def check_devices(config, num_devices):
 
 def warnings(config):
     """Lines on what works but is probably not intended."""
+    warmup, steps, peak = config.optimizer.warmup_steps, config.training.num_steps, config.optimizer.learning_rate
+    if warmup > steps:
+        yield (
+            f"optimizer.warmup_steps={warmup} is longer than the run of training.num_steps={steps}: the learning rate rises to "
+            f"{peak * steps / warmup:.3g} at the last step, and never reaches optimizer.learning_rate={peak:g}"
+        )
     if math.isinf(float(config.schedule(1.0))) and loss.vanishes_at_zero_snr(config.weighting):
         yield (
             f"weighting '{config.weighting}' vanishes at log-SNR -inf, where schedule '{config.schedule}' ends: nothing is "
@@ -267,7 +284,7 @@ def _run_file(path):
         names = {"__name__": "config", "__file__": path}
         exec(compile(Path(path).read_bytes(), path, "exec"), names)
         result = names["get_config"]() if "get_config" in names else None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         where = f", line {lines[-1]}" if lines else ""
         raise ConfigError(f"config {path}{where}: {type(error).__name__}: {' '.join(str(error).split())}") from error
@@ -277,20 +294,41 @@ def _run_file(path):
     return result
 
 
+def _read_as(kind, name, text):
+    """The text of a setting of that type as ml-collections reads it. Raises ConfigError if it is no value of that type."""
+    if kind is bool:
+        require(text.lower() in ("true", "false", "t", "f", "1", "0"), f"{name}={shown(text)} must be true or false")
+    elif kind in (int, float):
+        try:
+            number = float(text)
+        except ValueError:
+            number = None
+        whole = number is not None and number.is_integer()
+        require(number is not None and (whole or kind is float), f"{name}={shown(text)} must be a {NUMBERS[kind]}")
+        if kind is int and not re.fullmatch("[+-]?[0-9]+", text):
+            return str(int(number))  # 1e3
+    return text
+
+
 def _check_override(kind, name):
-    """Raises ConfigError, which lists the known settings, unless `name` ("optimizer.learning_rate") is a setting of `kind`."""
+    """The type of the setting `name` ("optimizer.learning_rate") of `kind`, or None if that is for the config file to say.
+
+    Raises ConfigError, which lists the known settings, if there is none.
+    """
     where = []
     for part in name.split("."):
         if kind is dict:  # a group whose members the config file chooses
-            return
+            return None
         fields = {field.name: field for field in dataclasses.fields(kind)} if kind else {}
         close = difflib.get_close_matches(part, fields, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         group = f" in {'.'.join(where)}" if where else ""
         require(part in fields, f"unknown setting {name!r}{hint}; known{group}: {', '.join(fields) or 'none'}")
+        given = None if fields[part].metadata.get("parse") else fields[part].type
         kind = fields[part].type if is_group(fields[part]) else None
         where.append(part)
     require(not kind or kind is dict, f"{name!r} is a group of settings: give one of them, --config.{name}.NAME=value")
+    return given
 
 
 def check_guidance(config, text):

@@ -78,6 +78,13 @@ class Job(Request):
     coordinator: str | None = setting(None, metavar="HOST:PORT", help="where process 0 listens: its host, and a free port there")
     num_processes: int | None = setting(None, at_least=1, metavar="N", help="how many processes there are")
     process_id: int | None = setting(None, at_least=0, metavar="K", help="the number of this one, from 0")
+    wait: int | None = setting(
+        None,
+        at_least=1,
+        below=10**6,
+        metavar="SECONDS",
+        help="give up if the others have not come after so many seconds (300; 1800 where a cluster starts them)",
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ or from JSON is checked by `typed`; the values of a request only by `check_value
 
 import dataclasses
 import math
+import os
 import types
 
 from noisesched.spec import shortened
@@ -87,6 +88,7 @@ def typed(kind, value, where="", known=types.MappingProxyType({})):
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 1e300 else math.inf
     require(type(value) is kind, f"{where}={shown(value)} must be of type {kind.__name__}")
+    require(kind is not str or is_text(value), f"{where}={shown(value)} is not text: it has bytes that are not UTF-8")
     require(kind is not float or math.isfinite(value), f"{where}={value!r} must be finite")
     require(kind is not int or abs(value) < 2**32, f"{where}={shown(value)} must be below 2**32")
     check_value(where, value, known)
@@ -107,6 +109,19 @@ def named(name, function, *arguments):
         return function(*arguments)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from None
+
+
+def check_path(where, text):
+    """Raises ConfigError, naming the setting `where`, for a text that can be no path here; "" may stand for none."""
+    require("\0" not in text, f"{where}={shown(text)} has a zero byte, which no path has")
+    user = text.partition("/")[0]
+    known = not user.startswith("~") or os.path.expanduser(user) != user
+    require(known, f"{where}={shown(text)}: there is no user {user[1:]!r} here; write ./{user} for a folder of that name")
+
+
+def is_text(value):
+    """Whether a string can be written as UTF-8: what a terminal or JSON gives may hold half a character (a lone surrogate)."""
+    return value.encode(errors="replace") == value.encode(errors="surrogatepass")
 
 
 def shown(value):

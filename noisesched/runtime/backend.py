@@ -20,7 +20,9 @@ import os
 import pathlib
 import platform
 import sys
+import threading
 
+THREADS = 96  # of the libraries that read images and write checkpoints: 77 at a training of the digits, on two cores
 SWITCH = "NOISESCHED_CPU_SETTINGS"
 XLA_SETTING = "xla_cpu_experimental_ynn_fusion_type"
 XLA_FLAG = f"--{XLA_SETTING}=-individual_convolution"
@@ -28,6 +30,10 @@ XLA_FLAG = f"--{XLA_SETTING}=-individual_convolution"
 XLA_FLAG_JAXLIBS = ("0.10.2", "0.12.0.1")
 # mallopt's parameters (malloc.h) and values: never trim the heap, take it in large pieces, no separate mappings, one arena.
 MALLOC = {-1: -1, -2: 64 << 20, -4: 0, -8: 1}
+
+
+class BackendError(ValueError):
+    """JAX cannot compute on the devices that were asked for; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +59,40 @@ def prepare() -> Chosen:
     allocator = tune and _keep_memory()  # first: it has to precede the threads that JAX and numpy start
     xla_flag = _add_xla_flag() if tune else None
     return Chosen(cpu_only, xla_flag, allocator, _cache_compilations())
+
+
+def start() -> None:
+    """Starts JAX's backend. Raises BackendError if there are no devices of the kind asked for."""
+    import jax
+
+    try:
+        jax.devices()
+    except Exception as error:  # RuntimeError for an unknown name; an AssertionError where nothing is installed for it
+        asked = jax.config.jax_platforms
+        why = " ".join(str(error).split()).partition(" (set JAX_PLATFORMS")[0]
+        why = f" ({why})" if why else ""
+        if not asked:
+            raise BackendError(
+                f"JAX cannot start on this machine's devices{why}; JAX_PLATFORMS=cpu uses the CPU alone"
+            ) from error
+        raise BackendError(
+            f"JAX_PLATFORMS={asked!r}: JAX finds no such device here{why}; leave it unset to use what there is, or give cpu"
+        ) from error
+
+
+def check_threads(count=THREADS) -> None:
+    """Raises RuntimeError ("can't start new thread") unless so many more threads can run at once.
+
+    Libraries in C++ that cannot start one, as where memory is limited, crash or wait for it forever.
+    """
+    ended, threads = threading.Event(), [threading.Thread(target=lambda: ended.wait(), daemon=True) for _ in range(count)]
+    try:
+        for thread in threads:
+            thread.start()
+    finally:
+        ended.set()
+    for thread in threads:
+        thread.join()
 
 
 def is_cpu_only() -> bool:

@@ -20,26 +20,24 @@ import time
 
 import jax
 
+from noisesched.runtime import backend, meeting
 from noisesched.runtime.files import WriteError, reason
+from noisesched.runtime.meeting import ClusterError
 from noisesched.spec import shortened
 
 BEAT = 2.0  # seconds between signs of life
+PATIENCE = 1800  # seconds for hosts of a cloud, which come minutes apart, and for one that prepares a data set meanwhile
 SILENCE = 40.0  # seconds without one after which a process counts as gone
-ARRIVAL = 1800  # seconds that the first process waits for the others: hosts of a cloud come minutes apart
-_joined = []  # not empty: this process is one of several
+_joined = []  # not empty: this process is one of several, and has this number
 _turns = itertools.count()  # numbers the calls of `by_first` and `together`, equally in all processes: they run the same program
 
 
-class ClusterError(RuntimeError):
-    """Another process of the job failed or disappeared; the message is one line."""
-
-
-def start(coordinator=None, num_processes=None, process_id=None):
+def start(coordinator=None, num_processes=None, process_id=None, wait=None):
     """Joins the other processes of the job, if there are any. Call it before JAX is first used.
 
     On Cloud TPU, SLURM and Open MPI they are found automatically (`jax.distributed`); elsewhere give all three of coordinator
     ("HOST:PORT" of process 0), num_processes and process_id (from 0). Raises ValueError for contradictory arguments, ClusterError
-    if the others do not appear.
+    if the others do not appear within `wait` seconds (300; PATIENCE where they are found automatically).
     """
     told = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [f"--{name}" for name, value in told.items() if value is None]
@@ -58,23 +56,49 @@ def start(coordinator=None, num_processes=None, process_id=None):
     # themselves and abort the process with a page of C++ log.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_enable_recoverability", True)
+    wait = wait or (PATIENCE if missing else 300)
+    if not missing:
+        meeting.meet(coordinator, num_processes, process_id, wait)
+    # Even with all arguments given, JAX would look for a cluster, and if it found one take a single device for this process.
+    initialize = lambda: jax.distributed.initialize(
+        coordinator,
+        num_processes,
+        process_id,
+        initialization_timeout=wait,
+        cluster_detection_method=None if missing else "deactivate",
+    )
     try:
-        # Even with all arguments given, JAX would look for a cluster, and if it found one take a single device for this process.
-        jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            initialization_timeout=ARRIVAL,
-            cluster_detection_method=None if missing else "deactivate",
-        )
+        _aside(initialize, f"waiting for the other processes of this job, for {wait} s at most (--wait)")
     except Exception as error:
         raise ClusterError(f"the processes of this job did not find each other: {shortened(reason(error), 300)}") from None
-    if jax.process_count() > 1:
-        _joined.append(_report_aborts())
+    me, count = _state().process_id, _state().num_processes
+    if count > 1:
+        _joined.extend((me, _report_aborts()))
         reached = [time.monotonic()]  # when the coordinator last answered
-        watched = _client(), jax.process_index(), jax.process_count(), reached
-        threading.Thread(target=_watch, args=watched, daemon=True).start()
-        threading.Thread(target=_watch_coordinator, args=watched[2:], daemon=True).start()
+        threading.Thread(target=_watch, args=(_client(), me, count, reached), daemon=True).start()
+        threading.Thread(target=_watch_coordinator, args=(count, reached), daemon=True).start()
+    backend.start()  # watched already: it waits for the other processes' devices
+
+
+def _aside(function, late):
+    """Calls a function that Ctrl-C cannot interrupt in a thread, so that it can; says `late` when it takes long."""
+    failed = []
+
+    def run():
+        try:
+            function()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(meeting.LATE)
+    if thread.is_alive():
+        print(f"noisesched: {late}", file=sys.stderr)
+    while thread.is_alive():
+        thread.join(1)
+    if failed:
+        raise failed[0]
 
 
 def _in_cluster():
@@ -134,7 +158,7 @@ def agree(what, value):
 def together():
     """Returns when all processes have called it."""
     if jax.process_count() > 1:
-        _client().wait_at_barrier(f"noisesched/together/{next(_turns)}", 1000 * ARRIVAL)
+        _client().wait_at_barrier(f"noisesched/together/{next(_turns)}", 1000 * PATIENCE)
 
 
 @contextlib.contextmanager
@@ -151,12 +175,13 @@ def end(code, fault=""):
     """Ends this process if it is one of several: after a `fault` at once, telling the others; else when all get here."""
     if not _joined:
         return
+    me = _joined[0]
     with contextlib.suppress(Exception):
         if fault:
-            _client().key_value_set(f"noisesched/gone/{jax.process_index()}", f"failed: {fault}")
+            _client().key_value_set(f"noisesched/gone/{me}", f"failed: {fault}")
         else:
             _client().wait_at_barrier("noisesched/end", int(10_000 * SILENCE))
-        if is_first():
+        if me == 0:
             time.sleep(2 * BEAT if fault else BEAT / 4)  # the others learn of it through this process
     sys.stdout.flush()
     sys.stderr.flush()
@@ -172,11 +197,16 @@ def _differing(mine, first, name=""):
         yield name, mine, first
 
 
-def _client():
-    """The key-value store that all processes share. JAX has no public name for it; orbax uses this one too."""
+def _state():
+    """What JAX knows of the processes. It has no public name for it; orbax uses this one too."""
     from jax._src import distributed
 
-    return distributed.global_state.client
+    return distributed.global_state
+
+
+def _client():
+    """The key-value store that all processes share."""
+    return _state().client
 
 
 def _wait_for(key):

@@ -19,13 +19,14 @@ from noisesched.runs import config as configuration
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.metrics_log import Metrics, Unwritten
 from noisesched.runs.workdir import Workdir
-from noisesched.runtime import cluster, sharding
+from noisesched.runtime import cluster, sharding, signals
 from noisesched.runtime.files import writing
 from noisesched.runtime.pictures import grid, write_png
 from noisesched.training import resume
-from noisesched.training.monitor import Preempted, Profile, Progress, Recorder, Signals, TrainingStopped
+from noisesched.training.monitor import BEFORE, Preempted, Profile, Progress, Recorder, Signals, TrainingStopped
 from noisesched.training.step import State, init, learning_rate, make_loss, make_step, with_stop
 
+STOPPED = "stopped by a signal at step {}, which is saved; the same command continues from it"
 JUDGED = 1024  # held-out images on which checkpoints are compared
 
 
@@ -120,12 +121,16 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
         stop.stepping = True
 
         def next_batch():
-            batch = stacked([next(stream) for _ in range(training.steps_per_dispatch)])
+            stop.waiting = not several  # of several processes none may stop alone
+            try:
+                batch = stacked([next(stream) for _ in range(training.steps_per_dispatch)])
+            finally:
+                stop.waiting = False
             return batch | {"stop": np.full_like(batch["index"], stop.requested)} if several else batch
 
         def show_preview(done, state):
+            record.drain()  # nothing is drawn or saved before its losses are known to be finite
             with progress.doing("drawing a preview"):
-                record.drain()  # nothing is drawn or saved before its losses are known to be finite
                 picture = draw_preview(state.ema)
                 metrics.image(done, "samples", picture)
                 if first:
@@ -135,8 +140,8 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
 
         def save(done, state, wait=False):
             # Last of all: whatever belongs to these steps is then on disk already, or is done again after a kill.
+            record.drain()
             with progress.doing("saving a checkpoint"):
-                record.drain()
                 metrics.flush()
                 checkpoints.save(done, state._asdict(), judge(state.ema))
                 if wait:
@@ -155,7 +160,12 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
                 if last or done % training.checkpoint_every == 0:
                     save(done, state, wait=stopping)
                 if stopping:
-                    raise Preempted(f"stopped by a signal at step {done}, which is saved; the same command continues from it")
+                    raise Preempted(STOPPED.format(done))
+        except signals.Interrupted:  # while it waited for input
+            if done == start:
+                raise Preempted(BEFORE) from None
+            save(done, state, wait=True)
+            raise Preempted(STOPPED.format(done)) from None
         except pipeline.InputFault as fault:
             save_now = functools.partial(save, done, state, wait=True) if done > start else None
             raise without_input(fault, done, save_now) from fault

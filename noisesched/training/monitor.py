@@ -2,9 +2,9 @@
 
 import collections
 import contextlib
+import itertools
 import os
 import resource
-import signal
 import sys
 import threading
 import time
@@ -13,11 +13,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from noisesched.runtime import signals
 from noisesched.runtime.files import is_local
 
 RUN_AHEAD = 4  # dispatches in flight: enough to keep a device busy, few enough that a fault is seen at once
 SILENCE = 60.0  # seconds after which a program without a terminal says what it is doing
 WARM_UP = 10  # steps before a profile, which should show neither compilation nor the first wait for input
+BEFORE = "stopped by a signal before the first step; the same command begins again"
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -48,6 +50,7 @@ class Progress(contextlib.AbstractContextManager):
         self._say, self._num_steps, self._show = say, num_steps, show
         self.bar = self.step = self._stepped = None  # from `begin` on; when a step was last seen done
         self._activity, self._begun, self._spoken = None, time.monotonic(), time.monotonic()
+        self.beside = 0.0  # seconds spent on other things than steps: compiling, previews, checkpoints
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._speak, name="noisesched-progress", daemon=True)
         if show:
@@ -65,14 +68,16 @@ class Progress(contextlib.AbstractContextManager):
 
     @contextlib.contextmanager
     def doing(self, activity, on_bar=True):
-        """Names what the program does meanwhile; on a terminal at once, unless `on_bar` is false."""
+        """Names what the program does meanwhile instead of training; `on_bar` false: as a part of it, not shown on a terminal."""
         outer, self._activity = self._activity, (activity, time.monotonic())
-        on_bar = on_bar and self.bar is not None
+        beside, on_bar = on_bar and outer is None, on_bar and self.bar is not None
         if on_bar:
             self.bar.set_description_str(f"{activity}: ")
         try:
             yield
         finally:
+            if beside:
+                self.beside += time.monotonic() - self._activity[1]
             self._activity = outer
             if on_bar:
                 self.bar.set_description_str(f"{outer[0]}: " if outer else "")
@@ -105,16 +110,45 @@ class Progress(contextlib.AbstractContextManager):
             self.bar.close()
 
 
+class Pace:
+    """Seconds that a step takes, without the compilation, previews and checkpoints between steps.
+
+    Counted are steps that have ended on the device, whether their losses were looked at or not: looking lags behind.
+    """
+
+    def __init__(self, progress):
+        self._progress, self._seconds = progress, None
+        self._first = self._since = self._clock()
+        self._done = None  # the steps that had ended at the time `_since`; None before the first dispatch
+
+    def begin(self, done):
+        """The first dispatch, which waited for input and compiled the step, is made, and so many steps have ended."""
+        if self._done is None:
+            self._done, self._since = done, self._clock()
+
+    def at(self, done):
+        """Seconds per step up to now, when `done` steps have ended, since the last time when there were fewer."""
+        now = self._clock()
+        if done > self._done:
+            self._seconds = (now - self._since) / (done - self._done)
+            self._done, self._since = done, now
+        return (now - self._first) / done if self._seconds is None else self._seconds
+
+    def _clock(self):
+        return time.monotonic() - self._progress.beside
+
+
 class Recorder:
     """Checks every loss, logs and shows them, a few steps after they are dispatched, so that it never waits for the device."""
 
     def __init__(self, config, rate, metrics, start, progress):
         self.training, self.rate, self.metrics, self.progress = config.training, rate, metrics, progress
-        self.pending, self.window, self.intervals = collections.deque(), [], []
+        self.pending, self.window, self.pace = collections.deque(), [], Pace(progress)
+        self.looked = 0  # steps whose losses were looked at
         self.waited = self.waited_before = 0.0  # seconds that the loop waited for input: in all, and until the last log line
         self.count, self.skipped = 0, 0  # steps since the last log line; skipped updates
         self.stop = False  # whether a process had been asked to stop, at the last dispatch looked at
-        self.since = self.looked = time.perf_counter()
+        self.since = time.perf_counter()
         progress.begin(start)
 
     def waiting(self, produce):
@@ -127,6 +161,8 @@ class Recorder:
 
     def dispatched(self, step, results):
         self.pending.append((step, results))
+        if not self.looked:
+            self.pace.begin(self._done())
         if len(self.pending) > RUN_AHEAD:
             self._look(*self.pending.popleft())
 
@@ -134,12 +170,16 @@ class Recorder:
         while self.pending:
             self._look(*self.pending.popleft())
 
+    def _done(self):
+        """How many steps have ended on the device."""
+        ended = itertools.takewhile(lambda losses: losses.is_ready(), (results["loss"] for _, results in self.pending))
+        return self.looked + sum(map(len, ended))
+
     def _look(self, first, results):
         results = jax.device_get(results)  # of a dispatch that has had time to finish
         self.stop = self.stop or bool(np.any(results.get("stop", False)))
-        now, count = time.perf_counter(), len(results["loss"])
-        self.intervals.append((now - self.looked) / count)
-        self.looked = now
+        count = len(results["loss"])
+        self.looked += count
         for offset, (loss, norm) in enumerate(zip(results["loss"], results["grad_norm"], strict=True)):
             step = first + offset + 1
             self.count += 1
@@ -169,7 +209,7 @@ class Recorder:
         now = time.perf_counter()
         seconds, steps = now - self.since, self.count
         loss, norm = np.mean(self.window, axis=0) if self.window else (np.nan, np.nan)
-        each, waited, memory = np.median(self.intervals), (self.waited - self.waited_before) / seconds, memory_in_use()
+        each, waited, memory = self.pace.at(self._done()), (self.waited - self.waited_before) / seconds, memory_in_use()
         self.metrics.write(
             step,
             {
@@ -192,12 +232,12 @@ class Recorder:
             refresh=False,
         )
         if self.progress.bar.disable:
-            left = (self.training.num_steps - step) * seconds / steps
+            left = (self.training.num_steps - step) * each
             self.progress.say(
-                f"step {step}/{self.training.num_steps}  loss {loss:.4f}  {1e3 * each:,.1f} ms/step, {steps / seconds:.1f}/s"
+                f"step {step}/{self.training.num_steps}  loss {loss:.4f}  {1e3 * each:,.1f} ms/step, {1 / each:.1f}/s"
                 f"  input wait {waited:.1%}  {in_words(memory)}  {left // 60:.0f}m{left % 60:02.0f}s left"
             )
-        self.window, self.intervals, self.count, self.waited_before, self.since = [], [], 0, self.waited, now
+        self.window, self.count, self.waited_before, self.since = [], 0, self.waited, now
 
 
 def peak_process_bytes():
@@ -272,28 +312,36 @@ class Profile(contextlib.AbstractContextManager):
 
 
 class Signals(contextlib.AbstractContextManager):
-    """Turns SIGINT and SIGTERM into a request to save and stop after the running step; a second one acts as usual.
+    """Turns SIGINT and SIGTERM into a request to save and stop after the running step; the same once more ends the process.
 
-    Until `stepping` is set there is nothing to save, and Preempted is raised wherever the program is. A signal that the parent
-    ignores stays ignored, as the background jobs of a shell expect.
+    Until `stepping` is set there is nothing to save, and the context is left at once, with Preempted. While `waiting`, for input
+    that may never come, Interrupted is raised.
     """
 
-    requested = stepping = False
+    requested = stepping = waiting = False
 
     def __enter__(self):
-        heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-        self.usual = {number: signal.signal(number, self._request) for number in heard}
+        self._seen = set()
+        self._handled = signals.handled(self._request, wanted=lambda: self._at_once)
+        self._handled.__enter__()
         return self
 
-    def _request(self, number, frame):
-        signal.signal(number, self.usual[number])
-        # Should the exception be lost, as in a callback of the garbage collector, the first step is the last.
-        self.requested = True
-        if not self.stepping:
-            raise Preempted("stopped by a signal before the first step; the same command begins again", agreed=False)
-        # Not print: the signal may have interrupted one.
-        os.write(sys.__stderr__.fileno(), b"saving, then stopping (once more to stop at once)\n")
+    @property
+    def _at_once(self):
+        return not self.stepping or self.waiting
 
-    def __exit__(self, *exception):
-        for number, handler in self.usual.items():
-            signal.signal(number, handler)
+    def _request(self, number):
+        if number in self._seen:
+            signals.end(number)
+        self._seen.add(number)
+        self.requested = True
+        if self.stepping:
+            with contextlib.suppress(OSError):  # not print: the signal may have interrupted one
+                os.write(2, b"saving, then stopping (once more to stop at once)\n")
+        if self._at_once:
+            raise signals.Interrupted
+
+    def __exit__(self, kind, error, trace):
+        self._handled.__exit__(None, None, None)
+        if isinstance(error, signals.Interrupted) and self.requested:
+            raise Preempted(BEFORE, agreed=False) from None

@@ -11,8 +11,8 @@ from noisesched.training.step import learning_rate
 
 
 def adopt(workdir, config, accept_changes=False):
-    """Writes a new run's config. For an existing run, returns the differing settings as lines if `accept_changes` allows them;
-    raises ConfigError otherwise."""
+    """Writes a new run's config, in place of that of a run that ended before its first step. For another run, returns the
+    differing settings as lines if `accept_changes` allows them; raises ConfigError otherwise."""
     size = untrusted.num_bytes((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(build.abstract_denoiser(config)[1]))
     untrusted.check_memory(size, "the parameters of this network")
     mine = configuration.to_dict(config)
@@ -20,6 +20,9 @@ def adopt(workdir, config, accept_changes=False):
         workdir.write_config(mine)
         return []
     changed = differences(configuration.to_dict(configuration.from_dict(workdir.read_config())), mine)
+    if changed and not begun(workdir):  # as when it did not fit into memory, and a smaller batch is tried
+        workdir.write_config(mine)
+        return []
     reasons = stated("fixed", configuration.Config)
     fixed = {line: why for line in changed for name, why in reasons.items() if f"{line.split(':')[0]}.".startswith(f"{name}.")}
     if not changed or accept_changes and not fixed:
@@ -30,6 +33,12 @@ def adopt(workdir, config, accept_changes=False):
         f"{workdir.path} holds a run of another configuration ({shown}): take another --workdir, or "
         f"leave out --config to continue that run{accept}"
     )
+
+
+def begun(workdir):
+    """Whether a run has left anything of a step in its workdir."""
+    logged = workdir.metrics.exists() and workdir.metrics.stat().length > 0
+    return logged or workdir.checkpoints.exists() and any(workdir.checkpoints.iterdir())
 
 
 def change(workdir, config, start, changes, say):
