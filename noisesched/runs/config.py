@@ -60,7 +60,7 @@ class Model:
     prediction: str = setting(choices=diffusion.PREDICTIONS)
     width: int = setting(at_least=1, below=FAR)
     multipliers: tuple[int, ...] = setting(at_least=1, below=1025)
-    blocks: int = setting(at_least=1, below=1000)
+    blocks: int = setting(at_least=1, below=257)
     attention: tuple[int, ...]
     heads: int = setting(at_least=1, below=FAR)
     dropout: float = setting(at_least=0, below=1)
