@@ -329,3 +329,29 @@ def test_two_processes_on_one_workdir(start, main, words, tmp_path):
     finally:
         first.kill()
         first.communicate()
+
+
+@pytest.mark.parametrize("then", ["moved", "deleted", "replaced"])
+def test_a_run_whose_workdir_is_no_longer_there_stops(main, words, stand_in, tmp_path, monkeypatch, then):
+    """It does not go on in a new folder of the old name, which would lack all that was done before."""
+    folder, write = tmp_path / "run", Metrics.write
+
+    def written(self, step, scalars):
+        if step == 4:
+            while not (folder / "checkpoints" / "2").exists():  # it is written in the background
+                time.sleep(0.01)
+            folder.rename(tmp_path / "elsewhere")
+            if then == "deleted":
+                shutil.rmtree(tmp_path / "elsewhere")
+            elif then == "replaced":
+                shutil.copytree(tmp_path / "elsewhere", folder)
+        write(self, step, scalars)
+
+    monkeypatch.setattr(Metrics, "write", written)
+    code, _, err = main("train", f"--workdir={folder}", *words())
+    assert code == 1 and err.count("\n") == 1 and "it was moved, deleted or replaced" in err, err
+    assert folder.exists() == (then == "replaced")
+    if then == "moved":
+        monkeypatch.undo()
+        code, out, err = main("train", f"--workdir={tmp_path / 'elsewhere'}")
+        assert code == 0 and "resuming at step 2" in out, err

@@ -10,9 +10,18 @@ import time
 import numpy as np
 
 from noisesched.runs.workdir import Workdir
-from noisesched.runtime.files import is_local, json_line, read_lines, write_atomically, writing
+from noisesched.runtime.files import WriteError, is_local, json_line, read_lines, write_atomically, writing
 
 FLUSH = 120.0  # seconds after which a viewer sees new events
+
+
+def _identity(folder):
+    """What tells a local folder from another one of the same name; None if there is none, or in a bucket."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 class Metrics:
@@ -20,6 +29,9 @@ class Metrics:
 
     `resume_step`: the step from which the run continues; entries of later steps are dropped. None starts a new log. Of several
     processes only the first may write to the workdir: see `cluster.own`.
+
+    Everything it writes raises WriteError once the workdir is no longer the folder that it was: a run that is moved would go on
+    in a new folder of the old name, without what it has done so far.
     """
 
     def __init__(self, workdir: Workdir, resume_step: int | None):
@@ -30,12 +42,14 @@ class Metrics:
             raise ValueError(f"{error}; move that file away to continue without it") from None
         self._lines = [json_line(record) for record in old if record["step"] <= resume_step]
         workdir.path.mkdir(parents=True, exist_ok=True)
+        self._folder, self._opened = workdir.path, _identity(workdir.path)
         write_atomically(self._path, "".join(self._lines))
         self._file = open(self._path, "a", encoding="utf-8") if is_local(self._path) else None
         self._events = _Events(str(workdir.tensorboard), resume_step)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Adds a line to metrics.jsonl, which survives a kill of this process, and a point to each scalar in TensorBoard."""
+        self._check()
         scalars = {name: float(value) for name, value in scalars.items()}
         line = json_line({"step": int(step)} | scalars)
         if self._file is None:
@@ -50,11 +64,20 @@ class Metrics:
 
     def image(self, step: int, name: str, grid: np.ndarray) -> None:
         """A picture, uint8 [H, W, C] with C 1 or 3."""
+        self._check()
         with writing(self._events.folder):
             self._events.image(step, name, grid)
 
+    def _check(self) -> None:
+        if _identity(self._folder) != self._opened:
+            raise WriteError(
+                f"{self._folder} is no longer the folder that this run opened: it was moved, deleted or replaced; start the run "
+                "again where it is now"
+            )
+
     def flush(self) -> None:
-        """Forces everything to disk; call it at every checkpoint. WriteError if that fails."""
+        """Forces everything to disk; call it before every checkpoint. WriteError if that fails."""
+        self._check()
         with writing(self._path):
             if self._file is None:
                 write_atomically(self._path, "".join(self._lines))
