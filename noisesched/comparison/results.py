@@ -226,7 +226,8 @@ def read(directory):
     folder = Path(directory)
     config, runs = _read(folder / "config.json"), _read(folder / "runs.json")
     _check(config, {"comparison": dict, "keys": list}, folder / "config.json")
-    _check(config["comparison"], {"metrics": list}, folder / "config.json")
+    _check(dict(enumerate(config["keys"])), dict.fromkeys(range(len(config["keys"])), str), f"{folder / 'config.json'}, keys")
+    _check(config["comparison"], {"metrics": list, "parameters": str}, folder / "config.json")
     for label, run in runs.items():
         where = f"{folder / 'runs.json'}, run {label!r}"
         _check(run, RUN, where)
@@ -334,6 +335,7 @@ def _read_networks(folder, runs):
 def _read_evaluation(path):
     result = _read(path)
     _check(result, {"bits_per_dim": dict, "profile": dict}, path)
+    _check(result, {name: kind for name, kind in {"num_images": int, "split": str}.items() if name in result}, path)
     _check(result["bits_per_dim"], {"value": (int, float)}, f"{path}, bits_per_dim")
     _check(result["profile"], {"log_snr": list, "eps": list, "v": list}, f"{path}, profile")
     columns = [result["profile"][name] for name in ("log_snr", "eps", "v")]
@@ -355,7 +357,7 @@ def _check(value, kinds, where):
         if not isinstance(value, dict) or name not in value:
             raise ValueError(f"{where} is damaged: it has no {name!r}")
         if not isinstance(value[name], kind) or isinstance(value[name], bool):
-            raise ValueError(f"{where} is damaged: {name!r} cannot be {value[name]!r}")
+            raise ValueError(f"{where} is damaged: {name!r} cannot be {spec.shortened(repr(value[name]))}")
 
 
 # -- names

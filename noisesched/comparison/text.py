@@ -416,7 +416,7 @@ def likelihood(comparison):
     }
     if texts := [f"{number(error)} {source}" for source, error in errors.items() if not math.isnan(error)]:
         seeds = comparison.evaluated("request.seed")[comparison.networks["reason"].isna()]
-        alike = seeds.notna().all() and seeds.nunique() == 1
+        alike = bool(seeds.notna().all()) and seeds.nunique() == 1
         yield (
             f"The standard error of one network's bits per dimension is about {listed(texts)}."
             + " All networks share the same draws, so their spread over seeds does not include it." * alike

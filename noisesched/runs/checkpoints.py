@@ -187,7 +187,9 @@ class Checkpoints:
     def _failed(self, step: int, error: Exception) -> NotWritten:
         """Cleans up after a failed save, so that training can continue; returns the exception to raise."""
         steps = [each for each in self.steps() if each != step]
-        if jax.process_count() == 1 and self.path.exists():  # with more, opening would wait for the others, where nothing may have failed
+        if (
+            jax.process_count() == 1 and self.path.exists()
+        ):  # with more, opening would wait for the others, where nothing may have failed
             try:
                 self._manager.close()
             except Exception:

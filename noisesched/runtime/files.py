@@ -11,6 +11,7 @@ import math
 import numbers
 import os
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -181,4 +182,6 @@ def _strict_object(text: bytes) -> dict:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"a JSON object was expected, not {type(value).__name__}")
+    if rb"\ud" in text.lower() and (half := re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False))):
+        raise ValueError(f"{ascii(half[0])} is half a character (a lone surrogate)")
     return value
