@@ -22,6 +22,8 @@ def main(arguments=None):
     words, asked = sys.argv[1:] if own else arguments, []
     if own:
         signals.end_from_now_on()
+        # Pictures look the same everywhere: a notebook gives its child processes a backend that they lack.
+        os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not in a notebook
             stream.reconfigure(errors="backslashreplace", line_buffering=True)  # a log file shows, and a kill keeps, every line

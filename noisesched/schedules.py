@@ -326,7 +326,8 @@ def _check_count(name, n, least=1):
 def _with_ends(schedule, u):
     """(schedule(u), schedule(0), schedule(1)) by one evaluation: three in every one of nested wrappers would be 3^n."""
     log_snr = schedule(jnp.concatenate([u.ravel(), jnp.array([0, 1], u.dtype)]))
-    return log_snr[:-2].reshape(u.shape), log_snr[-2], log_snr[-1]
+    first, last = jax.lax.stop_gradient(log_snr[-2:])  # constants, whose slopes in u may be infinite
+    return log_snr[:-2].reshape(u.shape), first, last
 
 
 def _nested(value):
@@ -362,7 +363,9 @@ def _checked(call, text):  # the text too, because 1, 1.0 and True are equal but
             raise ValueError(f"schedule {text!r}: {name} {fault}; got {spec.show(value)}")
         if isinstance(value, str):
             raise ValueError(f"schedule {text!r}: {name} cannot be a text; got {value!r}")
-        if not isinstance(value, spec.Call | bool | tuple | None) and not (abs(value) <= LARGEST or abs(value) == math.inf):
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"schedule {text!r}: {name} must be a finite number; got nan")
+        if not isinstance(value, spec.Call | bool | tuple | None) and LARGEST < abs(value) < math.inf:
             raise ValueError(f"schedule {text!r}: {name} is a number of at most {LARGEST:g} in size; got {value:.6g}")
         if isinstance(value, tuple) and name not in ("values", "log_snrs"):
             raise ValueError(f"schedule {text!r}: {name} is one number; got {spec.shortened(spec.show(value))}")

@@ -106,7 +106,8 @@ def refusal(function, *arguments):
         ),
         (
             {"weighting": "snr"},
-            "weighting: unknown weighting 'snr' (did you mean 'min_snr'?); known: edm, eps, min_snr, p2, sigmoid, v, vlb, x",
+            "weighting: unknown weighting 'snr' (did you mean 'min_snr'?); known: debiased, edm, eps, "
+            "min_snr, p2, sigmoid, soft_min_snr, uncertain, v, vlb, x",
         ),
         (
             {"weighting": "min_snr(gamma=0)"},

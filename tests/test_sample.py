@@ -135,6 +135,27 @@ def test_files_of_one_combination(runs, sampled, tmp_path):
     assert lines[-1] == f"1 x 5 images of step 20 in {out}"
 
 
+def test_a_picture_that_cannot_be_made_costs_no_sample(sampled, tmp_path, monkeypatch):
+    def fails(*given):
+        raise RuntimeError("latex could not be found\nand more")
+
+    monkeypatch.setattr(sample, "write_png", fails)
+    monkeypatch.setattr(sample, "save_figure", fails)
+    _, lines = sampled("plain", steps=(2, 3))
+    assert (
+        lines.count("warning: the results are complete, but a picture of them could not be made: latex could not be found") == 3
+    )
+    for folder in (tmp_path / "out").iterdir():
+        assert np.load(folder / "samples.npy").shape == (5, 8, 8, 1) and (folder / "settings.json").exists()
+
+
+def test_samples_of_other_settings_are_not_replaced_in_silence(sampled):
+    for changes, word in (({}, ""), ({}, ""), ({"seed": 1}, "another seed"), ({"seed": 1, "schedule": ("linear",)}, "schedule")):
+        _, lines = sampled("plain", **changes)
+        notes = [line for line in lines if "replaced" in line]
+        assert len(notes) == bool(word) and all(word in note for note in notes), lines
+
+
 def test_several_combinations(sampled, tmp_path):
     long = f"piecewise([{', '.join(str(9 - n / 10) for n in range(120))}])"
     images, lines = sampled(schedule=("cosine", "shifted(cosine, by=-2)", long), method=("ddim", "dpmpp_2m"), steps=(2,))

@@ -19,7 +19,7 @@ from noisesched.diagnosis import checks, leak, scheduler_file
 from noisesched.runs import config as configuration
 from noisesched.runs.workdir import Workdir
 from noisesched.runtime.files import write_json
-from noisesched.runtime.pictures import COLOURS, NOISE_LEFT, new_figure, save_figure, tidy_axes
+from noisesched.runtime.pictures import COLOURS, NOISE_LEFT, beside_results, new_figure, save_figure, tidy_axes
 
 IMAGES = 2048  # at most so many images of the training split are read, the first ones
 VALUES = 2**27  # at most so many pixel values are read, and noised: a few seconds
@@ -104,7 +104,8 @@ def run(config, name, specs=(), steps=(), spacing="trailing", out="", scheduler=
         say(line)
     if out:
         write_json(Path(out) / "diagnosis.json", as_json(name, plan, inferences, found, images is None, sources))
-        plot(Path(out) / "diagnosis.png", plan, inferences, measured)
+        with beside_results(say):
+            plot(Path(out) / "diagnosis.png", plan, inferences, measured)
         say(f"written to {out}: diagnosis.json, diagnosis.png")
     return found
 

@@ -101,10 +101,11 @@ def _run(workdir, request, out, say):
     result |= zero_snr_of(config, definition, params, images, labels, request.seed, average)
     for line in summary(result, config):
         say(line)
-    plot_profile(out / "profile.png", result, config)
     path, profile = best_path(out, request.best_levels), result["profile"]
     path.unlink(missing_ok=True)  # of another evaluation
     write_json(out / "evaluation.json", result)
+    with pictures.beside_results(say):
+        plot_profile(out / "profile.png", result, config)
     if request.best_levels:
         found = likelihood.best_schedule(profile["log_snr"], profile["x"], images, request.best_levels)
         write_atomically(path, "".join(f"{level:.6f}\n" for level in found))

@@ -4,6 +4,7 @@ Each requested combination writes `samples.npy` (uint8 [N, H, W, C]), `grid.png`
 write `overview.png`, with a row per schedule and sampler and a column per number of network calls, all from the same noise.
 """
 
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -23,8 +24,8 @@ from noisesched.runs import config as configuration
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.workdir import Workdir
 from noisesched.runtime import cluster, sharding
-from noisesched.runtime.files import replacing, write_json
-from noisesched.runtime.pictures import grid, new_figure, save_figure, write_png
+from noisesched.runtime.files import read_json, replacing, to_json, write_json
+from noisesched.runtime.pictures import beside_results, grid, new_figure, save_figure, write_png
 
 TRANSLATIONS = (*conditioning.TRANSLATIONS, "raw")  # "raw": the timesteps of the training table, whatever the levels are
 
@@ -114,10 +115,11 @@ def run(request, say=tqdm.write):
                 "labels": None if labels is None else labels.tolist(),
                 "seconds": round(time.perf_counter() - begin, 3),
             }
-            write(out / slug(text, way, n) if several else out, made, settings)
+            write(out / slug(text, way, n) if several else out, made, settings, say)
     bar.close()
     if several:
-        overview(out / "overview.png", images, nfe)
+        with beside_results(say):
+            overview(out / "overview.png", images, nfe)
     say(f"{len(images)} x {request.num_images} images of step {step} in {out}" + (": see overview.png" if several else ""))
     return images
 
@@ -174,14 +176,22 @@ def slug(*parts):
     return "-".join(short(str(part)) for part in parts)
 
 
-def write(folder, images, settings):
-    """Writes samples.npy, grid.png and settings.json (strict JSON: an infinite level is the string "-inf")."""
+def write(folder, images, settings, say):
+    """Writes samples.npy, settings.json and grid.png (strict JSON: an infinite level is the string "-inf")."""
     folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError, ValueError):  # none there, or damaged
+        before = read_json(folder / "settings.json")
+        others = [
+            name for name, value in settings.items() if name not in ("seconds", "log_snrs") and before.get(name) != to_json(value)
+        ]
+        if others:
+            say(f"note: {folder} held samples of another {' and '.join(others[:2])}; they are replaced")
     np.save(array := io.BytesIO(), images)
     with replacing(folder / "samples.npy") as file:
         file.write(array.getbuffer())
-    write_png(folder / "grid.png", grid(images, columns=math.ceil(math.sqrt(len(images)))))
     write_json(folder / "settings.json", settings)
+    with beside_results(say):
+        write_png(folder / "grid.png", grid(images, columns=math.ceil(math.sqrt(len(images)))))
 
 
 def overview(path, images, nfe, columns=6):

@@ -148,8 +148,8 @@ class Checkpoints:
             raise self._failed(step, error) from None
         self._writing = step
 
-    def wait(self) -> None:
-        """Waits until the running save, if any, is complete on disk, and looks; CheckpointError if it is not."""
+    def wait(self, look=True) -> None:
+        """Waits until the running save, if any, is complete on disk, and looks whether it is; CheckpointError if it is not."""
         step, self._writing = self._writing, None
         if step is None:
             return
@@ -157,32 +157,35 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._failed(step, error) from None
-        self._verify(step)
-
-    def _verify(self, step: int) -> None:
-        """Raises NotWritten unless every array of a finished save is on disk; the first of a process is read back whole."""
-        if not cluster.by_first(lambda: (self.path / str(step)).exists()):
-            self._say(f"warning: checkpoint {self.path / str(step)} was deleted after it was written")
-            return
-        fault = ""
-        try:
-            arrays = {
-                item: {name: _empty(leaf["shape"], leaf["dtype"]) for name, leaf in leaves.items()}
-                for item, leaves in self._record(step)["items"].items()
-            }
-            if not self._read_back:
-                self._read(step, arrays)
-            for item, leaves in arrays.items():
-                untrusted.check_arrays(self._orbax_path / str(step) / item, {n: a for n, a in leaves.items() if a.size})
-        except Exception as error:  # as in `restore`
-            fault = _reason(error)
-        if fault := cluster.by_first(lambda: fault):
+        if look and (fault := cluster.by_first(lambda: self._missing(step))):
             self._set_aside(step)
             raise NotWritten(
                 f"the checkpoint of step {step} was written to {self.path}, and is not there when it is read: {fault}; "
                 f"it is kept as {step}.corrupt; complete checkpoints there: {_listed(self.steps())}"
             )
         self._read_back = True
+
+    def _missing(self, step: int) -> str:
+        """What a finished save lacks on disk, "" for nothing. The first one of a process is read back whole, unless others, who
+        would have to take part, share the job."""
+        folder = self._orbax_path / str(step)
+        if not folder.exists():
+            self._say(f"warning: checkpoint {self.path / str(step)} was deleted after it was written")
+            return ""
+        try:
+            record = json.loads((folder / RECORD / "metadata").read_bytes())["content"]["items"]
+            arrays = {
+                item: {name: _empty(leaf["shape"], leaf["dtype"]) for name, leaf in leaves.items()}
+                for item, leaves in record.items()
+            }
+            for item, leaves in arrays.items():
+                if stored := {name: array for name, array in leaves.items() if array.size}:
+                    untrusted.check_arrays(folder / item, stored)
+            if not self._read_back and jax.process_count() == 1:
+                self._read(step, arrays)
+        except Exception as error:  # as in `restore`
+            return _reason(error)
+        return ""
 
     def _failed(self, step: int, error: Exception) -> NotWritten:
         """Cleans up after a failed save, so that training can continue; returns the exception to raise."""
@@ -346,10 +349,10 @@ class Checkpoints:
         cluster.by_first(move)
         self._manager.reload()
 
-    def close(self) -> None:
+    def close(self, look=True) -> None:
         """Waits for the running save and closes; CheckpointError if that save failed."""
         try:
-            self.wait()
+            self.wait(look)
         finally:
             self._manager.close()
             self._stack.close()
@@ -359,7 +362,7 @@ class Checkpoints:
 
     def __exit__(self, kind, error, traceback):
         try:
-            self.close()
+            self.close(look=error is None)  # else others of the job may be gone
         except Exception as failure:  # a CheckpointError, or orbax's own for the same fault
             if error is None:
                 raise

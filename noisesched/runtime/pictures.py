@@ -1,11 +1,12 @@
 """From bytes to x and back, sets of images as one picture, PNG files, and what all plots have in common."""
 
+import contextlib
 import os
 
 import jax.numpy as jnp
 import numpy as np
 
-from noisesched.runtime.files import replacing
+from noisesched.runtime.files import reason, replacing
 
 SEPARATOR = 2  # pixels between cells, and around them: without it, digits on black run together
 GRAY = 128  # of the separators: visible beside black and beside white
@@ -68,6 +69,15 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
 
 
 # -- plots
+
+
+@contextlib.contextmanager
+def beside_results(say):
+    """Around a picture of results that are on disk already: if it cannot be drawn or written, that is a warning in one line."""
+    try:
+        yield
+    except Exception as error:
+        say(f"warning: the results are complete, but a picture of them could not be made: {reason(error)}")
 
 
 def new_figure(width: float, height: float, **options):
