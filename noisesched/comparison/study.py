@@ -173,7 +173,8 @@ def find_runs(study, out):
 def images_of(config):
     """The settings that must agree for two networks to be measured against the same real images."""
     given = config.data
-    return {"name": given.name, "path": given.path, "image_size": given.image_size, "channels": given.channels}
+    agreed = ("name", "path", "image_size", "channels", "background")
+    return {name: getattr(given, name) for name in agreed}
 
 
 def shared(study, run, given):
