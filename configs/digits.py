@@ -23,8 +23,8 @@ def get_config():
     config.data.image_size = 8  # pixels per side; other images are cropped to a square and resized
     config.data.channels = 1  # 1 gray | 3 colour
     config.data.flip = False  # random left-right flips
-    config.data.background = "white"  # for image_folder: the colour that shows through what is transparent, e.g. "#ff8000"
     config.data.num_workers = 0  # processes that load images; 0: threads, enough for a few thousand images a second
+    config.data.background = "white"  # for image_folder: the colour that shows through what is transparent, e.g. "#ff8000"
 
     # The noise levels that training draws: any schedule, e.g. "zero_terminal(scaled_linear)", or a table of T steps,
     # "discrete(linear, num_steps=1000)"; `noisesched plot --help` lists them. "recommended": cosine up to 64 pixels, above

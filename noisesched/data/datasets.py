@@ -167,8 +167,8 @@ def read_image(file: pathlib.Path, size: int, channels: int, background: tuple =
         with open(file, "rb", opener=_open_regular) as content, Image.open(content, formats=_formats()[0]) as image:
             # A JPEG far larger than needed is decoded at 1/2, 1/4 or 1/8 of its size, still at least twice the final one.
             image.draft(None, (2 * size, 2 * size))
-            # Pillow forgets what a file is once an image is turned.
-            image = _eight_bits(ImageOps.exif_transpose(image), image.format, _stored_as(image))
+            kind, raw = image.format, _stored_as(image)  # which Pillow forgets once the pixels are read
+            image = _eight_bits(ImageOps.exif_transpose(image), kind, raw)
             if image.has_transparency_data:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image.convert("RGBA"))
             image = square(image.convert("L" if channels == 1 else "RGB"), size)
@@ -261,7 +261,7 @@ def list_folder(path: str) -> dict[str, list[tuple[str, int, int]]]:
             listing.setdefault(folders[0], []).append((file, status.st_size, status.st_mtime_ns))
     passed = "; ".join(
         f"{places.total():,} {why} in {readable(max(places, key=places.get))}"
-        + f" and {len(places) - 1:,} other folders" * (len(places) > 1)
+        + f" and {len(places) - 1:,} more" * (len(places) > 1)
         for why, places in sorted(passed.items())
     )
     if not listing:
@@ -270,9 +270,8 @@ def list_folder(path: str) -> dict[str, list[tuple[str, int, int]]]:
             f"(one folder per class, even if there is only one){passed and f'; passed over: {passed}'}"
         )
     if passed:
-        _say(
-            f"image folder {readable(path)}: passed over {'at least ' * (count >= _COUNTED)}{count:,} file{'s' * (count > 1)}: {passed}"
-        )
+        number = f"{'at least ' * (count >= _COUNTED)}{count:,} file{'s' * (count > 1)}"
+        _say(f"image folder {readable(path)}: passed over {number}: {passed}")
     return {split: sorted(listing[split]) for split in sorted(listing)}
 
 
@@ -450,9 +449,7 @@ def _prepare(final: pathlib.Path, make_builder) -> None:
     except Exception as error:  # array_record raises RuntimeError for a full disk, tfds an OSError that has lost its number
         said = str(error)
         why = next((text for text in map(os.strerror, errno.errorcode) if text in said), reason(error))
-        raise WriteError(
-            f"cannot prepare data in {final.parent}: {why}; set data_dir to another folder, or mend this one"
-        ) from error
+        raise WriteError(f"cannot prepare data in {final.parent}: {why}; make room, or set data_dir to another folder") from error
     finally:
         if work:
             shutil.rmtree(work, ignore_errors=True)
