@@ -480,10 +480,12 @@ def test_repeated_images_are_told(tmp_path, capsys):
 
 
 def test_a_config_that_is_older_than_the_background(small):
-    old = config.to_dict(small())
+    old = config.to_dict(small(), short=True)
     assert "background" not in old["data"] and config.from_dict(old) == small({"data.background": "white"})
+    assert config.to_dict(small())["data"] == old["data"] | {"background": "white"}
     black = small({"data.background": "#000"})
-    assert config.to_dict(black)["data"]["background"] == "#000" and config.from_dict(config.to_dict(black)) == black
+    assert config.to_dict(black, short=True)["data"]["background"] == "#000"
+    assert config.from_dict(config.to_dict(black, short=True)) == black
     for wrong in ("whit", "#ffffff80", "", "rgb(0, 0, 300)", "\ud800", "#" * 200):
         with pytest.raises(config.ConfigError, match=r"data\.background: .* is no opaque colour; write one as white"):
             small({"data.background": wrong})
@@ -650,6 +652,27 @@ def test_prepared_data_set(tmp_path, caplog):
     assert "OpenCV" not in caplog.text
     with pytest.raises(ValueError, match="channels=3, not 1"):
         pipeline.open_split("photos", split="train", image_size=8, channels=1, data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json", "digits-test.array_record-00000-of-00001"])
+@pytest.mark.parametrize("name", ["digits", "digits:1.0.0"])  # our own, and one prepared elsewhere
+def test_damaged_data_sets_are_told_and_pipes_are_not_opened(cache, tmp_path, name, file):
+    shutil.copytree(os.path.join(cache, "digits"), tmp_path / "digits")
+    path = tmp_path / "digits" / "1.0.0" / file
+
+    def told():
+        with pytest.raises(ValueError) as error:
+            split = pipeline.open_split(name, split="test", image_size=8, channels=1, data_dir=str(tmp_path))
+            pipeline.examples(split)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    for content in (b"", b"[]", b"null", b'{"name": 5}', b"\xe9"):
+        path.write_bytes(content)
+        assert re.search("not valid|no data set that can be read|cannot read example 0", told())
+    path.unlink()
+    os.mkfifo(path)
+    assert told() == f"{path} is neither a file nor a folder"
 
 
 def test_damaged_records_are_told(cache, tmp_path):

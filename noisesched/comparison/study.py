@@ -181,7 +181,7 @@ def shared(study, run, given):
     """What all rows of a run ask for, in JSON's types. `given`: the real images, as `features.check` names them."""
     timesteps = run.config.conditioning.kind == "timestep"
     asked = {
-        "run": configuration.to_dict(run.config),
+        "run": configuration.to_dict(run.config, short=True),
         "parameters": study.parameters,
         "metrics": study.metrics,
         "num_images": study.num_images,

@@ -32,7 +32,7 @@ from absl import logging
 from etils import epath
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
-from noisesched.runtime.files import WriteError, reason
+from noisesched.runtime.files import WriteError, is_local, reason
 from noisesched.spec import shortened
 
 _VERSION = "1.0.0"  # part of every prepared path: raise it when the output of a builder changes
@@ -178,7 +178,7 @@ def read_image(file: pathlib.Path, size: int, channels: int, background: tuple =
 
 
 def _open_regular(path: str, flags: int) -> int:
-    descriptor = os.open(path, flags | os.O_NONBLOCK)  # without waiting for the other end of a pipe
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)  # without waiting for the other end of a pipe
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise ValueError("it is not a regular file")
@@ -400,7 +400,7 @@ def _prepared_once(root: pathlib.Path, name: str, make_builder):
     if not final.exists():
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
-            lock = open(final.parent / ".lock", "w")
+            lock = open(final.parent / ".lock", "w", opener=_open_regular)
         except OSError as error:
             raise ValueError(
                 f"cannot prepare {name!r} under {root} ({error.strerror}): set data_dir to a writable folder"
@@ -409,7 +409,7 @@ def _prepared_once(root: pathlib.Path, name: str, make_builder):
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not final.exists():
                 _prepare(final, make_builder)
-    return tfds.builder_from_directory(final)
+    return _open(final)
 
 
 def _remove_dead(root: pathlib.Path) -> None:
@@ -417,7 +417,7 @@ def _remove_dead(root: pathlib.Path) -> None:
     other machines, it was begun on this one, or nothing was written for a day."""
     with contextlib.suppress(OSError):  # another process removes it, or may write here
         for work in root.glob("*/incomplete-*"):
-            with contextlib.suppress(OSError), open(work.parent / ".lock", "w") as lock:
+            with contextlib.suppress(OSError), open(work.parent / ".lock", "w", opener=_open_regular) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 begun_on = work.name.removeprefix("incomplete-").rpartition("@")[0]
                 if begun_on in ("", platform.node()) or time.time() - _last_written(work) > 86400:
@@ -478,8 +478,7 @@ def find_prepared(name: str, data_dir: str):
             ".download_and_prepare(); or use 'digits' or 'image_folder'"
         )
     folder = max(found, key=_version)
-    _check_features(folder)
-    builder = tfds.builder_from_directory(folder)
+    builder = _open(folder)
     file_format = builder.info.file_format.value
     if file_format != "array_record":
         raise ValueError(
@@ -487,6 +486,21 @@ def find_prepared(name: str, data_dir: str):
             "without TensorFlow: prepare it again with file_format='array_record'"
         )
     return builder
+
+
+def _open(folder: pathlib.Path | epath.Path):
+    """The builder that reads a prepared data set; ValueError if it is damaged, or holds a pipe, a socket or a device."""
+    if is_local(folder):
+        for entry in os.scandir(folder):
+            if not (entry.is_file() or entry.is_dir()):
+                raise ValueError(f"{readable(entry.path)} is neither a file nor a folder")
+    _check_features(epath.Path(folder))
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as error:  # of json, protobuf, and tfds itself
+        raise ValueError(
+            f"{readable(folder)} holds no data set that can be read: {reason(error).rstrip('.')}; prepare it again"
+        ) from error
 
 
 def _check_features(folder: epath.Path) -> None:

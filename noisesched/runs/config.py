@@ -178,19 +178,19 @@ def _chosen(values):
     return values
 
 
-def to_dict(config):
+def to_dict(config, short=False):
     """Nested dictionaries, lists, numbers and texts: what `from_dict` reads, and JSON holds.
 
-    A setting with the value that it has where it is not stated is left out, so that what was written before there was such a
-    setting still equals what is written now.
+    `short`: without the settings that have the value which they have where they are not stated. So what was written before there
+    were such settings equals what is written now.
     """
-    plain, unstated = {}, absent(type(config))
+    plain, unstated = {}, absent(type(config)) if short else {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.metadata.get("parse"):
             plain[field.name] = "" if value is None else str(value)
         else:
-            plain[field.name] = to_dict(value) if is_group(field) else value
+            plain[field.name] = to_dict(value, short) if is_group(field) else value
     return {name: value for name, value in plain.items() if name not in unstated or value != unstated[name]}
 
 
