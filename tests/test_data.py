@@ -432,12 +432,21 @@ def test_what_is_passed_over_is_told_once(tmp_path, capsys):
         ]
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
-        f"warning: image folder {root}: passed over 17 files: 1 .html in train/b; 2 .png (a broken link) in train/a; 1 .png (a "
-        "device) in train/a; 1 .png (a pipe) in train/a; 1 .png (a socket) in train/a; 2 .png (not in <split>/<class>/) in the "
-        "folder itself and 1 more; 1 .png (the folder's name cannot be that of a split) in caf\\xe9/a; 3 .txt in train/a and 1 "
-        "more; 1 hidden .jpg in train/a; 1 hidden .png in train/a/.hidden; 1 hidden without suffix in train/a; 1 without suffix "
-        "in train/b; 1 without suffix (a linked folder) in train/a"
+        f"warning: image folder {root}: passed over 17 files: 3 .txt in train/a and 1 more; 2 .png (a broken link) in train/a; "
+        "2 .png (not in <split>/<class>/) in the folder itself and 1 more; 1 .html in train/b; 1 .png (a device) in train/a; "
+        "1 .png (a pipe) in train/a; 1 .png (a socket) in train/a; 1 .png (the folder's name cannot be that of a split) in "
+        "caf\\xe9/a; 1 hidden .jpg in train/a; 1 hidden .png in train/a/.hidden; 1 hidden without suffix in train/a; "
+        "1 without suffix in train/b; 1 without suffix (a linked folder) in train/a"
     )
+
+
+def test_many_kinds_of_files_are_told_in_a_short_line(tmp_path, capsys):
+    save(COLOUR, tmp_path / "train" / "a" / "1.png")
+    for i in range(50):
+        (tmp_path / "train" / "a" / f"1.{i}{'x' * 100}").touch()
+    datasets.list_folder(str(tmp_path))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "passed over 50 files: 1 .0xx" in line and line.endswith("; 30 of other kinds") and len(line) < 1500
 
 
 def test_a_folder_without_images_says_what_it_holds(tmp_path):

@@ -39,6 +39,7 @@ _VERSION = "1.0.0"  # part of every prepared path: raise it when the output of a
 _CONVERSION = 2  # part of the name of a converted folder: raise it when `read_image` or the choice of files changes
 # Pillow only recognises or writes these, or (EPS) has another program run them.
 _NOT_DECODED = {"BUFR", "EMF", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}
+_KINDS = 20  # of files passed over, which are told one by one
 _COUNTED = 100_000  # files passed over that are counted, where a folder holds far more than images
 _REPEATS = 0.01  # the fraction of repeated images from which a folder is said to have them
 
@@ -181,7 +182,7 @@ def _open_regular(path: str, flags: int) -> int:
     descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)  # without waiting for the other end of a pipe
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ValueError("it is not a regular file")
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return descriptor
 
 
@@ -259,11 +260,14 @@ def list_folder(path: str) -> dict[str, list[tuple[str, int, int]]]:
             status = entry.stat()
             file = "/".join((*folders, entry.name))
             listing.setdefault(folders[0], []).append((file, status.st_size, status.st_mtime_ns))
-    passed = "; ".join(
+    kinds = sorted(passed.items(), key=lambda each: (-each[1].total(), each[0]))
+    told = [
         f"{places.total():,} {why} in {readable(max(places, key=places.get))}"
         + f" and {len(places) - 1:,} more" * (len(places) > 1)
-        for why, places in sorted(passed.items())
-    )
+        for why, places in kinds[:_KINDS]
+    ]
+    rest = sum(places.total() for _, places in kinds[_KINDS:])
+    passed = "; ".join(told + [f"{rest:,} of other kinds"] * (rest > 0))
     if not listing:
         raise ValueError(
             f"no images in {readable(path)}: expected <split>/<class>/image in it, such as train/cat/001.jpg "
@@ -296,7 +300,7 @@ def _files(path: str):
 
 def _passed_over(folders: tuple[str, ...], entry: os.DirEntry) -> str:
     """Why a file is not read as an image, with its suffix, such as "hidden .jpg"; "" if it is read."""
-    suffix = pathlib.PurePath(entry.name).suffix.lower()
+    suffix = os.path.splitext(entry.name)[1].lower()
     named = readable(shortened(suffix, 20)) or "without suffix"
     try:
         mode = entry.stat().st_mode
