@@ -17,13 +17,14 @@ def get_config():
     # The images. Scaled to [-1, 1] on the device.
     config.data = ConfigDict()
     config.data.name = "digits"  # digits | brightness | image_folder | a prepared data set of tensorflow-datasets
-    config.data.path = ""  # for image_folder: the folder that holds split/class/*.jpg|png
+    config.data.path = ""  # for image_folder: the folder that holds split/class/*.jpg (png, webp, ..: what Pillow reads)
     config.data.data_dir = ""  # where prepared data sets are, a folder or gs:// bucket; "": a cache in the home folder
     config.data.split = "train"  # tensorflow-datasets' notation, e.g. "train[:90%]"
     config.data.image_size = 8  # pixels per side; other images are cropped to a square and resized
     config.data.channels = 1  # 1 gray | 3 colour
     config.data.flip = False  # random left-right flips
     config.data.num_workers = 0  # processes that load images; 0: threads, enough for a few thousand images a second
+    config.data.background = "white"  # for image_folder: the colour that shows through what is transparent, e.g. "#ff8000"
 
     # The noise levels that training draws: any schedule, e.g. "zero_terminal(scaled_linear)", or a table of T steps,
     # "discrete(linear, num_steps=1000)"; `noisesched plot --help` lists them. "recommended": cosine up to 64 pixels, above

@@ -1,4 +1,4 @@
-"""Your own photographs, from a folder of split/class/*.jpg|png; the network is small enough to try on a CPU.
+"""Your own photographs, from a folder of split/class/*.jpg (png, webp, ..); the network is small enough to try on a CPU.
 
 noisesched train --config=configs/image_folder.py --workdir=runs/photos --config.data.path=FOLDER
 """

@@ -1,8 +1,17 @@
 """Data: what is stored is what was given, and a batch is a function of (seed, step)."""
 
 import dataclasses
+import fcntl
 import os
+import platform
+import re
+import resource
+import shutil
+import socket
+import struct
 import threading
+import time
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +22,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from noisesched.data import datasets, pipeline
+from noisesched.runs import config
 from noisesched.runtime import pictures
+from noisesched.runtime.files import WriteError
 
 
 @pytest.fixture(scope="session")
@@ -166,7 +177,7 @@ def test_simultaneous_preparation(tmp_path):
         builders_made.append(data_dir)
         return datasets._Digits(data_dir=data_dir)
 
-    (tmp_path / "digits" / "incomplete-killed").mkdir(parents=True)  # what a killed process leaves
+    (tmp_path / "digits" / "incomplete-killed").mkdir(parents=True)
     arguments = (tmp_path, "digits", make)
     threads = [threading.Thread(target=datasets._prepared_once, args=arguments) for _ in range(3)]
     for thread in threads:
@@ -185,6 +196,39 @@ def test_the_rename_is_enough_without_a_lock(tmp_path):
     datasets._prepare(final, datasets._Digits)  # a process that began before the first one was done
     assert final.stat().st_ino == before
     assert os.listdir(final.parent) == ["1.0.0"]
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path, cache):
+    shutil.copytree(os.path.join(cache, "digits"), tmp_path / "digits")
+    here = f"incomplete-{platform.node()}@1"
+    for name in ("gone", "busy"):
+        (tmp_path / name / here / "x").mkdir(parents=True)
+    (tmp_path / "gone" / "incomplete-elsewhere@1").mkdir()
+    (tmp_path / "gone" / "incomplete-elsewhere@2" / "x").mkdir(parents=True)
+    long_ago = time.time() - 90000
+    for folder in (tmp_path / "gone" / "incomplete-elsewhere@2" / "x", tmp_path / "gone" / "incomplete-elsewhere@2"):
+        os.utime(folder, (long_ago, long_ago))
+    with open(tmp_path / "busy" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        datasets.digits(str(tmp_path))  # which is prepared already
+    assert sorted(os.listdir(tmp_path / "busy")) == [".lock", here]
+    assert sorted(os.listdir(tmp_path / "gone")) == [".lock", "incomplete-elsewhere@1"]
+
+
+def test_a_disk_that_is_full_while_data_are_prepared(tmp_path):
+    """Files of at most 4 kB stand for it: the same calls of the system fail."""
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, usual[1]))
+    try:
+        with pytest.raises(WriteError) as error:
+            datasets.digits(str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert str(error.value) == (
+        f"cannot prepare data in {tmp_path}/digits: File too large; make room, or set data_dir to another folder"
+    )
+    assert os.listdir(tmp_path / "digits") == [".lock"]
+    assert len(pipeline.open_split("digits", split="test", image_size=8, channels=1, data_dir=str(tmp_path))) == 297
 
 
 def test_default_cache_is_the_users(tmp_path, monkeypatch):
@@ -221,19 +265,275 @@ def test_image_folder_reads_every_kind_of_file(tmp_path):
     save(np.full((8, 8, 3), 60, np.uint8), root / "train" / "f_jpeg" / "1.jpg")
     (root / "train" / "f_jpeg" / "notes.txt").write_text("not an image")
     repeated = np.dstack([gray] * 3)
-    expected = [colour, repeated, colour, colour // 128 * 255, repeated, np.full((8, 8, 3), 60)]
+    alpha = gray[..., None] / 255
+    on_white = np.round(colour * alpha + 255 * (1 - alpha))
+    expected = [colour, repeated, on_white, colour // 128 * 255, repeated, np.full((8, 8, 3), 60)]
 
     split = open_folder(root, tmp_path)
     got = {int(label): image for image, label in zip(*pipeline.examples(split).values(), strict=True)}
     assert split.num_classes == len(split) == 6
     for label, image in enumerate(expected):
-        np.testing.assert_array_equal(got[label], image, err_msg=sorted(os.listdir(root / "train"))[label])
+        np.testing.assert_allclose(got[label], image, atol=label == 2, err_msg=sorted(os.listdir(root / "train"))[label])
 
     one_channel = pipeline.examples(open_folder(root, tmp_path, channels=1))
     at = list(one_channel["label"])
     np.testing.assert_array_equal(one_channel["image"][at.index(1), ..., 0], gray)
     luma = colour @ [0.299, 0.587, 0.114]
     np.testing.assert_allclose(one_channel["image"][at.index(0), ..., 0], luma, atol=1)
+
+
+COLOUR = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+GRAY = COLOUR[..., 0]
+CLEAR = np.zeros((8, 8, 4), np.uint8)  # a black drawing on transparency
+CLEAR[2:4, 2:6, 3] = 255
+DRAWN = CLEAR[..., 3] == 255
+
+
+def png(depth, kind, pixels, transparent=b"", size=8):
+    """A PNG that Pillow cannot write: `pixels` are the bytes of each of eight rows."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", size, size, depth, kind, 0, 0, 0)) + (
+        transparent and chunk(b"tRNS", transparent)
+    )
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress((b"\0" + pixels) * 8)) + chunk(b"IEND", b"")
+
+
+def tiff(bits, photometric, pixels):
+    """A grey TIFF of 8x8 pixels; photometric 0: white is 0."""
+    tags = {256: 8, 257: 8, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 8, 279: len(pixels)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def read(tmp_path, name, content, channels=3, background=(255, 255, 255), **options):
+    file = tmp_path / name
+    file.write_bytes(content) if isinstance(content, bytes) else save(content, file, **options)
+    image = datasets.read_image(file, 8, channels, background)
+    return image[..., 0] if channels == 1 else image
+
+
+@pytest.mark.parametrize("suffix", "webp bmp dib tif TIFF gif ppm tga jp2 ico dds pcx sgi qoi apng".split())
+def test_every_format_without_loss_is_read_as_it_is(tmp_path, suffix):
+    options = {"lossless": True} if suffix == "webp" else {}
+    root = tmp_path / "images"
+    save(COLOUR, root / "train" / "a" / f"1.{suffix}", **options)
+    assert set(datasets.list_folder(str(root))) == {"train"}
+    np.testing.assert_array_equal(read(root / "train" / "a", f"1.{suffix}", COLOUR, **options), COLOUR)
+
+
+@pytest.mark.parametrize(
+    "name, content, clear, options",
+    [
+        ("1.png", CLEAR, ~DRAWN, {}),
+        ("1.webp", CLEAR, ~DRAWN, {"lossless": True}),
+        ("1.tif", CLEAR, ~DRAWN, {}),
+        ("1.png", Image.fromarray(CLEAR).convert("LA"), ~DRAWN, {}),
+        ("1.gif", Image.fromarray(DRAWN.astype(np.uint8)).convert("P"), ~DRAWN, {"transparency": 0}),
+        ("1.png", Image.fromarray(DRAWN.astype(np.uint8)).convert("P"), ~DRAWN, {"transparency": 0}),
+        ("1.png", Image.fromarray(DRAWN.astype(np.uint8)).convert("P"), ~DRAWN, {"transparency": bytes([0, 255])}),
+        ("1.png", GRAY, GRAY == GRAY[3, 3], {"transparency": int(GRAY[3, 3])}),
+        ("1.png", COLOUR, (COLOUR == COLOUR[3, 3]).all(-1), {"transparency": tuple(COLOUR[3, 3].tolist())}),
+        ("1.png", Image.fromarray(DRAWN), ~DRAWN, {"transparency": 0}),
+        ("1.png", png(2, 0, b"\x1b\x1b", b"\0\1"), np.tile(np.arange(8) % 4 == 1, (8, 1)), {}),
+        ("1.png", png(4, 0, b"\x01\x23\x45\x67", b"\0\1"), np.tile(np.arange(8) == 1, (8, 1)), {}),
+        ("1.png", png(16, 0, b"\x80\1\x80\2" * 4, b"\x80\1"), np.tile(np.arange(8) % 2 == 0, (8, 1)), {}),
+        ("1.png", png(16, 2, b"\x80\0\1\2\3\4" * 4 + bytes(24), b"\x80\0\1\2\3\4"), np.tile(np.arange(8) < 4, (8, 1)), {}),
+        ("1.png", png(16, 4, b"\0\0\0\0\0\0\xff\xff" * 4), np.tile(np.arange(8) % 2 == 0, (8, 1)), {}),
+    ],
+)
+def test_what_is_transparent_shows_the_background(tmp_path, name, content, clear, options):
+    for background in ((254, 255, 253), (10, 200, 30)):
+        image = read(tmp_path, name, content, background=background, **options)
+        assert (image[clear] == background).all() and (image[~clear] != background).any(-1).all()
+
+
+def test_half_transparent_colours_are_mixed_with_the_background(tmp_path):
+    image = read(tmp_path, "1.png", Image.new("RGBA", (8, 8), (200, 0, 100, 51)), background=(0, 255, 100))
+    np.testing.assert_array_equal(image[0, 0], [40, 204, 100])
+    gray = read(tmp_path, "1.png", Image.new("LA", (8, 8), (200, 51)), channels=1, background=(100, 100, 100))
+    assert gray[0, 0] == 120
+
+
+@pytest.mark.parametrize(
+    "name, content, expected",
+    [
+        ("1.png", GRAY.astype(np.uint16) * 257, GRAY),
+        ("1.tif", GRAY.astype(np.uint16) * 257, GRAY),
+        ("1.tif", Image.frombytes("I;16B", (8, 8), (GRAY.astype(">u2") * 257).tobytes()), GRAY),
+        ("1.tif", tiff(16, 0, (GRAY.astype("<u2") * 257).tobytes()), 255 - GRAY),
+        ("1.tif", tiff(8, 0, GRAY.tobytes()), 255 - GRAY),
+        ("1.tif", tiff(12, 1, b"\xff\xf0\x00" * 32), np.tile([255, 0], (8, 4))),
+        ("1.pgm", b"P5 8 8 65535\n" + (GRAY.astype(">u2") * 257).tobytes(), GRAY),
+        ("1.tif", (GRAY / 255).astype(np.float32), GRAY),
+        ("1.pfm", (GRAY / 255).astype(np.float32), GRAY),
+        ("1.png", Image.fromarray(DRAWN), DRAWN * 255),
+        ("1.jpg", Image.new("CMYK", (8, 8), (0, 0, 0, 255)), np.zeros((8, 8))),
+        ("1.jpg", Image.new("CMYK", (8, 8), (0, 0, 0, 0)), np.full((8, 8), 255)),
+    ],
+)
+def test_white_is_white_whatever_the_number_of_bits(tmp_path, name, content, expected):
+    np.testing.assert_array_equal(read(tmp_path, name, content, channels=1), expected)
+    np.testing.assert_array_equal(read(tmp_path, name, content)[..., 1], expected)
+
+
+@pytest.mark.parametrize("values", [GRAY.astype(np.int32), GRAY.astype(np.float32), np.full((8, 8), np.nan, np.float32)])
+def test_images_without_a_known_white_are_refused(tmp_path, values):
+    with pytest.raises(ValueError, match=r"1\.tif: its pixels are (int|float)32 from .* save it with 8 or 16 bits"):
+        read(tmp_path, "1.tif", values)
+
+
+@pytest.mark.parametrize("suffix, options", [("gif", {}), ("webp", {"lossless": True}), ("png", {}), ("tif", {})])
+def test_the_first_picture_of_an_animation_is_the_image(tmp_path, suffix, options):
+    first, second = (Image.new("RGB", (8, 8), colour) for colour in ("red", "lime"))
+    image = read(tmp_path, f"1.{suffix}", first, save_all=True, append_images=[second], **options)
+    np.testing.assert_array_equal(image, np.asarray(first))
+
+
+def test_too_many_pixels_are_refused_with_what_to_do(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"1\.png: it has 196,000,000 pixels, and no more than .*; save it smaller, or take it out"
+    ):
+        read(tmp_path, "1.png", png(1, 0, b"\0", size=14000))
+
+
+def test_no_image_makes_another_program_run(tmp_path):
+    """Pillow has Ghostscript run what is in an EPS file, whatever its name."""
+    save(COLOUR, tmp_path / "1.eps")
+    with pytest.raises(ValueError, match="no image in a format that is known"):
+        read(tmp_path, "1.png", (tmp_path / "1.eps").read_bytes())
+
+
+def test_what_is_passed_over_is_told_once(tmp_path, capsys):
+    root = tmp_path / "images"
+    for file in ("a/1.webp", "a/2.PNG", "b/1.bmp", "a/deeper/1.png", "a/.hidden/1.png", "a/._1.jpg"):
+        save(COLOUR, root / "train" / file, format="PNG")
+    for file in ("a/.DS_Store", "a/1.txt", "a/2.TXT", "b/3.txt", "b/page.html", "b/none"):
+        (root / "train" / file).write_text("no image")
+    save(COLOUR, root / "caf\udce9" / "a" / "1.png")
+    save(COLOUR, root / "1.png")
+    os.mkfifo(root / "train" / "a" / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as there:
+        there.bind(os.path.relpath(root / "train" / "a" / "s.png"))
+    for target, link in {
+        "2.PNG": "link.png",
+        "gone": "broken.png",
+        "loop.png": "loop.png",
+        "/dev/zero": "zero.png",
+        ".": "c",
+    }.items():
+        (root / "train" / "a" / link).symlink_to(target)
+    for _ in range(2):
+        assert [file for file, *_ in datasets.list_folder(str(root))["train"]] == [
+            *(f"train/a/{name}" for name in ("1.webp", "2.PNG", "link.png")),
+            "train/b/1.bmp",
+        ]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"warning: image folder {root}: passed over 17 files: 3 .txt in train/a and 1 more; 2 .png (a broken link) in train/a; "
+        "2 .png (not in <split>/<class>/) in the folder itself and 1 more; 1 .html in train/b; 1 .png (a device) in train/a; "
+        "1 .png (a pipe) in train/a; 1 .png (a socket) in train/a; 1 .png (the folder's name cannot be that of a split) in "
+        "caf\\xe9/a; 1 hidden .jpg in train/a; 1 hidden .png in train/a/.hidden; 1 hidden without suffix in train/a; "
+        "1 without suffix in train/b; 1 without suffix (a linked folder) in train/a"
+    )
+
+
+def test_many_kinds_of_files_are_told_in_a_short_line(tmp_path, capsys):
+    save(COLOUR, tmp_path / "train" / "a" / "1.png")
+    for i in range(50):
+        (tmp_path / "train" / "a" / f"1.{i}{'x' * 100}").touch()
+    datasets.list_folder(str(tmp_path))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "passed over 50 files: 1 .0xx" in line and line.endswith("; 30 of other kinds") and len(line) < 1500
+
+
+def test_a_folder_without_images_says_what_it_holds(tmp_path):
+    for i in range(3):
+        save(COLOUR, tmp_path / "train" / "a" / f"{i}.xyz", format="PNG")
+    with pytest.raises(ValueError, match=r"no images in .*: expected .*; passed over: 3 \.xyz in train/a$"):
+        datasets.list_folder(str(tmp_path))
+
+
+def test_a_pipe_that_takes_the_place_of_an_image_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "1.png")
+    with pytest.raises(ValueError, match=r"1\.png: it is not a regular file"):
+        datasets.read_image(tmp_path / "1.png", 8, 1)
+
+
+def test_repeated_images_are_told(tmp_path, capsys):
+    root = tmp_path / "images"
+    for i in range(6):
+        save(CLEAR[..., [3, 3, 3, 3]] if i < 4 else COLOUR // i, root / "train" / "a" / f"{i}.png")  # white on transparency
+        save(COLOUR // (i + 1), root / "test" / "a" / f"{i}.png")
+    for _ in range(2):  # also when they are prepared already
+        datasets._say.cache_clear()
+        open_folder(root, tmp_path)
+        assert (
+            capsys.readouterr()
+            .err.strip()
+            .endswith("3 of the 6 images of train repeat another one, pixel for pixel, at 8x8x3 on white; 4 are train/a/0.png")
+        )
+    black = pipeline.open_split(
+        "image_folder",
+        split="train",
+        image_size=8,
+        channels=3,
+        path=str(root),
+        data_dir=str(tmp_path / "cache"),
+        background="black",
+    )
+    assert black.identity != open_folder(root, tmp_path).identity
+    assert (pipeline.examples(black)["image"].min((1, 2, 3)) == 0).sum() >= 4
+
+
+def test_a_config_that_is_older_than_the_background(small):
+    old = config.to_dict(small(), short=True)
+    assert "background" not in old["data"] and config.from_dict(old) == small({"data.background": "white"})
+    assert config.to_dict(small())["data"] == old["data"] | {"background": "white"}
+    black = small({"data.background": "#000"})
+    assert config.to_dict(black, short=True)["data"]["background"] == "#000"
+    assert config.from_dict(config.to_dict(black, short=True)) == black
+    for wrong in ("whit", "#ffffff80", "", "rgb(0, 0, 300)", "\ud800", "#" * 200):
+        with pytest.raises(config.ConfigError, match=r"data\.background: .* is no opaque colour; write one as white"):
+            small({"data.background": wrong})
+
+
+def test_names_of_any_bytes(tmp_path):
+    root = tmp_path / "p[1]*caf\udce9"
+    for i, file in enumerate(("caf\udce9.png", "x[1].png", "new\nline.png", "\udcff.png")):
+        for label in ("caf\udce9", " a", "a", "new\nline"):
+            save(COLOUR // (i + 1), root / "train" / label / file)
+    opened = open_folder(root, tmp_path)
+    assert opened.num_classes == 4 and len(pipeline.examples(opened)["label"]) == 16
+    (root / "train" / "a" / "b\udce9.png").write_bytes(b"no image")
+    with pytest.raises(ValueError) as error:
+        open_folder(root, tmp_path)
+    assert str(error.value).startswith(f"cannot read the image {tmp_path}/p[1]*caf\\xe9/train/a/b\\xe9.png: ")
+    for path in (f"{root}x", "\ud800", "a\0b"):
+        with pytest.raises(FileNotFoundError, match="no such image folder: ") as error:
+            open_folder(path, tmp_path)
+        str(error.value).encode()
+
+
+@pytest.mark.parametrize("name", ["d[1]", "d*?", "{a,b}", "d@3", "d[0:1]", "a\nb"])
+def test_data_folders_whose_names_are_patterns(tmp_path, name, cache):
+    shutil.copytree(os.path.join(cache, "digits"), tmp_path / name / "digits")
+    opened = pipeline.open_split("digits", split="test[:3]", image_size=8, channels=1, data_dir=str(tmp_path / name))
+    np.testing.assert_array_equal(pipeline.examples(opened)["label"], load_digits().target[1500:1503])
+
+
+@pytest.mark.parametrize("data_set", ["digits", "cifar10"])
+@pytest.mark.parametrize("folder, words", [("/caf\udce9", r"in /caf\xe9, which is not UTF-8"), ("/\ud800", "not UTF-8")])
+def test_data_folders_that_cannot_be_used_are_told(data_set, folder, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        pipeline.open_split(data_set, split="train", image_size=8, channels=1, data_dir=folder)
+
+
+def test_the_home_of_nobody():
+    with pytest.raises(ValueError, match="data_dir='~nobody_is_so_called/x': "):
+        pipeline.open_split("digits", split="train", image_size=8, channels=1, data_dir="~nobody_is_so_called/x")
 
 
 def test_image_folder_crops_and_antialiases(tmp_path):
@@ -361,6 +661,27 @@ def test_prepared_data_set(tmp_path, caplog):
     assert "OpenCV" not in caplog.text
     with pytest.raises(ValueError, match="channels=3, not 1"):
         pipeline.open_split("photos", split="train", image_size=8, channels=1, data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json", "digits-test.array_record-00000-of-00001"])
+@pytest.mark.parametrize("name", ["digits", "digits:1.0.0"])  # our own, and one prepared elsewhere
+def test_damaged_data_sets_are_told_and_pipes_are_not_opened(cache, tmp_path, name, file):
+    shutil.copytree(os.path.join(cache, "digits"), tmp_path / "digits")
+    path = tmp_path / "digits" / "1.0.0" / file
+
+    def told():
+        with pytest.raises(ValueError) as error:
+            split = pipeline.open_split(name, split="test", image_size=8, channels=1, data_dir=str(tmp_path))
+            pipeline.examples(split)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    for content in (b"", b"[]", b"null", b'{"name": 5}', b"\xe9"):
+        path.write_bytes(content)
+        assert re.search("not valid|no data set that can be read|cannot read example 0", told())
+    path.unlink()
+    os.mkfifo(path)
+    assert told() == f"{path} is neither a file nor a folder"
 
 
 def test_damaged_records_are_told(cache, tmp_path):

@@ -173,14 +173,15 @@ def find_runs(study, out):
 def images_of(config):
     """The settings that must agree for two networks to be measured against the same real images."""
     given = config.data
-    return {"name": given.name, "path": given.path, "image_size": given.image_size, "channels": given.channels}
+    agreed = ("name", "path", "image_size", "channels", "background")
+    return {name: getattr(given, name) for name in agreed}
 
 
 def shared(study, run, given):
     """What all rows of a run ask for, in JSON's types. `given`: the real images, as `features.check` names them."""
     timesteps = run.config.conditioning.kind == "timestep"
     asked = {
-        "run": configuration.to_dict(run.config),
+        "run": configuration.to_dict(run.config, short=True),
         "parameters": study.parameters,
         "metrics": study.metrics,
         "num_images": study.num_images,

@@ -1,34 +1,47 @@
 """The data sets: prepared and read by tensorflow-datasets, without TensorFlow.
 
 `digits` is scikit-learn's handwritten digits, `brightness` the same digits at brightnesses from black to white, `image_folder`
-a converted folder of photographs: each is written once, to a cache folder, as array_record files of uint8 images.
+a converted folder of images: each is written once, to a cache folder, as array_record files of uint8 images.
 `find_prepared` opens a data set that was prepared elsewhere. All return the tfds builder that reads the data.
 """
 
+import collections
 import concurrent.futures
 import contextlib
+import errno
 import fcntl
+import functools
 import hashlib
 import io
 import json
 import os
 import pathlib
+import platform
 import re
 import shutil
+import stat
+import sys
 import tempfile
+import time
+import warnings
 
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 from absl import logging
 from etils import epath
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
-from noisesched.runtime.files import reason
+from noisesched.runtime.files import WriteError, is_local, reason
 from noisesched.spec import shortened
 
 _VERSION = "1.0.0"  # part of every prepared path: raise it when the output of a builder changes
-_SUFFIXES = (".jpg", ".jpeg", ".png")
+_CONVERSION = 2  # part of the name of a converted folder: raise it when `read_image` or the choice of files changes
+# Pillow only recognises or writes these, or (EPS) has another program run them.
+_NOT_DECODED = {"BUFR", "EMF", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}
+_KINDS = 20  # of files passed over, which are told one by one
+_COUNTED = 100_000  # files passed over that are counted, where a folder holds far more than images
+_REPEATS = 0.01  # the fraction of repeated images from which a folder is said to have them
 
 
 class _Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -85,37 +98,47 @@ class _Brightness(_Digits, skip_registration=True):
 
 
 class _ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Converts `root/split/class/*.jpg|jpeg|png` to square uint8 images of one size."""
+    """Converts the images of a `list_folder` to square uint8 images of one size, and counts those that repeat another."""
 
     VERSION = tfds.core.Version(_VERSION)
 
-    def __init__(self, root, listing, image_size, channels, name, **kwargs):
+    def __init__(self, root, listing, image_size, channels, background, name, **kwargs):
         self.root, self.listing, self.name = root, listing, name
-        self.image_size, self.channels = image_size, channels
+        classes = sorted({file.split("/")[1] for files in listing.values() for file, *_ in files})
+        self.labels = {name: label for label, name in enumerate(classes)}
+        self.convert = functools.partial(read_image, size=image_size, channels=channels, background=background)
+        self.features = _features(image_size, channels, tfds.features.ClassLabel(names=list(map(_class_name, classes))))
         super().__init__(**kwargs)
 
     def _info(self):
-        classes = sorted({file.split("/")[1] for files in self.listing.values() for file, *_ in files})
-        features = _features(self.image_size, self.channels, tfds.features.ClassLabel(names=classes))
         # tfds orders examples by a hash of their file name: in a folder's own order, sorted by class, 'train[:90%]' would lack
         # the last classes.
-        return tfds.core.DatasetInfo(builder=self, features=features)
+        return tfds.core.DatasetInfo(builder=self, features=self.features, metadata=tfds.core.MetadataDict())
 
     def _split_generators(self, dl_manager):
         return {split: self._generate_examples(split) for split in self.listing}
 
     def _generate_examples(self, split):
-        def convert(file):
-            return file, read_image(self.root / file, self.image_size, self.channels)
-
         files = [file for file, *_ in self.listing[split]]
+        counts, firsts = collections.Counter(), {}
         bar = tqdm.tqdm(total=len(files), desc=f"preparing {split}", unit=" images", disable=None)
         # Pillow releases the GIL while it decodes and resizes. Chunks bound the memory.
         with bar, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(files), 256):
-                for file, image in pool.map(convert, files[start : start + 256]):
-                    yield file, {"image": image, "label": file.split("/")[1]}
+                chunk = files[start : start + 256]
+                for file, image in zip(chunk, pool.map(self.convert, map(self.root.joinpath, chunk)), strict=True):
+                    digest = hashlib.blake2b(image.tobytes(), digest_size=8).digest()
+                    counts[digest] += 1
+                    firsts.setdefault(digest, file)
+                    yield os.fsencode(file), {"image": image, "label": self.labels[file.split("/")[1]]}
                     bar.update()
+        digest, most = counts.most_common(1)[0]
+        self.info.metadata[split] = [len(files), len(files) - len(counts), most, readable(firsts[digest])]
+
+
+def _class_name(folder: str) -> str:
+    """A folder's name as tfds can keep it: a line of text without blanks at its ends."""
+    return folder if folder.isprintable() and folder == folder.strip() else repr(os.fsencode(folder))[1:]
 
 
 def _features(size: int, channels: int, label: tfds.features.ClassLabel) -> tfds.features.FeaturesDict:
@@ -135,54 +158,179 @@ def square(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def read_image(file: pathlib.Path, size: int, channels: int) -> np.ndarray:
-    """Decodes a JPEG or PNG to uint8 [size, size, channels]: upright, grey or RGB, without alpha, the centre square.
+def read_image(file: pathlib.Path, size: int, channels: int, background: tuple = (255, 255, 255)) -> np.ndarray:
+    """Decodes an image file to uint8 [size, size, channels]: the first picture in it, upright, grey or RGB, the centre square.
 
-    Raises ValueError, naming the file, if it cannot be decoded.
+    What is transparent shows `background`, an RGB colour. Raises ValueError, naming the file, if it cannot be decoded, or what
+    is white in it is not known.
     """
     try:
-        with Image.open(file) as image:
+        with open(file, "rb", opener=_open_regular) as content, Image.open(content, formats=_formats()[0]) as image:
             # A JPEG far larger than needed is decoded at 1/2, 1/4 or 1/8 of its size, still at least twice the final one.
             image.draft(None, (2 * size, 2 * size))
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits, which convert() would clip at 255 instead of scaling
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            kind, raw = image.format, _stored_as(image)  # which Pillow forgets once the pixels are read
+            image = _eight_bits(ImageOps.exif_transpose(image), kind, raw)
+            if image.has_transparency_data:
+                image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image.convert("RGBA"))
             image = square(image.convert("L" if channels == 1 else "RGB"), size)
             return np.asarray(image).reshape(size, size, channels)
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and more
-        raise ValueError(f"cannot read the image {file}: {reason(error)}") from error
+        raise ValueError(f"cannot read the image {readable(file)}: {_why(file, error)}") from error
+
+
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)  # without waiting for the other end of a pipe
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return descriptor
+
+
+def _why(file: pathlib.Path, error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        pixels = int(re.search(r"\d+", str(error)).group())
+        most = 2 * Image.MAX_IMAGE_PIXELS
+        return f"it has {pixels:,} pixels, and no more than {most:,} are decoded; save it smaller, or take it out of the folder"
+    if isinstance(error, UnidentifiedImageError):
+        return "it is empty" if not os.path.getsize(file) else "it is damaged, or no image in a format that is known"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return reason(error)
+
+
+def _stored_as(image: Image.Image) -> str:
+    """How Pillow calls the pixels of an image in its file: "L;2", "RGB;16B", ..; for TIFF with "white is 0" if it is."""
+    raw = str(image.tile[0].args) if getattr(image, "tile", None) else ""
+    return raw + " white is 0" * (image.format == "TIFF" and image.tag_v2.get(262) == 0)
+
+
+def _eight_bits(image: Image.Image, kind: str, raw: str) -> Image.Image:
+    """An image with its grey values and its transparent colour in 8 bits, which `convert` would clip, or not scale."""
+    key = image.info.get("transparency")
+    if image.mode.startswith("I;16") or image.mode == "I" and kind in ("PNG", "PPM"):
+        values = np.asarray(image)
+        grey = (values >> (4 if "I;12" in raw else 8)).astype(np.uint8)
+        image = Image.fromarray(255 - grey if "white is 0" in raw else grey)
+        if key is not None:
+            image.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    elif image.mode in ("I", "F"):
+        values = np.asarray(image)
+        low, high = values.min(), values.max()
+        if image.mode == "I" or not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"its pixels are {values.dtype} from {low:g} to {high:g}, of which white is not known; save it with 8 or 16 bits"
+                " (floats: from 0 to 1)"
+            )
+        image = Image.fromarray(np.round(values * 255).astype(np.uint8))
+    elif kind == "PNG" and isinstance(key, int) and image.mode == "L":
+        image.info["transparency"] = key * {"L;2": 85, "L;4": 17}.get(raw, 1)
+    elif raw == "RGB;16B" and key is not None:
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    return image
+
+
+@functools.cache
+def _formats() -> tuple[tuple[str, ...], frozenset[str]]:
+    """The formats that are decoded, and their suffixes."""
+    Image.init()
+    known = Image.registered_extensions()
+    formats = tuple(name for name in Image.ID if name not in _NOT_DECODED)
+    return formats, frozenset(suffix for suffix, name in known.items() if name not in _NOT_DECODED)
 
 
 def list_folder(path: str) -> dict[str, list[tuple[str, int, int]]]:
     """`{split: [("split/class/file", bytes, mtime in ns), ..]}` of a folder of images, sorted by name.
 
-    Raises FileNotFoundError if the folder does not exist, ValueError if it holds no `split/class/image`.
+    Says, once, which files are passed over. Raises FileNotFoundError if the folder does not exist, ValueError if it holds no
+    `split/class/image`.
     """
     if not path:
-        raise ValueError("'image_folder' needs a path: a folder laid out as split/class/*.jpg|jpeg|png")
+        raise ValueError("'image_folder' needs a path: a folder laid out as split/class/image.jpg (or png, webp, ..)")
     if not os.path.isdir(path):
-        raise FileNotFoundError(f"no such image folder: {path}")
-    listing = {}
-    for split in _subfolders(path):
-        files = []
-        for label in _subfolders(split.path):
-            for entry in os.scandir(label.path):
-                if entry.name.lower().endswith(_SUFFIXES) and not entry.name.startswith("."):
-                    stat = entry.stat()
-                    files.append((f"{split.name}/{label.name}/{entry.name}", stat.st_size, stat.st_mtime_ns))
-        if files:
-            listing[split.name] = sorted(files)
+        raise FileNotFoundError(f"no such image folder: {readable(path)}")
+    listing, passed = {}, collections.defaultdict(collections.Counter)
+    count = 0
+    for folders, entry in _files(path):
+        if why := _passed_over(folders, entry):
+            passed[why]["/".join(folders) or "the folder itself"] += 1
+            count += 1
+            if count >= _COUNTED and len(folders) > 2:
+                break
+        else:
+            status = entry.stat()
+            file = "/".join((*folders, entry.name))
+            listing.setdefault(folders[0], []).append((file, status.st_size, status.st_mtime_ns))
+    kinds = sorted(passed.items(), key=lambda each: (-each[1].total(), each[0]))
+    told = [
+        f"{places.total():,} {why} in {readable(max(places, key=places.get))}"
+        + f" and {len(places) - 1:,} more" * (len(places) > 1)
+        for why, places in kinds[:_KINDS]
+    ]
+    rest = sum(places.total() for _, places in kinds[_KINDS:])
+    passed = "; ".join(told + [f"{rest:,} of other kinds"] * (rest > 0))
     if not listing:
         raise ValueError(
-            f"no images in {path}: expected <split>/<class>/*.jpg|jpeg|png in it, such as train/cat/001.jpg "
-            "(one folder per class, even if there is only one)"
+            f"no images in {readable(path)}: expected <split>/<class>/image in it, such as train/cat/001.jpg "
+            f"(one folder per class, even if there is only one){passed and f'; passed over: {passed}'}"
         )
-    return listing
+    if passed:
+        number = f"{'at least ' * (count >= _COUNTED)}{count:,} file{'s' * (count > 1)}"
+        _say(f"image folder {readable(path)}: passed over {number}: {passed}")
+    return {split: sorted(listing[split]) for split in sorted(listing)}
 
 
-def _subfolders(path) -> list[os.DirEntry]:
-    folders = [entry for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith(".")]
-    return sorted(folders, key=lambda entry: entry.name)
+def _files(path: str):
+    """(the names of the folders, the entry) of all files below a folder, those of its classes first, and all else behind them."""
+    waiting = collections.deque([()])
+    while waiting:
+        folders = waiting.popleft()
+        try:
+            entries = sorted(os.scandir(os.path.join(path, *folders)), key=lambda entry: entry.name)
+        except OSError:
+            if len(folders) <= 2:
+                raise
+            continue
+        for entry in entries:
+            # Links lead to splits and classes, but no deeper, where they may go in circles.
+            if entry.is_dir(follow_symlinks=False) or len(folders) < 2 and os.path.isdir(entry.path):
+                waiting.append((*folders, entry.name))
+            else:
+                yield folders, entry
+
+
+def _passed_over(folders: tuple[str, ...], entry: os.DirEntry) -> str:
+    """Why a file is not read as an image, with its suffix, such as "hidden .jpg"; "" if it is read."""
+    suffix = os.path.splitext(entry.name)[1].lower()
+    named = readable(shortened(suffix, 20)) or "without suffix"
+    try:
+        mode = entry.stat().st_mode
+    except OSError:
+        return f"{named} (a broken link)"
+    for kind, check in {"pipe": stat.S_ISFIFO, "socket": stat.S_ISSOCK, "linked folder": stat.S_ISDIR}.items():
+        if check(mode):
+            return f"{named} (a {kind})"
+    if not stat.S_ISREG(mode):
+        return f"{named} (a device)"
+    if any(name.startswith(".") for name in (*folders, entry.name)):
+        return f"hidden {named}"
+    if suffix not in _formats()[1]:
+        return named
+    if len(folders) != 2:
+        return f"{named} (not in <split>/<class>/)"
+    usable = re.fullmatch(r"\w[\w-]*", folders[0]) and folders[0] != "all"
+    return "" if usable else f"{named} (the folder's name cannot be that of a split)"
+
+
+def readable(path: str | os.PathLike) -> str:
+    """A path as one line of text: bytes that are not UTF-8, and characters that do not print, as in `caf\\xe9.png`."""
+    escaped = lambda c: f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()
+    return "".join(c if c.isprintable() else escaped(c) for c in os.fspath(path))
+
+
+@functools.cache
+def _say(line: str) -> None:
+    """Prints a line to stderr, once in the life of a process."""
+    tqdm.tqdm.write(f"warning: {line}", file=sys.stderr)
 
 
 def digits(data_dir: str = ""):
@@ -195,30 +343,54 @@ def brightness(data_dir: str = ""):
     return _prepared_once(_local(data_dir), "brightness", _Brightness)
 
 
-def image_folder(listing: dict, path: str, image_size: int, channels: int, data_dir: str = ""):
+def image_folder(listing: dict, path: str, image_size: int, channels: int, data_dir: str = "", background: str = "white"):
     """The builder of a folder of images, converted under `data_dir` (default: the user's cache) on first use.
 
-    The converted copy is keyed by the names, sizes and modification times in `listing`, by `image_size` and `channels`: a folder
-    that has changed is converted again.
+    The converted copy is keyed by the names, sizes and modification times in `listing`, by `image_size`, `channels` and
+    `background`, a colour such as "white" or "#ff8000": a folder that has changed is converted again. If more than one image in
+    a hundred repeats another, that is said.
     """
     if channels not in (1, 3):
         raise ValueError(f"channels={channels} for an image folder: choose 1 (gray) or 3 (RGB)")
-    fingerprint = hashlib.sha256(repr(sorted(listing.items())).encode()).hexdigest()[:16]
+    colour = ImageColor.getrgb(background)[:3]
+    fingerprint = hashlib.sha256(repr((_CONVERSION, colour, sorted(listing.items()))).encode()).hexdigest()[:16]
     name = f"image_folder_{image_size}x{channels}_{fingerprint}"
 
     def make_builder(data_dir):
-        logging.info("converting the images in %s, once, to %s", path, data_dir)
-        return _ImageFolder(pathlib.Path(path), listing, image_size, channels, name, data_dir=data_dir)
+        logging.info("converting the images in %s, once, to %s", readable(path), data_dir)
+        return _ImageFolder(pathlib.Path(path), listing, image_size, channels, colour, name, data_dir=data_dir)
 
-    return _prepared_once(_local(data_dir), name, make_builder)
+    builder = _prepared_once(_local(data_dir), name, make_builder)
+    for split, (number, repeats, most, file) in (builder.info.metadata or {}).items():
+        if repeats >= max(_REPEATS * number, 2):
+            _say(
+                f"image folder {readable(path)}: {repeats:,} of the {number:,} images of {split} repeat another one, pixel for "
+                f"pixel, at {image_size}x{image_size}x{channels} on {background}; {most:,} are {file}"
+            )
+    return builder
 
 
 def _local(data_dir: str) -> pathlib.Path:
     if "://" in data_dir:
         raise ValueError(f"data_dir={data_dir!r}: this data set can only be prepared in a local folder")
     if data_dir:
-        return pathlib.Path(data_dir).expanduser()
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "noisesched"
+        try:
+            return pathlib.Path(_encodable(data_dir)).expanduser()
+        except RuntimeError as error:  # "~nobody"
+            raise ValueError(f"data_dir={data_dir!r}: {reason(error)}") from None
+    cache = _encodable(os.environ.get("XDG_CACHE_HOME") or "")
+    return pathlib.Path(cache or pathlib.Path.home() / ".cache") / "noisesched"
+
+
+def _encodable(data_dir: str) -> str:
+    """A path as it is; ValueError if array_record, which takes UTF-8 only, cannot open files there."""
+    try:
+        data_dir.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"no data can be prepared in {readable(data_dir)}, which is not UTF-8: choose another data_dir"
+        ) from None
+    return data_dir
 
 
 def _prepared_once(root: pathlib.Path, name: str, make_builder):
@@ -228,10 +400,11 @@ def _prepared_once(root: pathlib.Path, name: str, make_builder):
     network disks: only the rename guarantees that nobody ever sees a half-written data set, even after kill -9.
     """
     final = root / name / _VERSION
+    _remove_dead(root)
     if not final.exists():
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
-            lock = open(final.parent / ".lock", "w")
+            lock = open(final.parent / ".lock", "w", opener=_open_regular)
         except OSError as error:
             raise ValueError(
                 f"cannot prepare {name!r} under {root} ({error.strerror}): set data_dir to a writable folder"
@@ -239,18 +412,35 @@ def _prepared_once(root: pathlib.Path, name: str, make_builder):
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not final.exists():
-                for stale in final.parent.glob("incomplete-*"):  # of a process that was killed: it would hold the lock
-                    shutil.rmtree(stale, ignore_errors=True)
                 _prepare(final, make_builder)
-    return tfds.builder_from_directory(final)
+    return _open(final)
+
+
+def _remove_dead(root: pathlib.Path) -> None:
+    """Removes what killed processes left of any data set under `root`: nobody holds its lock, and, since locks may not reach
+    other machines, it was begun on this one, or nothing was written for a day."""
+    with contextlib.suppress(OSError):  # another process removes it, or may write here
+        for work in root.glob("*/incomplete-*"):
+            with contextlib.suppress(OSError), open(work.parent / ".lock", "w", opener=_open_regular) as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                begun_on = work.name.removeprefix("incomplete-").rpartition("@")[0]
+                if begun_on in ("", platform.node()) or time.time() - _last_written(work) > 86400:
+                    shutil.rmtree(work, ignore_errors=True)
+
+
+def _last_written(folder: pathlib.Path) -> float:
+    return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
 
 
 def _prepare(final: pathlib.Path, make_builder) -> None:
-    work = tempfile.mkdtemp(prefix="incomplete-", dir=final.parent)
+    """Prepares a data set beside `final` and renames it. ValueError for faulty data; WriteError for a full disk and the like."""
+    work = None
     try:
+        work = tempfile.mkdtemp(prefix=f"incomplete-{platform.node()}@", dir=final.parent)
         builder = make_builder(data_dir=work)
         tfds.disable_progress_bar()  # several nested bars, none of which counts images
-        with contextlib.redirect_stdout(io.StringIO()):  # tfds always prints "Downloading .. 0 bytes"
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # tfds always prints "Downloading .. 0 bytes"
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # what Pillow cannot decode, it raises
             # The default format, tfrecord, needs TensorFlow.
             builder.download_and_prepare(file_format="array_record")
         try:
@@ -258,8 +448,15 @@ def _prepare(final: pathlib.Path, make_builder) -> None:
         except OSError:
             if not final.exists():  # otherwise another process has written the same content first
                 raise
+    except (ValueError, MemoryError):
+        raise
+    except Exception as error:  # array_record raises RuntimeError for a full disk, tfds an OSError that has lost its number
+        said = str(error)
+        why = next((text for text in map(os.strerror, errno.errorcode) if text in said), reason(error))
+        raise WriteError(f"cannot prepare data in {final.parent}: {why}; make room, or set data_dir to another folder") from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if work:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def find_prepared(name: str, data_dir: str):
@@ -270,7 +467,7 @@ def find_prepared(name: str, data_dir: str):
     """
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*(:\w[\w.]*)?", name):  # which "../elsewhere" is not
         raise ValueError(f"data.name={name!r} is not the name of a data set, such as 'cifar10', 'cifar10:3.0.2' or 'name/config'")
-    base = epath.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    base = epath.Path(_encodable(data_dir) or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     root = base / name.replace(":", "/")
     try:
         below = list(root.iterdir()) if root.is_dir() else []
@@ -285,8 +482,7 @@ def find_prepared(name: str, data_dir: str):
             ".download_and_prepare(); or use 'digits' or 'image_folder'"
         )
     folder = max(found, key=_version)
-    _check_features(folder)
-    builder = tfds.builder_from_directory(folder)
+    builder = _open(folder)
     file_format = builder.info.file_format.value
     if file_format != "array_record":
         raise ValueError(
@@ -294,6 +490,21 @@ def find_prepared(name: str, data_dir: str):
             "without TensorFlow: prepare it again with file_format='array_record'"
         )
     return builder
+
+
+def _open(folder: pathlib.Path | epath.Path):
+    """The builder that reads a prepared data set; ValueError if it is damaged, or holds a pipe, a socket or a device."""
+    if is_local(folder):
+        for entry in os.scandir(folder):
+            if not (entry.is_file() or entry.is_dir()):
+                raise ValueError(f"{readable(entry.path)} is neither a file nor a folder")
+    _check_features(epath.Path(folder))
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as error:  # of json, protobuf, and tfds itself
+        raise ValueError(
+            f"{readable(folder)} holds no data set that can be read: {reason(error).rstrip('.')}; prepare it again"
+        ) from error
 
 
 def _check_features(folder: epath.Path) -> None:

@@ -133,15 +133,18 @@ class Split:
         return {"image": images[0], "label": labels[0]}
 
 
-def open_split(name: str, *, split: str, image_size: int, channels: int, path: str = "", data_dir: str = "") -> Split:
+def open_split(
+    name: str, *, split: str, image_size: int, channels: int, path: str = "", data_dir: str = "", background: str = "white"
+) -> Split:
     """Opens one split of a data set, which is prepared first if it is one of this package's own.
 
     name        'digits' or 'brightness' (built in), 'image_folder' (at `path`), or any TFDS image data set in `data_dir`
     split       TFDS syntax: 'train', 'test', 'train[:90%]', 'train[100:200]', 'train+test'
     image_size  images of another size are cropped to their centre square and resized, with antialiasing
     channels    1 or 3: an image folder is converted, any other data set must have this number
-    path        the image folder, laid out as split/class/*.jpg|jpeg|png
+    path        the image folder, laid out as split/class/image, in any format that Pillow decodes
     data_dir    the folder of prepared data; '' is the user's cache for the first three, TFDS's default for others
+    background  the colour that shows where an image in a folder is transparent
 
     Raises ValueError or FileNotFoundError, in one line that says what to change.
     """
@@ -153,10 +156,10 @@ def open_split(name: str, *, split: str, image_size: int, channels: int, path: s
     if name in ("digits", "brightness"):
         builder = getattr(datasets, name)(data_dir)
     elif name == "image_folder":
-        title = f"image folder {path}"
+        title = f"image folder {datasets.readable(path)}"
         listing = datasets.list_folder(path)
         _check_split(split, listing, title)  # before a conversion that may take long
-        builder = datasets.image_folder(listing, path, image_size, channels, data_dir)
+        builder = datasets.image_folder(listing, path, image_size, channels, data_dir, background)
     else:
         builder = datasets.find_prepared(name, data_dir)
     _check_split(split, builder.info.splits, title)
@@ -172,6 +175,7 @@ def open_config(given, split: str = "") -> Split:
         channels=given.channels,
         path=given.path,
         data_dir=given.data_dir,
+        background=given.background,
     )
 
 

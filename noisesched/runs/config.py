@@ -16,11 +16,12 @@ from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+from PIL import ImageColor
 
 from noisesched import diffusion, guidance, loss, samplers, schedules
 from noisesched.loss import Weighting
 from noisesched.models import build, conditioning
-from noisesched.runs.settings import ConfigError, check_path, is_group, named, require, setting, shown, typed
+from noisesched.runs.settings import ConfigError, absent, check_path, is_group, named, require, setting, shown, typed
 from noisesched.runtime import sharding
 from noisesched.samplers import Sampler
 from noisesched.schedules import Schedule
@@ -29,6 +30,17 @@ from noisesched.schedules import Schedule
 def _table(text):
     """The schedule of a table of timesteps, or None for ""."""
     return schedules.make(text) if text else None
+
+
+def _colour(text):
+    """The text of an opaque colour as CSS writes it; ValueError for another."""
+    try:
+        values = ImageColor.getrgb(text)
+    except ValueError:
+        values = ()
+    if len(values) != 3 or max(values) > 255:
+        raise ValueError(f"{shown(text)} is no opaque colour; write one as white, gray, #ff8000 or rgb(255, 128, 0)")
+    return text
 
 
 NUMBERS = {int: "whole number", float: "number"}
@@ -46,6 +58,7 @@ class Data:
     channels: int = setting(choices=(1, 3), fixed=OTHER_IMAGES)
     flip: bool
     num_workers: int = setting(at_least=0, below=2**10, idle=True)
+    background: str = setting(parse=_colour, absent="white", fixed=OTHER_IMAGES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,16 +187,20 @@ def _chosen(values):
     return values
 
 
-def to_dict(config):
-    """Nested dictionaries, lists, numbers and texts: what `from_dict` reads, and JSON holds."""
-    plain = {}
+def to_dict(config, short=False):
+    """Nested dictionaries, lists, numbers and texts: what `from_dict` reads, and JSON holds.
+
+    `short`: without the settings that have the value which they have where they are not stated. So what was written before there
+    were such settings equals what is written now.
+    """
+    plain, unstated = {}, absent(type(config)) if short else {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.metadata.get("parse"):
             plain[field.name] = "" if value is None else str(value)
         else:
-            plain[field.name] = to_dict(value) if is_group(field) else value
-    return plain
+            plain[field.name] = to_dict(value, short) if is_group(field) else value
+    return {name: value for name, value in plain.items() if name not in unstated or value != unstated[name]}
 
 
 def check(config):

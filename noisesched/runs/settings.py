@@ -26,6 +26,7 @@ def setting(
     below=None,
     choices=None,
     parse=None,
+    absent=dataclasses.MISSING,
     fixed="",
     network=False,
     idle=False,
@@ -38,18 +39,26 @@ def setting(
     at_least, below   bounds of a number: at_least <= value < below
     choices           the values it may have
     parse             text -> what the setting stands for, which prints as that text; raises ValueError
+    absent            what it is where it is not stated, in configs that are older than it
     fixed             why it cannot change when a run is continued; "" if it can
     network           it says which function the parameters are parameters of, so it cannot change either
     idle              it leaves the trained network as it is: runs that differ in it may be compared
     """
     fixed = "the parameters are those of another network" if network else fixed
     known = dict(help=help, metavar=metavar, read=read, at_least=at_least, below=below, choices=choices, parse=parse)
-    return dataclasses.field(default=default, metadata=known | dict(fixed=fixed, network=network, idle=idle))
+    default = default if absent is dataclasses.MISSING else absent
+    return dataclasses.field(default=default, metadata=known | dict(absent=absent, fixed=fixed, network=network, idle=idle))
 
 
 def is_group(field):
     """Whether a field holds further settings."""
     return field.type is dict or dataclasses.is_dataclass(field.type) and not field.metadata.get("parse")
+
+
+def absent(kind):
+    """{name: value} of the settings of a group that need not be stated."""
+    known = {field.name: field.metadata.get("absent", dataclasses.MISSING) for field in dataclasses.fields(kind)}
+    return {name: value for name, value in known.items() if value is not dataclasses.MISSING}
 
 
 def stated(key, kind, prefix=""):
@@ -74,6 +83,7 @@ def typed(kind, value, where="", known=types.MappingProxyType({})):
     if dataclasses.is_dataclass(kind):
         require(isinstance(value, dict), f"{where or 'a configuration'} must be a group of settings; got {shown(value)}")
         fields = {field.name: field for field in dataclasses.fields(kind)}
+        value = absent(kind) | value
         unknown, missing = [k for k in value if k not in fields], [k for k in fields if k not in value]
         group = f"{where}." if where else ""
         require(not unknown, f"unknown setting {group}{next(iter(unknown), '')}; known: {', '.join(fields)}")
