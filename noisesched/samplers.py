@@ -127,7 +127,8 @@ def check(method, **options):
 def sample(denoise, key, z, log_snrs, method="ddim", *, told=None, **options):
     """Carries `z` from the first level to a clean image.
 
-    denoise   (z [B, ...], log_snr [B]) -> x_hat [B, ...]: a function, or a `jax.tree_util.Partial`
+    denoise   (z [B, ...], log_snr [B]) -> x_hat [B, ...]: a function, or a pytree such as a `jax.tree_util.Partial`. If it has
+              a method check(log_snrs), that is asked first, and raises ValueError for levels it cannot be called at
     key       one PRNG key, from which each example derives its own, or [B] keys, so that an example does not depend on
               its batch
     z         [B, ...] of any shape, at level log_snrs[0] (from -inf, standard normal noise); its dtype is kept
@@ -154,6 +155,8 @@ def sample(denoise, key, z, log_snrs, method="ddim", *, told=None, **options):
     levels = jnp.asarray(log_snrs, jnp.promote_types(z.dtype, jnp.float32))
     if levels.ndim != 1 or not len(levels):
         raise ValueError(f"log_snrs is an array [N] of one or more levels; got shape {levels.shape}")
+    if hasattr(denoise, "check") and not isinstance(levels, jax.core.Tracer):
+        denoise.check(levels)
     told = None if told is None else jnp.asarray(told)
     if told is not None and told.shape != levels.shape:
         raise ValueError(f"told has one number for each of the {len(levels)} levels; got shape {told.shape}")
