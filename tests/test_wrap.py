@@ -141,10 +141,11 @@ def test_a_mistake_is_named():
             wrap.wrap(lambda z, t: z, **given)
 
 
+@jax.enable_x64(False)  # a callback runs in a thread of its own, which does not know of this context
 def test_modules_of_both_kinds_and_functions_of_parameters_and_numpy_agree():
-    kernel, table = np.array([[0.3, -0.2], [0.1, 0.4]]), "discrete(linear)"
+    kernel, table = np.array([[0.3, -0.2], [0.1, 0.4]], np.float32), "discrete(linear)"
     log_snrs = schedules.levels(schedules.make(table), 5)
-    z = np.linspace(-1, 1, 8).reshape(4, 2)
+    z = np.linspace(-1, 1, 8, dtype=np.float32).reshape(4, 2)
 
     class Net(nnx.Module):
         def __init__(self):
@@ -172,7 +173,7 @@ def test_modules_of_both_kinds_and_functions_of_parameters_and_numpy_agree():
     ]
     images = [samplers.sample(denoise, jax.random.key(0), z, log_snrs) for denoise in made]
     for each in images[1:]:
-        np.testing.assert_allclose(each, images[0], rtol=1e-12)
+        np.testing.assert_allclose(each, images[0], rtol=1e-5)
 
 
 def test_parameters_are_data_and_have_gradients():
