@@ -2,9 +2,9 @@
 
     noisesched train --config=configs/digits.py --workdir=runs/digits
 
-About 2 minutes on 2 CPU cores; the loss falls to about 0.27, and the digits are legible under any schedule. Width 24 with attention
-at 4x4 brings samples a little closer to the real images, in twice the time. This page has every setting; the other configs import
-it and state what differs. Any setting can be overridden on the command line: --config.group.name=value.
+About 2 minutes on 2 CPU cores; the loss falls to about 0.27, and the digits are legible under any schedule. Width 24 with
+attention at 4x4 brings samples a little closer to the real images, in twice the time. This page has every setting; the other
+configs import it and state what differs. Any setting can be overridden on the command line: --config.group.name=value.
 """
 
 from ml_collections import ConfigDict
