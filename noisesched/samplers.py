@@ -219,7 +219,8 @@ def ddim(interval, z, denoise, memory, keys, eta=0.0):
     eps = eps_from(x, z, interval.now)
     if not _is_off(eta):
         fresh = eta * jnp.sqrt(interval.removed)
-        eps = jnp.sqrt(jnp.maximum(1 - fresh**2, 0)) * eps + fresh * _normal(keys, z)
+        old = 1 - fresh**2  # 0 from SNR = 0 with eta = 1, where a root has no gradient
+        eps = jnp.where(old > 0, jnp.sqrt(jnp.where(old > 0, old, 1)), 0) * eps + fresh * _normal(keys, z)
     return alpha(interval.next) * x + sigma(interval.next) * eps, memory
 
 
@@ -232,7 +233,9 @@ def ancestral(interval, z, denoise, memory, keys, variance=0.0):
     """
     x = denoise(z, interval.now, interval.index)
     removed, sigma_now, sigma_next = interval.removed, sigma(interval.now), sigma(interval.next)
-    kept = jnp.sqrt(1 - removed) * sigma_next / sigma_now  # = (alpha_now / alpha_next) (sigma_next / sigma_now)^2
+    kept = (
+        jnp.exp((interval.now - interval.next) / 2) * sigma_next / sigma_now
+    )  # = (alpha_now / alpha_next) (sigma_next / sigma_now)^2
     share = jnp.where(variance < 1, sigma_next ** (1 - variance), 1.0)  # 0^0 = 1, which XLA does not keep to
     std = jnp.sqrt(removed) * share * sigma_now**variance
     return alpha(interval.next) * removed * x + kept * z + std * _normal(keys, z), memory
