@@ -127,7 +127,8 @@ def check(method, **options):
 def sample(denoise, key, z, log_snrs, method="ddim", *, told=None, **options):
     """Carries `z` from the first level to a clean image.
 
-    denoise   (z [B, ...], log_snr [B]) -> x_hat [B, ...]: a function, or a `jax.tree_util.Partial`
+    denoise   (z [B, ...], log_snr [B]) -> x_hat [B, ...]: a function, or a pytree such as a `jax.tree_util.Partial`. If it has
+              a method check(log_snrs), that is asked first, and raises ValueError for levels it cannot be called at
     key       one PRNG key, from which each example derives its own, or [B] keys, so that an example does not depend on
               its batch
     z         [B, ...] of any shape, at level log_snrs[0] (from -inf, standard normal noise); its dtype is kept
@@ -154,6 +155,8 @@ def sample(denoise, key, z, log_snrs, method="ddim", *, told=None, **options):
     levels = jnp.asarray(log_snrs, jnp.promote_types(z.dtype, jnp.float32))
     if levels.ndim != 1 or not len(levels):
         raise ValueError(f"log_snrs is an array [N] of one or more levels; got shape {levels.shape}")
+    if hasattr(denoise, "check") and not isinstance(levels, jax.core.Tracer):
+        denoise.check(levels)
     told = None if told is None else jnp.asarray(told)
     if told is not None and told.shape != levels.shape:
         raise ValueError(f"told has one number for each of the {len(levels)} levels; got shape {told.shape}")
@@ -216,7 +219,8 @@ def ddim(interval, z, denoise, memory, keys, eta=0.0):
     eps = eps_from(x, z, interval.now)
     if not _is_off(eta):
         fresh = eta * jnp.sqrt(interval.removed)
-        eps = jnp.sqrt(jnp.maximum(1 - fresh**2, 0)) * eps + fresh * _normal(keys, z)
+        old = 1 - fresh**2  # 0 from SNR = 0 with eta = 1, where a root has no gradient
+        eps = jnp.where(old > 0, jnp.sqrt(jnp.where(old > 0, old, 1)), 0) * eps + fresh * _normal(keys, z)
     return alpha(interval.next) * x + sigma(interval.next) * eps, memory
 
 
@@ -229,7 +233,9 @@ def ancestral(interval, z, denoise, memory, keys, variance=0.0):
     """
     x = denoise(z, interval.now, interval.index)
     removed, sigma_now, sigma_next = interval.removed, sigma(interval.now), sigma(interval.next)
-    kept = jnp.sqrt(1 - removed) * sigma_next / sigma_now  # = (alpha_now / alpha_next) (sigma_next / sigma_now)^2
+    kept = (
+        jnp.exp((interval.now - interval.next) / 2) * sigma_next / sigma_now
+    )  # = (alpha_now / alpha_next) (sigma_next / sigma_now)^2
     share = jnp.where(variance < 1, sigma_next ** (1 - variance), 1.0)  # 0^0 = 1, which XLA does not keep to
     std = jnp.sqrt(removed) * share * sigma_now**variance
     return alpha(interval.next) * removed * x + kept * z + std * _normal(keys, z), memory

@@ -184,11 +184,16 @@ def test_finite_to_a_level_without_noise(text):
     assert jnp.isfinite(run(text, gaussian, z, np.array([-np.inf, 0.0, 20.0, np.inf]))).all()
 
 
-@pytest.mark.parametrize("method", DETERMINISTIC)
-def test_finite_gradient_with_respect_to_levels(method):
-    z, log_snrs = quantiles(5), jnp.array([-jnp.inf, -2.0, 1.0, 6.0])
-    gradient = jax.grad(lambda log_snrs: jnp.square(sample(gaussian, jax.random.key(0), z, log_snrs, method)).sum())(log_snrs)
-    assert jnp.isfinite(gradient[1:]).all() and (gradient[1:] != 0).all()
+@every_method
+def test_gradients_with_respect_to_the_levels_after_the_first_are_true_from_zero_snr_too(text):
+    with jax.enable_x64(True):
+        log_snrs = np.array([-np.inf, -3.0, -0.5, 2.0, 5.0])
+        z = jnp.array([[-1.2], [0.4], [1.5]])
+        total = jax.jit(lambda tail: jnp.square(run(text, mixture, z, jnp.append(-jnp.inf, tail))).sum())
+        gradient, step = jax.grad(total)(log_snrs[1:]), 1e-6
+        for index, unit in enumerate(np.eye(4)):
+            numeric = (total(log_snrs[1:] + step * unit) - total(log_snrs[1:] - step * unit)) / (2 * step)
+            np.testing.assert_allclose(gradient[index], numeric, rtol=1e-4, atol=1e-7)
 
 
 # -- the interface
