@@ -302,14 +302,17 @@ def betas(u, values, zero_terminal=False):
 
 
 @definition("sigmas([80, 20, 5, 1, 0.2, 0.05, 0.01])")
-def sigmas(u, values, zero_terminal=False):
+def sigmas(u, values, zero_terminal=False, kind=None):
     """The staircase over given sigma_ve = exp(-log_snr / 2), noisiest first: a list, or the path of a file (.npy, or text).
+
+    kind="flow": times t of a rectified flow, (1 - t) x + t eps, from at most 1 down: sigma_ve = t / (1 - t). "ve" is the default,
+    except that a list that begins at 1 or below is most likely a flow's, and must say what it is.
 
     At a finite sigma_ve the SNR, 1 / sigma_ve^2, is above 0, so no variance-exploding process reaches 0 (see `karras`). In unit
     variance it can: the first may be inf (SNR = 0), or `zero_terminal` rescales the table. A final 0, with which samplers' lists
     of sigmas end, is not a level and is left out.
     """
-    return _staircase(u, _table_of_sigmas(values, zero_terminal))
+    return _staircase(u, _table_of_sigmas(values, zero_terminal, kind))
 
 
 # -- the parts
@@ -339,8 +342,8 @@ def _loaded(call):
     args = tuple(_loaded(a) if isinstance(a, spec.Call) else a for a in call.args)
     kwargs = tuple((k, _loaded(v) if isinstance(v, spec.Call) else v) for k, v in call.kwargs)
     if call.name in LISTS:
-        args = tuple(spec.read_numbers(a) if isinstance(a, str) else a for a in args)
-        kwargs = tuple((k, spec.read_numbers(v) if isinstance(v, str) else v) for k, v in kwargs)
+        args = tuple(spec.read_numbers(a) if isinstance(a, str) and not i else a for i, a in enumerate(args))
+        kwargs = tuple((k, spec.read_numbers(v) if isinstance(v, str) and k in ("values", "log_snrs") else v) for k, v in kwargs)
     return spec.Call(call.name, args, kwargs)
 
 
@@ -361,11 +364,11 @@ def _checked(call, text):  # the text too, because 1, 1.0 and True are equal but
         if (name == "schedule") != isinstance(value, spec.Call):
             fault = "must be a schedule" if name == "schedule" else "cannot be a schedule"
             raise ValueError(f"schedule {text!r}: {name} {fault}; got {spec.show(value)}")
-        if isinstance(value, str):
+        if isinstance(value, str) and name != "kind":
             raise ValueError(f"schedule {text!r}: {name} cannot be a text; got {value!r}")
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"schedule {text!r}: {name} must be a finite number; got nan")
-        if not isinstance(value, spec.Call | bool | tuple | None) and LARGEST < abs(value) < math.inf:
+        if not isinstance(value, spec.Call | bool | tuple | str | None) and LARGEST < abs(value) < math.inf:
             raise ValueError(f"schedule {text!r}: {name} is a number of at most {LARGEST:g} in size; got {value:.6g}")
         if isinstance(value, tuple) and name not in ("values", "log_snrs"):
             raise ValueError(f"schedule {text!r}: {name} is one number; got {spec.shortened(spec.show(value))}")
@@ -409,11 +412,23 @@ def _table_of_betas(values, zero_terminal=False):
 
 
 @functools.lru_cache(maxsize=64)
-def _table_of_sigmas(values, zero_terminal=False):
+def _table_of_sigmas(values, zero_terminal=False, kind=None):
     values = _numbers("sigmas", values)
     values = values[:-1] if values[-1] == 0 else values
     if not (values > 0).all() or not (values[1:] < values[:-1]).all():
         raise ValueError("sigmas fall, the noisiest first, and are above 0 (a last 0 is left out)")
+    if kind not in (None, "ve", "flow"):
+        raise ValueError(f"kind={kind!r} of sigmas: choose 've' (sigma / alpha) or 'flow' (times from 0 to 1)")
+    if kind is None and values[0] <= 1:
+        raise ValueError(
+            f"sigmas that begin at {values[0]:g}: say kind='flow' if they are times of a flow, from 1 (noise) to 0, or kind='ve' "
+            "if they are sigma / alpha and sampling is to begin at so little noise"
+        )
+    if kind == "flow":
+        if not (values <= 1).all():
+            raise ValueError(f"sigmas of a flow are times from 1 (noise) down to 0; got {values.max():g}")
+        with np.errstate(divide="ignore"):
+            values = values / (1 - values)
     result = tables.from_alpha_bar(1.0 / (1.0 + values[::-1] ** 2))
     return tables.rescaled_to_zero_terminal(result) if zero_terminal else result
 

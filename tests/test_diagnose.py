@@ -446,6 +446,21 @@ def test_a_class_that_cannot_begin_at_zero_snr_is_replaced():
     assert found[0].file_repair.startswith('"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": true')
 
 
+def test_what_the_sampler_is_does_not_hide_a_fault_of_the_levels():
+    found = {
+        variance: [(f.severity, f.about) for f in examined_file(DDPM | {"variance_type": variance}, plan(), 10)]
+        for variance in ("fixed_small", "learned_range")
+    }
+    assert found["learned_range"] == found["fixed_small"] and found["fixed_small"][0][0] == "fault"
+
+
+def test_a_network_told_sigmas_is_not_judged_by_a_table(tmp_path):
+    fields = EULER | {"timestep_type": "continuous", "prediction_type": "v_prediction", "use_karras_sigmas": True}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(fields | {"sigma_min": 0.002, "sigma_max": 700.0}))
+    with pytest.raises(ValueError, match="told log.sigma_ve. / 4.*not judged"):
+        scheduler_file.read(str(tmp_path / "scheduler_config.json"))
+
+
 def test_no_field_is_offered_that_does_not_help():
     spoilt = plan(weighting="p2(k=1e9, gamma=90)")
     (fault,) = [f for f in examined_file(DIFFUSION | REPAIRED, spoilt) if f.severity == "fault"]

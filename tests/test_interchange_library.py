@@ -38,6 +38,12 @@ FILES = [
         for spacing in ("leading", "trailing")
     ),
     DDIM | {"beta_schedule": "squaredcos_cap_v2"},
+    *(
+        {"_class_name": f"{name}Scheduler"} | changes
+        for name in ("DEISMultistep", "UniPCMultistep", "LMSDiscrete", "SASolver")
+        for changes in (LATENT, {"use_karras_sigmas": True}, {"timestep_spacing": "trailing"})
+    ),
+    *({"_class_name": f"{name}Scheduler"} for name in ("CogVideoXDDIM", "DPMSolverSinglestep", "DDPMParallel")),
     EULER | {"use_exponential_sigmas": True},
     DDIM | {"trained_betas": [0.1, 0.2, 0.3, 0.5] * 5, "num_train_timesteps": 20, "timestep_spacing": "trailing"},
 ]

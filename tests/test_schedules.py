@@ -479,8 +479,17 @@ def test_sigmas_are_their_levels(tmp_path):
         ("sigmas([2, 2, 1])", "sigmas fall"),
         ("sigmas([2, 1, -1])", "sigmas fall"),
         ("sigmas([nan, 1])", "sigmas fall"),
-        ("sigmas([1, 0])", "does not decrease"),
-        ("shifted(sigmas([2, 1]), by=1)", "cannot be wrapped"),
+        ("sigmas([2, 0])", "does not decrease"),
+        ("sigmas([1, 0.5, 0])", "say kind='flow'"),
+        ("sigmas([5, 0.5, 0], kind='flow')", "are times from 1 (noise) down to 0; got 5"),
+        ("sigmas([5, 0.5, 0], kind='x')", "choose 've'"),
+        ("karras(sigma_min=-1)", "sigma_min must be above 0; got -1"),
+        ("karras(rho=0)", "rho must be above 0; got 0"),
+        ("cosine(s=[1, 2])", "s is one number; got [1, 2]"),
+        ("linear(beta_max=1e31)", "beta_max is a number of at most 1e+30 in size; got 1e+31"),
+        ("cosine(s=-1)", "cosine takes numbers such as (s=0.008)"),
+        ("zero_terminal(" * 6 + "linear" + ")" * 6, "nests specs more than 6 deep"),
+        ("shifted(sigmas([3, 2]), by=1)", "cannot be wrapped"),
         ("discrete(cosine(s=0.01), s=3)", "belong inside the spec"),
         ("quadratic(True, cosine)", "cannot be a schedule"),
         ("discrete(linear, num_steps=1)", "num_steps is a whole number from 2 up to 100000; got 1"),
@@ -584,3 +593,21 @@ def test_unevenness_does_not_change_with_a_shift_that_moves_the_window_too():
 def test_recommended_is_cosine_up_to_64_and_shifted_beyond():
     assert [str(recommended(size)) for size in (8, 64)] == ["cosine", "cosine"]
     assert str(recommended(256)) == "shifted(cosine, image_size=256)"
+
+
+def test_times_of_a_flow_are_the_flows_own_levels():
+    times = [1.0, 0.8, 0.5, 0.2]
+    schedule = make(f"sigmas({[*times, 0.0]}, kind='flow')")
+    assert make(str(schedule)) == schedule and levels(schedule, 4)[0] == -np.inf
+    np.testing.assert_allclose(levels(schedule, 4), make("flow")(np.array(times)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrapper", ["zero_terminal({})", "zero_terminal_snr({})", "shifted({}, by=0.5)", "truncated({}, -9, 9)"])
+def test_what_is_wrapped_is_evaluated_once(wrapper, monkeypatch):
+    """At every depth, so that the cost of nested wrappers adds up instead of multiplying."""
+    calls, linear = [], schedules.DEFINITIONS["linear"]
+    nested = make(wrapper.format(wrapper.format(wrapper.format("linear"))))
+    nested(0.5)  # ends that are found once are known
+    monkeypatch.setitem(schedules.DEFINITIONS, "linear", lambda u: calls.append(1) or linear(u))
+    nested(0.5)
+    assert len(calls) == 1

@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from noisesched import guidance, loss, samplers, schedules, spec
+from noisesched import diffusion, guidance, loss, samplers, schedules, spec
 from noisesched.models import build, conditioning, generate
 from noisesched.runs import config as configuration
 from noisesched.runs.checkpoints import Checkpoints
@@ -27,6 +27,7 @@ from noisesched.runtime import cluster, sharding
 from noisesched.runtime.files import read_json, replacing, to_json, write_json
 from noisesched.runtime.pictures import beside_results, grid, new_figure, save_figure, write_png
 
+NEARLY_NOISE = -3.0  # log-SNR below which a schedule's first level counts as the noise that sampling starts from
 TRANSLATIONS = (*conditioning.TRANSLATIONS, "raw")  # "raw": the timesteps of the training table, whatever the levels are
 
 
@@ -158,6 +159,11 @@ def outside(config, step, levels):
                     f"{name}, {n} steps: {beyond.sum()} of {n} levels are {word} than training with {drawn} went "
                     f"(log-SNR {edge:.2f}), by up to {by:.2f}"
                 )
+        if log_snrs[0] > NEARLY_NOISE:
+            yield (
+                f"{name}, {n} steps: sampling starts from pure noise, but at log-SNR {log_snrs[0]:.2f}, where z would hold "
+                f"{diffusion.alpha(log_snrs[0]):.0%} of the image: noisier levels are missing"
+            )
         if table and (beyond := conditioning.outside(log_snrs, table)).any():
             yield (
                 f"{name}, {n} steps: {(beyond != 0).sum()} of {n} levels lie outside the table of timesteps, by up to "

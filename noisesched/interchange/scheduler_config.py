@@ -33,8 +33,9 @@ WRITTEN = {
     "heun": "HeunDiscreteScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler",
 }
+FLOW = "its networks predict the velocity eps - x of y = (1 - s) x + s eps, not eps, v or x: x_hat = y - s velocity"
 EULER = "its steps, Euler's for the probability-flow ODE, are ddim's here"
-SAME_SPACING = {"whole": schedules.SPACINGS, "fractional": ("trailing", "leading"), "of one more": ("trailing",), "flow": ()}
+SAME_SPACING = {"whole": schedules.SPACINGS, "fractional": ("trailing", "leading"), "of one more": ("trailing",)}  # no others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,7 @@ def read(path):
         return dict(pairs)
 
     try:
-        fields = json.loads(Path(path).read_bytes(), object_pairs_hook=object_of)
+        fields = json.loads(spec.read_file(path, spec.FILE_BYTES), object_pairs_hook=object_of)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if twice:  # JSON does not say which one counts
@@ -101,6 +102,8 @@ def from_fields(fields):
     if not isinstance(fields, dict) or "_class_name" not in fields:
         raise ValueError("not a scheduler_config.json, which is a JSON object with a field _class_name")
     name = fields["_class_name"]
+    if isinstance(name, str) and name.startswith("Flax"):  # the library's former JAX side: the same fields
+        name = name.removeprefix("Flax")
     if not isinstance(name, str) or name not in schedulers.FIELDS:
         raise ValueError(
             f"_class_name={schedulers.quoted(name)}: this scheduler is not known here; known: {', '.join(schedulers.FIELDS)}"
@@ -116,7 +119,14 @@ def from_fields(fields):
             "remove those that you know to have none"
         )
     given, notes = schedulers.Fields(name, fields), []
-    parts = (_flow if name == "FlowMatchEulerDiscreteScheduler" else _discrete)(given, notes)
+    if name == "FlowMatchEulerDiscreteScheduler":
+        parts = _flow(given, notes)
+    elif name.startswith("EDM"):
+        parts = _edm(given, notes)
+    elif given["use_flow_sigmas"]:
+        parts = _solver_flow(given, notes)
+    else:
+        parts = _discrete(given, notes)
     used = {"_class_name", "_use_default_values"} | (given.asked & given.given.keys())
     no_effect = tuple(field for field in fields if field not in used)
     return SchedulerConfig(class_name=name, **parts, notes=tuple(notes), no_effect=no_effect, fields=fields)
@@ -124,22 +134,25 @@ def from_fields(fields):
 
 def _discrete(fields, notes):
     """The entries of `SchedulerConfig` for a table of betas."""
-    fields.refuse("use_flow_sigmas")
     schedule = _schedule(fields)
     prediction = PREDICTIONS[fields.choice("prediction_type", PREDICTIONS)]
     zero = schedule.table.alpha_bar[-1] == 0
     if zero and prediction == "eps":
         notes.append("prediction eps: at zero SNR no image follows from the noise; use v or x with such a schedule")
     method = _method(fields, notes)
-    grid = _grid(fields, notes) if method or fields["skip_prk_steps"] else None  # without those PNDM's levels are DDIM's
-    if grid and not method:
+    grid = None
+    if fields["skip_prk_steps"] is False:
+        notes.append(f"{fields.name} without skip_prk_steps: the levels of its Runge-Kutta steps are not known here")
+    else:
+        grid = _grid(fields, notes)
+    if grid and fields["skip_prk_steps"]:
         notes.append(f"{fields.name} with skip_prk_steps calls the network at its second level twice")
     if zero and grid and grid.stand_in:
         notes.append(
             f"zero terminal SNR: log-SNR -inf here, exactly; {fields.name} puts alpha_bar 2^-24 in its place, log-SNR "
             f"{math.log(schedulers.STAND_IN / (1 - schedulers.STAND_IN)):.2f}"
         )
-    same = grid and grid.sigmas == "table" and not grid.offset and grid.spacing in SAME_SPACING[grid.timesteps]
+    same = grid and grid.sigmas == "table" and not grid.offset and grid.spacing in SAME_SPACING.get(grid.timesteps, ())
     if grid and not same:
         notes.append(f"no spacing here visits the levels of {fields.name} with {grid}: take them from a file of sigmas")
     return {
@@ -161,6 +174,15 @@ def _schedule(fields):
         if len(given) != num_steps:
             raise ValueError(f"trained_betas holds {len(given)} betas, but num_train_timesteps={num_steps}")
         return schedules.make(str(spec.Call("betas", (tuple(map(float, given)),), zero)))
+    if (scale := fields.number("snr_shift_scale")) is not None:  # CogVideoX: SNR / scale, before zero terminal SNR
+        table = _plain_table(fields, ()).table
+        shifted = tables.from_alpha_bar(table.alpha_bar / (scale + (1 - scale) * table.alpha_bar))
+        return schedules.make(str(spec.Call("betas", (tuple(shifted.betas.tolist()),), zero)))
+    return _plain_table(fields, zero)
+
+
+def _plain_table(fields, zero):
+    num_steps = fields["num_train_timesteps"]
     name = fields.choice("beta_schedule", ("linear", "scaled_linear", "squaredcos_cap_v2"))
     if name == "squaredcos_cap_v2":
         inside, ends = "cosine", ()
@@ -172,18 +194,20 @@ def _schedule(fields):
 def _method(fields, notes):
     """The sampler that takes the steps of this class, or None; differences are added to the notes."""
     name = fields.name
-    method = {written: method for method, written in WRITTEN.items()}.get(name)
+    method = {written: method for method, written in WRITTEN.items()}.get(
+        name.replace("Parallel", "").replace("CogVideoXDDIM", "DDIM")
+    )
     missing = []
     if method == "euler":
         method = "ddim"
         notes.append(EULER)
     if name == "EulerAncestralDiscreteScheduler":
         method = "ancestral"
-    elif name == "DDPMScheduler":
+    elif name in ("DDPMScheduler", "DDPMParallelScheduler"):
         variance = fields["variance_type"]
         if variance == "fixed_large":
             method = "ancestral(variance=1)"
-            notes.append("fixed_large: DDPMScheduler adds noise to the final image too, unless its last timestep is 0; none here")
+            notes.append(f"fixed_large: {name} adds noise to the final image too, unless its last timestep is 0; none here")
         elif variance not in ("fixed_small", "fixed_small_log"):
             missing = ["variance_type"]
     elif name == "DPMSolverMultistepScheduler":
@@ -226,23 +250,23 @@ def _grid(fields, notes):
             return None
     if fields["timestep_type"] == "continuous" and fields["prediction_type"] == "v_prediction":
         notes.append("timestep_type continuous: there the network is told log(sigma_ve) / 4, not a timestep")
-    spacing = fields.choice("timestep_spacing", schedules.SPACINGS)
-    if name == "DDIMScheduler" and spacing != "leading":
+    # One class has no such field, and spaces its levels like linspace.
+    spacing = fields.choice("timestep_spacing", schedules.SPACINGS) if "timestep_spacing" in fields.defaults else "linspace"
+    if "DDIM" in name and spacing != "leading":
         notes.append(
-            "DDIMScheduler steps from timestep t to t - T // N, which is the next one that it visits only if N divides T "
+            f"{name} steps from timestep t to t - T // N, which is the next one that it visits only if N divides T "
             "and the spacing is trailing; here every step goes to the next level"
         )
-    timesteps = {
-        "DDIMScheduler": "whole",
-        "DDPMScheduler": "whole",
-        "PNDMScheduler": "whole",
-        "DPMSolverMultistepScheduler": "of one more",
-    }
     offset, num_steps = fields["steps_offset"] if spacing == "leading" else 0, fields["num_train_timesteps"]
     if not 0 <= offset < num_steps:
         raise ValueError(f"steps_offset={offset} must be from 0 to {num_steps - 1}, the last timestep")
-    grid = schedulers.Grid(timesteps.get(name, "fractional"), spacing, offset)
-    if grid.timesteps != "whole":
+    timesteps = schedulers.TIMESTEPS[name]
+    grid = schedulers.Grid(timesteps, spacing, offset)
+    if timesteps == "of those distilled":
+        grid = dataclasses.replace(grid, distilled=(distilled := fields["original_inference_steps"]))
+        if not 1 <= distilled <= num_steps:
+            raise ValueError(f"original_inference_steps={distilled} must be from 1 to {num_steps}, the number of timesteps")
+    if grid.timesteps in ("fractional", "of one more"):
         grid = dataclasses.replace(grid, stand_in=bool(fields["rescale_betas_zero_snr"]))
     chosen = [kind for kind in ("karras", "exponential") if fields[f"use_{kind}_sigmas"]]
     if len(chosen) > 1:
@@ -251,6 +275,58 @@ def _grid(fields, notes):
         ends = {end: fields.number(end) for end in ("sigma_min", "sigma_max")}
         grid = dataclasses.replace(grid, sigmas=chosen[0], **ends)
     return grid
+
+
+def _edm(fields, notes):
+    """The entries of `SchedulerConfig` for EDM's own levels, which have no table."""
+    kind = fields.choice("sigma_schedule", ("karras", "exponential"))
+    low, high, rho = (fields.number(name) for name in ("sigma_min", "sigma_max", "rho"))
+    if not low < high:
+        raise ValueError(f"sigma_min={low:g} must be below sigma_max={high:g}")
+    num_steps = fields["num_train_timesteps"]
+    made = (
+        f"karras(sigma_min={low!r}, sigma_max={high!r}, rho={rho!r})"
+        if kind == "karras"
+        else f"uniform_log_snr(log_snr_max={-2 * math.log(low)!r}, log_snr_min={-2 * math.log(high)!r})"
+    )
+    notes.append(
+        f"its networks are told log(sigma_ve) / 4 and predict EDM's F, for data of std {fields['sigma_data']:g}, not eps, v or x"
+    )
+    notes.append(f"no spacing here visits the levels of {fields.name}: take them from a file of sigmas")
+    method = "ddim"
+    if fields.name == "EDMDPMSolverMultistepScheduler":
+        method = "dpmpp_2m" if fields["solver_order"] == 2 and fields["algorithm_type"] == "dpmsolver++" else None
+    else:
+        notes.append(EULER)
+    return {
+        "schedule": schedules.make(made),
+        "num_steps": num_steps,
+        "prediction": None,
+        "method": method,
+        "grid": schedulers.Grid("edm", "linspace", sigmas=kind, sigma_min=low, sigma_max=high, rho=rho),
+        "spacing": None,
+    }
+
+
+def _solver_flow(fields, notes):
+    """The entries of `SchedulerConfig` for a solver's file with use_flow_sigmas: rectified flow, without the table of betas."""
+    fields.refuse("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_dynamic_shifting", "shift_terminal")
+    if (prediction := fields["prediction_type"]) != "flow_prediction":
+        raise ValueError(f"use_flow_sigmas with prediction_type={schedulers.quoted(prediction)}: a flow's is flow_prediction")
+    shift, num_steps = fields["flow_shift"], fields["num_train_timesteps"]
+    if not shift > 0:
+        raise ValueError(f"flow_shift={shift:g} must be above 0")
+    method = _method(fields, notes)
+    notes.append(FLOW)
+    notes.append(f"no spacing here visits the levels of {fields.name} with flow_shift={shift:g}: take them from a file of sigmas")
+    return {
+        "schedule": schedules.make("flow" if shift == 1 else f"flow(shift={shift!r})"),
+        "num_steps": num_steps,
+        "prediction": None,
+        "method": method,
+        "grid": schedulers.Grid(schedulers.SOLVER_FLOWS["UniPC" in fields.name], "linspace", shift=shift),
+        "spacing": None,
+    }
 
 
 def _flow(fields, notes):
@@ -269,7 +345,7 @@ def _flow(fields, notes):
         raise ValueError(f"num_train_timesteps={schedulers.quoted(num_steps)} must be a whole number from 2 to 100000")
     schedule = schedules.make("flow" if shift == 1 else f"flow(shift={shift!r})")
     notes.append(EULER)
-    notes.append("its networks predict the velocity eps - x of y = (1 - s) x + s eps, not eps, v or x: x_hat = y - s velocity")
+    notes.append(FLOW)
     same = shift == 1 and num_steps == 1000
     if not same:
         notes.append(f"no spacing here visits the levels of {fields.name} with shift={shift:g}: take them from a file of sigmas")
@@ -393,10 +469,7 @@ def run_read(path, n=None, sigmas=None, betas=None, say=print):
     """Says what a scheduler_config.json means here; writes its levels in n steps to the file `sigmas`, its table to `betas`."""
     scheduler = read(path)
     schedule, levels = scheduler.schedule, scheduler.levels(n) if n else None
-    if sigmas:
-        _write_sigmas(sigmas, levels)
-    if betas:
-        _write_betas(betas, schedule)
+    _write_lists(sigmas, levels, betas, schedule, say)
     said = str(schedule)
     if betas or len(said) > 150:  # given betas are too long to read
         said = f"betas({betas or 'FILE'!r})"
@@ -450,12 +523,13 @@ def run_write(
     schedule = schedules.make(schedule)
     fields, notes = to_fields(schedule, prediction, spacing, method)
     levels = np.asarray(schedules.levels(schedule, n, spacing), np.float64) if n else None
-    Path(path).write_text(json.dumps(fields, indent=2, sort_keys=True, allow_nan=False) + "\n")
-    if sigmas:
-        _write_sigmas(sigmas, levels)
-    if betas:
-        _write_betas(betas, schedule)
-    say(f"{path}: {fields['_class_name']}")
+    text = json.dumps(fields, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    replaced = Path(path).is_file() and Path(path).read_bytes() != text.encode()
+    Path(path).write_text(text)
+    _write_lists(sigmas, levels, betas, schedule, say)
+    say(f"{path}: {fields['_class_name']}" + ", in place of other content" * replaced)
+    if n and (other := _elsewhere(from_fields(fields), levels)):
+        notes = [other, *notes]
     for note in notes:
         say(f"note: {note}")
     if told != "timestep":
@@ -472,6 +546,34 @@ def of_run(directory):
     config = configuration.from_dict(Workdir(directory).read_config())
     told = config.conditioning
     return {"schedule": told.table or config.schedule, "prediction": config.model.prediction, "told": told.kind}
+
+
+def _elsewhere(scheduler, levels):
+    """A note if the library, with that file, does not visit these levels; ""  if it does, up to its stand-in for zero SNR."""
+    n = len(levels)
+    try:
+        theirs = scheduler.levels(n)
+    except ValueError as error:
+        return f"with this file the library cannot take {n} steps: {error}"
+    apart = ~np.isclose(levels, theirs, rtol=1e-5, atol=1e-2)
+    apart[0] &= not (np.isneginf(levels[0]) and scheduler.grid.stand_in)
+    if not apart.any():
+        return ""
+    at = int(apart.argmax())
+    return (
+        f"in {n} steps the library visits other levels with this file, as it rounds timesteps: {apart.sum()} of {n} differ, "
+        f"the first at log-SNR {theirs[at]:.4g} instead of {levels[at]:.4g}"
+    )
+
+
+def _write_lists(sigmas, levels, betas, schedule, say):
+    """Writes the files of sigmas and of betas that are asked for."""
+    if sigmas:
+        _write_sigmas(sigmas, levels)
+        say(f"{sigmas}: the sigmas of {len(levels)} levels")
+    if betas:
+        _write_betas(betas, schedule)
+        say(f"{betas}: the betas of the table")
 
 
 def _write_sigmas(path, levels):

@@ -39,6 +39,29 @@ _SIGMAS = {
 }
 _FLOW = {"use_flow_sigmas": False, "flow_shift": 1.0, "use_dynamic_shifting": False, "time_shift_type": "exponential"}
 _SOLVER = _TABLE | _THRESHOLD | _SIGMAS | _FLOW | {"solver_order": 2, "lower_order_final": True}
+_COGVIDEOX = (
+    _LEADING
+    | _ZERO
+    | _CLIP
+    | {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "set_alpha_to_one": True,
+        "sample_max_value": 1.0,
+        "snr_shift_scale": 3.0,
+    }
+)
+_EDM = {
+    "num_train_timesteps": 1000,
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "sigma_data": 0.5,
+    "sigma_schedule": "karras",
+    "rho": 7.0,
+    "prediction_type": "epsilon",
+    "final_sigmas_type": "zero",
+}
 FIELDS = {
     "DDIMScheduler": _LEADING | _ZERO | _THRESHOLD | _CLIP | {"set_alpha_to_one": True},
     "DDPMScheduler": _LEADING | _ZERO | _THRESHOLD | _CLIP | {"variance_type": "fixed_small"},
@@ -75,7 +98,7 @@ FIELDS = {
         "time_shift_type": "exponential",
         "stochastic_sampling": False,
     },
-    # Only the tables of these are read; no sampler here takes their steps.
+    # Of these the tables and levels are read; no sampler here takes their steps.
     "PNDMScheduler": _LEADING | {"skip_prk_steps": False, "set_alpha_to_one": False},
     "LMSDiscreteScheduler": _TABLE | _SIGMAS,
     "DEISMultistepScheduler": _SOLVER | {"algorithm_type": "deis", "solver_type": "logrho"},
@@ -89,7 +112,64 @@ FIELDS = {
         "final_sigmas_type": "zero",
         "shift_terminal": None,
     },
+    "LCMScheduler": _LEADING
+    | _ZERO
+    | _THRESHOLD
+    | _CLIP
+    | {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "set_alpha_to_one": True,
+        "original_inference_steps": 50,
+        "timestep_scaling": 10.0,
+    },
+    "CogVideoXDDIMScheduler": _COGVIDEOX,
+    "CogVideoXDPMScheduler": _COGVIDEOX,
+    "EDMEulerScheduler": _EDM,
+    "EDMDPMSolverMultistepScheduler": _EDM
+    | _THRESHOLD
+    | {
+        "solver_order": 2,
+        "algorithm_type": "dpmsolver++",
+        "solver_type": "midpoint",
+        "lower_order_final": True,
+        "euler_at_final": False,
+    },
+    "DPMSolverSinglestepScheduler": {
+        name: value for name, value in _SOLVER.items() if name not in ("timestep_spacing", "steps_offset")
+    }
+    | {
+        "algorithm_type": "dpmsolver++",
+        "solver_type": "midpoint",
+        "lower_order_final": False,
+        "final_sigmas_type": "zero",
+        "lambda_min_clipped": -math.inf,
+        "variance_type": None,
+    },
+    "SASolverScheduler": {name: value for name, value in _SOLVER.items() if name not in ("solver_order", "use_dynamic_shifting")}
+    | {
+        "predictor_order": 2,
+        "corrector_order": 2,
+        "tau_func": None,
+        "algorithm_type": "data_prediction",
+        "lambda_min_clipped": -math.inf,
+        "variance_type": None,
+    },
 }
+FIELDS["TCDScheduler"] = FIELDS["LCMScheduler"]
+FIELDS["DDIMParallelScheduler"], FIELDS["DDPMParallelScheduler"] = FIELDS["DDIMScheduler"], FIELDS["DDPMScheduler"]
+TIMESTEPS = {  # how each class that has a table of betas places its levels: see Grid
+    **dict.fromkeys(("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler"), "whole"),
+    **dict.fromkeys(("PNDMScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"), "whole"),
+    **dict.fromkeys(("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"), "fractional"),
+    "LMSDiscreteScheduler": "fractional",
+    **dict.fromkeys(("DPMSolverMultistepScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler"), "of one more"),
+    **dict.fromkeys(("DPMSolverSinglestepScheduler", "SASolverScheduler"), "of one more"),
+    **dict.fromkeys(("LCMScheduler", "TCDScheduler"), "of those distilled"),
+}
+SOLVER_FLOWS = ("solver's flow", "UniPC's flow")
 KNOWN = {name for fields in FIELDS.values() for name in fields}
 
 
@@ -97,7 +177,9 @@ KNOWN = {name for fields in FIELDS.values() for name in fields}
 class Grid:
     """How a scheduler places its N levels: where on the table of T timesteps, and with which sigmas."""
 
-    timesteps: str  # "whole" | "fractional" (linspace is not rounded) | "of one more" (N of N + 1) | "flow" (times, no table)
+    # "whole" | "fractional" (linspace is not rounded) | "of one more" (N of N + 1) | "of those distilled"; without a table of
+    # betas "flow" (times) | SOLVER_FLOWS | "edm" (sigmas between sigma_max and sigma_min)
+    timesteps: str
     spacing: str
     offset: int = 0
     sigmas: str = "table"  # "table": those of the timesteps | "karras", "exponential": between the table's ends or these:
@@ -105,6 +187,8 @@ class Grid:
     sigma_max: float | None = None
     stand_in: bool = False  # whether the table's last alpha_bar is STAND_IN there, not 0
     shift: float = 1.0  # of a flow
+    rho: float = 7.0  # of "karras"
+    distilled: int = 50  # how many evenly spaced timesteps "of those distilled" chooses from
 
     def visited(self, total, n):
         """The library's timesteps for n steps of `total`, from 0: float64 [n], decreasing; whole numbers except for "fractional".
@@ -112,7 +196,10 @@ class Grid:
         Raises ValueError if its arithmetic does not give n timesteps of the table.
         """
         many = n + 1 if self.timesteps == "of one more" else n
-        if self.spacing == "trailing":
+        if self.timesteps == "of those distilled":
+            known = (np.arange(self.distilled, 0, -1) * (total // self.distilled) - 1).astype(float)
+            steps = known[np.floor(np.linspace(0, len(known), n, endpoint=False)).astype(int)]
+        elif self.spacing == "trailing":
             steps = np.arange(total, 0, -total / n).round() - 1
         elif self.spacing == "leading":
             steps = (np.arange(many) * (total // many))[::-1][:n] + float(self.offset)
@@ -137,6 +224,13 @@ class Grid:
             s = shifted(np.linspace(1.0, shifted(1 / len(log_snr)), n))  # the library shifts the smallest time twice
             with np.errstate(divide="ignore"):
                 return s / (1 - s)
+        if self.timesteps in SOLVER_FLOWS:
+            first = 1.0 if self.timesteps == "UniPC's flow" else 1 - 1 / len(log_snr)
+            s = np.linspace(first, 1 / len(log_snr) if first == 1 else 0.0, n + 1)[:-1]
+            s = np.minimum(self.shift * s / (1 + (self.shift - 1) * s), 1 - 1e-6)  # the library's own limit
+            return s / (1 - s)
+        if self.timesteps == "edm":
+            return self._between(self.sigma_max, self.sigma_min, n)
         steps, table = self.visited(len(log_snr), n), np.exp(-np.asarray(log_snr, np.float64) / 2)
         if self.stand_in:
             table[-1] = math.sqrt((1 - STAND_IN) / STAND_IN)
@@ -146,13 +240,22 @@ class Grid:
             return sigmas
         # Between the ends of the whole table, or of its visited part: the classes differ.
         high, low = table[[-1, 0]] if self.timesteps == "of one more" else sigmas[[0, -1]]
-        high, low, share = self.sigma_max or high, self.sigma_min or low, np.linspace(0.0, 1.0, n)
-        if self.sigmas == "karras":  # Karras et al. 2022, eq. 5, always with rho = 7
-            return (high ** (1 / 7) * (1 - share) + low ** (1 / 7) * share) ** 7
+        return self._between(self.sigma_max or high, self.sigma_min or low, n)
+
+    def _between(self, high, low, n):
+        share = np.linspace(0.0, 1.0, n)
+        if self.timesteps == "edm" and self.sigmas == "exponential" and n == 1:
+            return np.array([low])  # the library lists these upwards, and turns them around
+        if self.sigmas == "karras":  # Karras et al. 2022, eq. 5
+            return (high ** (1 / self.rho) * (1 - share) + low ** (1 / self.rho) * share) ** self.rho
         return np.exp(np.log(high) * (1 - share) + np.log(low) * share)
 
     def __str__(self):
         """As fields of a file."""
+        if self.timesteps in ("edm", "solver's flow"):
+            return (
+                f"sigma_schedule={self.sigmas}" if self.timesteps == "edm" else f"use_flow_sigmas and flow_shift={self.shift:g}"
+            )
         words = [f"timestep_spacing={self.spacing}"] + [f"steps_offset={self.offset}"] * bool(self.offset)
         return " and ".join(words + [f"use_{self.sigmas}_sigmas"] * (self.sigmas != "table"))
 
