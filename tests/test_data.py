@@ -29,7 +29,9 @@ from noisesched.runtime.files import WriteError
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("cache"))
+    folder = str(tmp_path_factory.mktemp("cache"))
+    datasets.digits(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -177,7 +179,8 @@ def test_simultaneous_preparation(tmp_path):
         builders_made.append(data_dir)
         return datasets._Digits(data_dir=data_dir)
 
-    (tmp_path / "digits" / "incomplete-killed").mkdir(parents=True)
+    (tmp_path / "digits" / "incomplete-killed_1").mkdir(parents=True)
+    (tmp_path / "digits" / ".lock").touch()
     arguments = (tmp_path, "digits", make)
     threads = [threading.Thread(target=datasets._prepared_once, args=arguments) for _ in range(3)]
     for thread in threads:
@@ -200,19 +203,23 @@ def test_the_rename_is_enough_without_a_lock(tmp_path):
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path, cache):
     shutil.copytree(os.path.join(cache, "digits"), tmp_path / "digits")
-    here = f"incomplete-{platform.node()}@1"
-    for name in ("gone", "busy"):
-        (tmp_path / name / here / "x").mkdir(parents=True)
-    (tmp_path / "gone" / "incomplete-elsewhere@1").mkdir()
-    (tmp_path / "gone" / "incomplete-elsewhere@2" / "x").mkdir(parents=True)
-    long_ago = time.time() - 90000
-    for folder in (tmp_path / "gone" / "incomplete-elsewhere@2" / "x", tmp_path / "gone" / "incomplete-elsewhere@2"):
-        os.utime(folder, (long_ago, long_ago))
-    with open(tmp_path / "busy" / ".lock", "w") as lock:
+    gone, busy = tmp_path / "image_folder_8x3_0123456789abcdef", tmp_path / "brightness"
+    here, elsewhere, long_gone = (f"incomplete-{name}@abcd_123" for name in (platform.node(), "elsewhere", "there"))
+    for folder in (gone / here, busy / here, gone / elsewhere, gone / long_gone):
+        (folder / "x").mkdir(parents=True)
+        (folder.parent / ".lock").touch()
+    os.utime(gone / long_gone / "x", (time.time() - 90000,) * 2)
+    os.utime(gone / long_gone, (time.time() - 90000,) * 2)
+    # The folder of prepared data may hold anything else.
+    others = {"thesis/incomplete-drafts", f"thesis/{here}", "digits/incomplete-drafts", "digits/1.0.0/incomplete-abcd_123"}
+    for name in others:
+        (tmp_path / name / "x").mkdir(parents=True)
+    with open(busy / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         datasets.digits(str(tmp_path))  # which is prepared already
-    assert sorted(os.listdir(tmp_path / "busy")) == [".lock", here]
-    assert sorted(os.listdir(tmp_path / "gone")) == [".lock", "incomplete-elsewhere@1"]
+    assert sorted(os.listdir(busy)) == [".lock", here]
+    assert sorted(os.listdir(gone)) == [".lock", elsewhere]
+    assert all((tmp_path / name / "x").is_dir() for name in others) and not (tmp_path / "thesis" / ".lock").exists()
 
 
 def test_a_disk_that_is_full_while_data_are_prepared(tmp_path):

@@ -39,6 +39,8 @@ _VERSION = "1.0.0"  # part of every prepared path: raise it when the output of a
 _CONVERSION = 2  # part of the name of a converted folder: raise it when `read_image` or the choice of files changes
 # Pillow only recognises or writes these, or (EPS) has another program run them.
 _NOT_DECODED = {"BUFR", "EMF", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}
+# What `_prepare` works in, below the folder of prepared data, and the machine's name in it, which older ones lack.
+_UNFINISHED = re.compile(r"(?:digits|brightness|image_folder_\d+x[13]_[0-9a-f]{16})/incomplete-(?:(.*)@)?[a-z0-9_]{8}")
 _KINDS = 20  # of files passed over, which are told one by one
 _COUNTED = 100_000  # files passed over that are counted, where a folder holds far more than images
 _REPEATS = 0.01  # the fraction of repeated images from which a folder is said to have them
@@ -417,14 +419,19 @@ def _prepared_once(root: pathlib.Path, name: str, make_builder):
 
 
 def _remove_dead(root: pathlib.Path) -> None:
-    """Removes what killed processes left of any data set under `root`: nobody holds its lock, and, since locks may not reach
-    other machines, it was begun on this one, or nothing was written for a day."""
+    """Removes what killed processes left of this package's data sets under `root`, and nothing else that is there.
+
+    Such a folder is dead if nobody holds the lock beside it, and, since locks may not reach other machines, it was begun on this
+    one, or nothing was written for a day.
+    """
     with contextlib.suppress(OSError):  # another process removes it, or may write here
         for work in root.glob("*/incomplete-*"):
-            with contextlib.suppress(OSError), open(work.parent / ".lock", "w", opener=_open_regular) as lock:
+            # `root` may be anybody's folder: only names that `_prepare` gives, beside a lock that exists.
+            if not (ours := _UNFINISHED.fullmatch("/".join(work.parts[-2:]))):
+                continue
+            with contextlib.suppress(OSError), open(work.parent / ".lock", "r+", opener=_open_regular) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                begun_on = work.name.removeprefix("incomplete-").rpartition("@")[0]
-                if begun_on in ("", platform.node()) or time.time() - _last_written(work) > 86400:
+                if ours[1] in (None, platform.node()) or time.time() - _last_written(work) > 86400:
                     shutil.rmtree(work, ignore_errors=True)
 
 
