@@ -318,7 +318,7 @@ def tiff(bits, photometric, pixels):
 def read(tmp_path, name, content, channels=3, background=(255, 255, 255), **options):
     file = tmp_path / name
     file.write_bytes(content) if isinstance(content, bytes) else save(content, file, **options)
-    image = datasets.read_image(file, 8, channels, background)
+    image, _ = datasets.read_image(file, 8, channels, background)
     return image[..., 0] if channels == 1 else image
 
 
@@ -493,6 +493,39 @@ def test_repeated_images_are_told(tmp_path, capsys):
     )
     assert black.identity != open_folder(root, tmp_path).identity
     assert (pipeline.examples(black)["image"].min((1, 2, 3)) == 0).sum() >= 4
+
+
+def test_small_images_that_are_enlarged_are_told(tmp_path, capsys):
+    root = tmp_path / "images"
+    for name, size in {"a": (16, 16), "b": (40, 12), "c": (12, 40), "d": (40, 20)}.items():
+        for suffix in ("png", "jpg"):
+            save(Image.linear_gradient("L").resize(size).rotate(len(name) + size[0]), root / "train" / "a" / f"{name}.{suffix}")
+    open_folder(root, tmp_path, image_size=16)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"warning: image folder {root}: 4 of the 8 images of train are smaller than 16x16 and are enlarged, such as train/a/b.jpg"
+    )
+    open_folder(root, tmp_path, image_size=12)
+    assert not capsys.readouterr().err
+
+
+def test_folders_that_cannot_be_read(tmp_path, capsys, monkeypatch):
+    root = tmp_path / "images"
+    for file in ("train/a/1.png", ".Trash/1.png", "train/a/deeper/1.png", "train/b/1.png"):
+        save(COLOUR, root / file)
+    scandir, closed = os.scandir, {".Trash", "deeper"}
+
+    def guarded(path):  # permissions do not stop an administrator, who may run this test
+        if os.path.basename(path) in closed:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    assert [file for file, *_ in datasets.list_folder(str(root))["train"]] == ["train/a/1.png", "train/b/1.png"]
+    assert "passed over 2 files: 2 folder(s) that cannot be read in the folder itself and 1 more" in capsys.readouterr().err
+    closed.add("b")
+    with pytest.raises(PermissionError, match="train/b"):
+        datasets.list_folder(str(root))
 
 
 def test_a_config_that_is_older_than_the_background(small):
