@@ -29,7 +29,9 @@ from noisesched.runtime.files import WriteError
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("cache"))
+    folder = str(tmp_path_factory.mktemp("cache"))
+    datasets.digits(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -177,7 +179,8 @@ def test_simultaneous_preparation(tmp_path):
         builders_made.append(data_dir)
         return datasets._Digits(data_dir=data_dir)
 
-    (tmp_path / "digits" / "incomplete-killed").mkdir(parents=True)
+    (tmp_path / "digits" / "incomplete-killed_1").mkdir(parents=True)
+    (tmp_path / "digits" / ".lock").touch()
     arguments = (tmp_path, "digits", make)
     threads = [threading.Thread(target=datasets._prepared_once, args=arguments) for _ in range(3)]
     for thread in threads:
@@ -200,19 +203,23 @@ def test_the_rename_is_enough_without_a_lock(tmp_path):
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path, cache):
     shutil.copytree(os.path.join(cache, "digits"), tmp_path / "digits")
-    here = f"incomplete-{platform.node()}@1"
-    for name in ("gone", "busy"):
-        (tmp_path / name / here / "x").mkdir(parents=True)
-    (tmp_path / "gone" / "incomplete-elsewhere@1").mkdir()
-    (tmp_path / "gone" / "incomplete-elsewhere@2" / "x").mkdir(parents=True)
-    long_ago = time.time() - 90000
-    for folder in (tmp_path / "gone" / "incomplete-elsewhere@2" / "x", tmp_path / "gone" / "incomplete-elsewhere@2"):
-        os.utime(folder, (long_ago, long_ago))
-    with open(tmp_path / "busy" / ".lock", "w") as lock:
+    gone, busy = tmp_path / "image_folder_8x3_0123456789abcdef", tmp_path / "brightness"
+    here, elsewhere, long_gone = (f"incomplete-{name}@abcd_123" for name in (platform.node(), "elsewhere", "there"))
+    for folder in (gone / here, busy / here, gone / elsewhere, gone / long_gone):
+        (folder / "x").mkdir(parents=True)
+        (folder.parent / ".lock").touch()
+    os.utime(gone / long_gone / "x", (time.time() - 90000,) * 2)
+    os.utime(gone / long_gone, (time.time() - 90000,) * 2)
+    # The folder of prepared data may hold anything else.
+    others = {"thesis/incomplete-drafts", f"thesis/{here}", "digits/incomplete-drafts", "digits/1.0.0/incomplete-abcd_123"}
+    for name in others:
+        (tmp_path / name / "x").mkdir(parents=True)
+    with open(busy / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         datasets.digits(str(tmp_path))  # which is prepared already
-    assert sorted(os.listdir(tmp_path / "busy")) == [".lock", here]
-    assert sorted(os.listdir(tmp_path / "gone")) == [".lock", "incomplete-elsewhere@1"]
+    assert sorted(os.listdir(busy)) == [".lock", here]
+    assert sorted(os.listdir(gone)) == [".lock", elsewhere]
+    assert all((tmp_path / name / "x").is_dir() for name in others) and not (tmp_path / "thesis" / ".lock").exists()
 
 
 def test_a_disk_that_is_full_while_data_are_prepared(tmp_path):
@@ -311,7 +318,7 @@ def tiff(bits, photometric, pixels):
 def read(tmp_path, name, content, channels=3, background=(255, 255, 255), **options):
     file = tmp_path / name
     file.write_bytes(content) if isinstance(content, bytes) else save(content, file, **options)
-    image = datasets.read_image(file, 8, channels, background)
+    image, _ = datasets.read_image(file, 8, channels, background)
     return image[..., 0] if channels == 1 else image
 
 
@@ -486,6 +493,39 @@ def test_repeated_images_are_told(tmp_path, capsys):
     )
     assert black.identity != open_folder(root, tmp_path).identity
     assert (pipeline.examples(black)["image"].min((1, 2, 3)) == 0).sum() >= 4
+
+
+def test_small_images_that_are_enlarged_are_told(tmp_path, capsys):
+    root = tmp_path / "images"
+    for name, size in {"a": (16, 16), "b": (40, 12), "c": (12, 40), "d": (40, 20)}.items():
+        for suffix in ("png", "jpg"):
+            save(Image.linear_gradient("L").resize(size).rotate(len(name) + size[0]), root / "train" / "a" / f"{name}.{suffix}")
+    open_folder(root, tmp_path, image_size=16)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"warning: image folder {root}: 4 of the 8 images of train are smaller than 16x16 and are enlarged, such as train/a/b.jpg"
+    )
+    open_folder(root, tmp_path, image_size=12)
+    assert not capsys.readouterr().err
+
+
+def test_folders_that_cannot_be_read(tmp_path, capsys, monkeypatch):
+    root = tmp_path / "images"
+    for file in ("train/a/1.png", ".Trash/1.png", "train/a/deeper/1.png", "train/b/1.png"):
+        save(COLOUR, root / file)
+    scandir, closed = os.scandir, {".Trash", "deeper"}
+
+    def guarded(path):  # permissions do not stop an administrator, who may run this test
+        if os.path.basename(path) in closed:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    assert [file for file, *_ in datasets.list_folder(str(root))["train"]] == ["train/a/1.png", "train/b/1.png"]
+    assert "passed over 2 files: 2 folder(s) that cannot be read in the folder itself and 1 more" in capsys.readouterr().err
+    closed.add("b")
+    with pytest.raises(PermissionError, match="train/b"):
+        datasets.list_folder(str(root))
 
 
 def test_a_config_that_is_older_than_the_background(small):

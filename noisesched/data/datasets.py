@@ -36,12 +36,15 @@ from noisesched.runtime.files import WriteError, is_local, reason
 from noisesched.spec import shortened
 
 _VERSION = "1.0.0"  # part of every prepared path: raise it when the output of a builder changes
-_CONVERSION = 2  # part of the name of a converted folder: raise it when `read_image` or the choice of files changes
+# Part of the name of a converted folder: raise it when `read_image`, the choice of files or what is noted of them changes.
+_CONVERSION = 3
 # Pillow only recognises or writes these, or (EPS) has another program run them.
 _NOT_DECODED = {"BUFR", "EMF", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}
+# What `_prepare` works in, below the folder of prepared data, and the machine's name in it, which older ones lack.
+_UNFINISHED = re.compile(r"(?:digits|brightness|image_folder_\d+x[13]_[0-9a-f]{16})/incomplete-(?:(.*)@)?[a-z0-9_]{8}")
 _KINDS = 20  # of files passed over, which are told one by one
 _COUNTED = 100_000  # files passed over that are counted, where a folder holds far more than images
-_REPEATS = 0.01  # the fraction of repeated images from which a folder is said to have them
+_TOLD = 0.01  # the fraction of repeated or enlarged images from which a folder is said to have them
 
 
 class _Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -98,7 +101,10 @@ class _Brightness(_Digits, skip_registration=True):
 
 
 class _ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Converts the images of a `list_folder` to square uint8 images of one size, and counts those that repeat another."""
+    """Converts the images of a `list_folder` to square uint8 images of one size.
+
+    Notes in the data set's metadata how many of them repeat another or are enlarged.
+    """
 
     VERSION = tfds.core.Version(_VERSION)
 
@@ -120,20 +126,27 @@ class _ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, split):
         files = [file for file, *_ in self.listing[split]]
-        counts, firsts = collections.Counter(), {}
+        counts, firsts, enlarged = collections.Counter(), {}, []
         bar = tqdm.tqdm(total=len(files), desc=f"preparing {split}", unit=" images", disable=None)
         # Pillow releases the GIL while it decodes and resizes. Chunks bound the memory.
         with bar, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(files), 256):
                 chunk = files[start : start + 256]
-                for file, image in zip(chunk, pool.map(self.convert, map(self.root.joinpath, chunk)), strict=True):
+                converted = pool.map(self.convert, map(self.root.joinpath, chunk))
+                for file, (image, smaller) in zip(chunk, converted, strict=True):
                     digest = hashlib.blake2b(image.tobytes(), digest_size=8).digest()
                     counts[digest] += 1
                     firsts.setdefault(digest, file)
+                    enlarged += [file] * smaller
                     yield os.fsencode(file), {"image": image, "label": self.labels[file.split("/")[1]]}
                     bar.update()
         digest, most = counts.most_common(1)[0]
-        self.info.metadata[split] = [len(files), len(files) - len(counts), most, readable(firsts[digest])]
+        self.info.metadata[split] = {
+            "images": len(files),
+            "repeats": len(files) - len(counts),
+            "most": [most, readable(firsts[digest])],
+            "enlarged": [len(enlarged), readable(min(enlarged, default=""))],
+        }
 
 
 def _class_name(folder: str) -> str:
@@ -158,11 +171,11 @@ def square(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def read_image(file: pathlib.Path, size: int, channels: int, background: tuple = (255, 255, 255)) -> np.ndarray:
+def read_image(file: pathlib.Path, size: int, channels: int, background: tuple = (255, 255, 255)) -> tuple[np.ndarray, bool]:
     """Decodes an image file to uint8 [size, size, channels]: the first picture in it, upright, grey or RGB, the centre square.
 
-    What is transparent shows `background`, an RGB colour. Raises ValueError, naming the file, if it cannot be decoded, or what
-    is white in it is not known.
+    What is transparent shows `background`, an RGB colour. Returns also whether the square was smaller, and is enlarged. Raises
+    ValueError, naming the file, if it cannot be decoded, or what is white in it is not known.
     """
     try:
         with open(file, "rb", opener=_open_regular) as content, Image.open(content, formats=_formats()[0]) as image:
@@ -172,8 +185,8 @@ def read_image(file: pathlib.Path, size: int, channels: int, background: tuple =
             image = _eight_bits(ImageOps.exif_transpose(image), kind, raw)
             if image.has_transparency_data:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image.convert("RGBA"))
-            image = square(image.convert("L" if channels == 1 else "RGB"), size)
-            return np.asarray(image).reshape(size, size, channels)
+            pixels = np.asarray(square(image.convert("L" if channels == 1 else "RGB"), size))
+            return pixels.reshape(size, size, channels), min(image.size) < size
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and more
         raise ValueError(f"cannot read the image {readable(file)}: {_why(file, error)}") from error
 
@@ -251,7 +264,7 @@ def list_folder(path: str) -> dict[str, list[tuple[str, int, int]]]:
     listing, passed = {}, collections.defaultdict(collections.Counter)
     count = 0
     for folders, entry in _files(path):
-        if why := _passed_over(folders, entry):
+        if why := _passed_over(folders, entry) if entry else "folder(s) that cannot be read":
             passed[why]["/".join(folders) or "the folder itself"] += 1
             count += 1
             if count >= _COUNTED and len(folders) > 2:
@@ -280,15 +293,19 @@ def list_folder(path: str) -> dict[str, list[tuple[str, int, int]]]:
 
 
 def _files(path: str):
-    """(the names of the folders, the entry) of all files below a folder, those of its classes first, and all else behind them."""
+    """(the names of the folders, the entry) of all files below a folder, those of its classes first, and all else behind them.
+
+    A folder that cannot be read has the entry None where it can hold no image of a class; OSError elsewhere.
+    """
     waiting = collections.deque([()])
     while waiting:
         folders = waiting.popleft()
         try:
             entries = sorted(os.scandir(os.path.join(path, *folders)), key=lambda entry: entry.name)
         except OSError:
-            if len(folders) <= 2:
+            if len(folders) <= 2 and not _hidden(folders):
                 raise
+            yield folders[:-1], None
             continue
         for entry in entries:
             # Links lead to splits and classes, but no deeper, where they may go in circles.
@@ -296,6 +313,10 @@ def _files(path: str):
                 waiting.append((*folders, entry.name))
             else:
                 yield folders, entry
+
+
+def _hidden(names: tuple[str, ...]) -> bool:
+    return any(name.startswith(".") for name in names)
 
 
 def _passed_over(folders: tuple[str, ...], entry: os.DirEntry) -> str:
@@ -311,7 +332,7 @@ def _passed_over(folders: tuple[str, ...], entry: os.DirEntry) -> str:
             return f"{named} (a {kind})"
     if not stat.S_ISREG(mode):
         return f"{named} (a device)"
-    if any(name.startswith(".") for name in (*folders, entry.name)):
+    if _hidden((*folders, entry.name)):
         return f"hidden {named}"
     if suffix not in _formats()[1]:
         return named
@@ -348,7 +369,7 @@ def image_folder(listing: dict, path: str, image_size: int, channels: int, data_
 
     The converted copy is keyed by the names, sizes and modification times in `listing`, by `image_size`, `channels` and
     `background`, a colour such as "white" or "#ff8000": a folder that has changed is converted again. If more than one image in
-    a hundred repeats another, that is said.
+    a hundred repeats another, or is smaller than `image_size`, that is said.
     """
     if channels not in (1, 3):
         raise ValueError(f"channels={channels} for an image folder: choose 1 (gray) or 3 (RGB)")
@@ -361,11 +382,19 @@ def image_folder(listing: dict, path: str, image_size: int, channels: int, data_
         return _ImageFolder(pathlib.Path(path), listing, image_size, channels, colour, name, data_dir=data_dir)
 
     builder = _prepared_once(_local(data_dir), name, make_builder)
-    for split, (number, repeats, most, file) in (builder.info.metadata or {}).items():
-        if repeats >= max(_REPEATS * number, 2):
+    for split, noted in (builder.info.metadata or {}).items():
+        of_all = f"of the {noted['images']:,} images of {split}"
+        repeats, (most, file) = noted["repeats"], noted["most"]
+        if repeats >= max(_TOLD * noted["images"], 2):
             _say(
-                f"image folder {readable(path)}: {repeats:,} of the {number:,} images of {split} repeat another one, pixel for "
-                f"pixel, at {image_size}x{image_size}x{channels} on {background}; {most:,} are {file}"
+                f"image folder {readable(path)}: {repeats:,} {of_all} repeat another one, pixel for pixel, at "
+                f"{image_size}x{image_size}x{channels} on {background}; {most:,} are {file}"
+            )
+        enlarged, file = noted["enlarged"]
+        if enlarged > _TOLD * noted["images"]:
+            _say(
+                f"image folder {readable(path)}: {enlarged:,} {of_all} are smaller than {image_size}x{image_size} and are "
+                f"enlarged, such as {file}"
             )
     return builder
 
@@ -417,14 +446,19 @@ def _prepared_once(root: pathlib.Path, name: str, make_builder):
 
 
 def _remove_dead(root: pathlib.Path) -> None:
-    """Removes what killed processes left of any data set under `root`: nobody holds its lock, and, since locks may not reach
-    other machines, it was begun on this one, or nothing was written for a day."""
+    """Removes what killed processes left of this package's data sets under `root`, and nothing else that is there.
+
+    Such a folder is dead if nobody holds the lock beside it, and, since locks may not reach other machines, it was begun on this
+    one, or nothing was written for a day.
+    """
     with contextlib.suppress(OSError):  # another process removes it, or may write here
         for work in root.glob("*/incomplete-*"):
-            with contextlib.suppress(OSError), open(work.parent / ".lock", "w", opener=_open_regular) as lock:
+            # `root` may be anybody's folder: only names that `_prepare` gives, beside a lock that exists.
+            if not (ours := _UNFINISHED.fullmatch("/".join(work.parts[-2:]))):
+                continue
+            with contextlib.suppress(OSError), open(work.parent / ".lock", "r+", opener=_open_regular) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                begun_on = work.name.removeprefix("incomplete-").rpartition("@")[0]
-                if begun_on in ("", platform.node()) or time.time() - _last_written(work) > 86400:
+                if ours[1] in (None, platform.node()) or time.time() - _last_written(work) > 86400:
                     shutil.rmtree(work, ignore_errors=True)
 
 
