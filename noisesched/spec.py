@@ -11,6 +11,7 @@ import inspect
 import io
 import math
 import os
+import re
 import stat
 
 DEEPEST = 6  # specs within specs
@@ -126,7 +127,7 @@ def read_numbers(path):
         if path.endswith(".npy"):
             values = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False).astype(np.float64, casting="same_kind")
         else:
-            values = np.array([float(word) for word in content.decode().replace(",", " ").split()])
+            values = np.array([float(word) for word in re.sub(r"[][(),;]", " ", content.decode()).split()])
     except (OSError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
         reason = error.strerror if isinstance(error, OSError) else shortened(" ".join(str(error).split()), 120)
         raise ValueError(f"cannot read numbers from {shortened(path, 200)!r}: {reason}") from None

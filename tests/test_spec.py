@@ -59,3 +59,12 @@ def test_bind_names_the_fault():
     for wrong in ("linear(hgih=1)", "linear(1, 2)", "linear(1, low=2)"):
         with pytest.raises(ValueError, match=r"linear takes \(low=0.1\)"):
             spec.bind(spec.parse(wrong), known, "schedule")
+
+
+def test_a_list_in_a_file_may_have_brackets_and_commas(tmp_path):
+    for text in ("80 20\n5", "[80.0, 20.0, 5.0]\n", "(80; 20; 5)"):
+        (tmp_path / "levels.txt").write_text(text)
+        assert spec.read_numbers(str(tmp_path / "levels.txt")) == (80, 20, 5)
+    (tmp_path / "levels.txt").write_text("[80, twenty]")
+    with pytest.raises(ValueError, match="cannot read numbers"):
+        spec.read_numbers(str(tmp_path / "levels.txt"))

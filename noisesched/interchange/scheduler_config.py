@@ -331,14 +331,13 @@ def _solver_flow(fields, notes):
 
 def _flow(fields, notes):
     """The entries of `SchedulerConfig` for rectified flow."""
+    if fields["use_dynamic_shifting"]:
+        raise ValueError(
+            "use_dynamic_shifting=true: there the image's size decides the shift, and the pipeline the levels before it: list "
+            "the times that it prints, as in --schedule=\"sigmas('FILE', kind='flow')\""
+        )
     fields.refuse(
-        "use_dynamic_shifting",
-        "invert_sigmas",
-        "shift_terminal",
-        "use_karras_sigmas",
-        "use_exponential_sigmas",
-        "use_beta_sigmas",
-        "stochastic_sampling",
+        "invert_sigmas", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "stochastic_sampling"
     )
     num_steps, shift = fields["num_train_timesteps"], fields["shift"]
     if not 2 <= num_steps <= 10**5:
