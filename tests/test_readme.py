@@ -89,11 +89,14 @@ def test_the_table_of_commands_is_complete():
 
 
 def test_the_code_for_ones_own_code_runs():
-    (own,) = [body for body in blocks("README.md", "python") if "import" in body]
+    own, wrapped = [body for body in blocks("README.md", "python") if "import" in body]
     z = jax.random.normal(jax.random.key(0), (2, 4, 4, 1))
     names = {"denoise": lambda z, log_snr: 0.5 * z, "key": jax.random.key(1), "z": z}
     exec(own, names)
     assert names["x"].shape == z.shape and names["log_snrs"][0] == -jnp.inf and names["table"].betas.shape == (1000,)
+    told = []
+    exec(wrapped, names | {"my_network": lambda z, timestep: told.append(timestep.shape) or 0 * z})
+    assert told == [(2,)] * len(told) and told
 
 
 def test_the_schedule_to_add_is_one():
