@@ -40,6 +40,7 @@ td[style*=right] { white-space: nowrap }
 td strong { color: var(--mark) } td em { display: inline; color: var(--warn); font-size: inherit; font-weight: 600 }
 pre { background: var(--tint); padding: .8rem 1rem; border-radius: 6px; font-size: .84rem; white-space: pre-wrap; overflow-wrap: anywhere }
 details { margin: 1rem 0 } summary { cursor: pointer; color: var(--mark); font-size: .92rem }
+@media (max-width: 44rem) { p:has(img) { overflow-x: auto } img { max-width: max(100%, 40rem) } }
 @media print { :root { --ink: #000; --soft: #444; --line: #bbb; --ground: #fff; --tint: #f5f5f5; --mark: #00558a }
   body { font-size: 10pt; max-width: none; padding: 0 } nav { display: none } img, tr, blockquote { break-inside: avoid }
   h2 { break-after: avoid } table { display: table; font-size: 7.5pt } }
