@@ -54,10 +54,9 @@ def cfg(scale, correction=None, log_snr_min=-math.inf, log_snr_max=math.inf):
     """Classifier-free guidance (Ho & Salimans 2022) at levels in [log_snr_min, log_snr_max], corrected by one of CORRECTIONS."""
     for name, value in {"scale": scale, "log_snr_min": log_snr_min, "log_snr_max": log_snr_max}.items():
         _require(_is_number(value), f"cfg: {name} is a number; got {spec.show(value)}")
-    _require(0 <= scale <= 1000, f"cfg: scale={scale:g} must be from 0 (no label) over 1 (the label) to 1000")
-    _require(
-        log_snr_min < log_snr_max, f"cfg: the interval from log_snr_min={log_snr_min:g} to log_snr_max={log_snr_max:g} is empty"
-    )
+    _require(0 <= scale <= 1000, f"cfg: scale={spec.shortened(repr(scale))} must be from 0 (no label) over 1 (the label) to 1000")
+    ends = [spec.shortened(repr(end)) for end in (log_snr_min, log_snr_max)]
+    _require(log_snr_min < log_snr_max, f"cfg: the interval from log_snr_min={ends[0]} to log_snr_max={ends[1]} is empty")
     name, strength = "", 0.0
     if correction is not None:
         _require(
@@ -164,7 +163,7 @@ def _restoring(guided, conditional, phi):
 
 
 def _is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
 def _require(condition, message):

@@ -122,9 +122,14 @@ def make_weighting(text):
         return text
     call = text if isinstance(text, spec.Call) else spec.parse(text)
     function = spec.bind(call, WEIGHTINGS, "weighting", skip=2)
+    defaults = ", ".join(str(p) for p in list(inspect.signature(function).parameters.values())[2:])
+    shown = spec.shortened(str(call), 80)
     for within in [value for value in (*call.args, *dict(call.kwargs).values()) if call.name == "uncertain"]:
         if make_weighting(within).learned:
             raise ValueError(f"weighting {str(call)!r}: what is learned already cannot be learned again")
+    for value in (*call.args, *dict(call.kwargs).values()):
+        if call.name != "uncertain" and (isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30):
+            raise ValueError(f"weighting {shown!r} takes numbers, such as ({defaults}); got {spec.shortened(spec.show(value))}")
     made = Weighting(call)
     try:
         with jax.ensure_compile_time_eval():
@@ -132,8 +137,7 @@ def make_weighting(text):
     except (TypeError, ValueError, ArithmeticError):
         finite = False
     if not finite:
-        defaults = ", ".join(str(p) for p in list(inspect.signature(function).parameters.values())[2:])
-        raise ValueError(f"weighting {str(call)!r} gives no finite weights; {call.name} takes numbers, such as ({defaults})")
+        raise ValueError(f"weighting {shown!r} gives no finite weights; {call.name} takes numbers, such as ({defaults})")
     return made
 
 

@@ -117,11 +117,11 @@ def check(method, **options):
     for name, value in options.items():
         if isinstance(value, jax.Array | np.ndarray):  # perhaps traced: then its value is not known here
             continue
-        if not isinstance(value, int | float | np.number) or math.isnan(value):
+        if not isinstance(value, int | float | np.number) or isinstance(value, bool) or value != value:
             raise ValueError(f"sampling method {method!r}: {name} is a number; got {spec.show(value)}")
         low, high = RANGES.get(name, (-math.inf, math.inf))
         if not low <= value <= high:
-            raise ValueError(f"sampling method {method!r}: {name} is from {low:g} to {high:g}; got {value!r}")
+            raise ValueError(f"sampling method {method!r}: {name} is from {low:g} to {high:g}; got {spec.shortened(repr(value))}")
 
 
 def sample(denoise, key, z, log_snrs, method="ddim", *, told=None, **options):
@@ -155,8 +155,16 @@ def sample(denoise, key, z, log_snrs, method="ddim", *, told=None, **options):
     levels = jnp.asarray(log_snrs, jnp.promote_types(z.dtype, jnp.float32))
     if levels.ndim != 1 or not len(levels):
         raise ValueError(f"log_snrs is an array [N] of one or more levels; got shape {levels.shape}")
-    if hasattr(denoise, "check") and not isinstance(levels, jax.core.Tracer):
-        denoise.check(levels)
+    if not isinstance(levels, jax.core.Tracer):
+        values = np.asarray(levels, np.float64)
+        if np.isnan(values).any() or (values[1:] < values[:-1]).any():
+            at = int(np.argmax(np.isnan(values) | np.append(False, values[1:] < values[:-1])))
+            raise ValueError(
+                f"log_snrs increase, the noisiest first; log_snrs[{at}] is {values[at]:g}"
+                + (f" after {values[at - 1]:g}" if at else "")
+            )
+        if hasattr(denoise, "check"):
+            denoise.check(values)
     told = None if told is None else jnp.asarray(told)
     if told is not None and told.shape != levels.shape:
         raise ValueError(f"told has one number for each of the {len(levels)} levels; got shape {told.shape}")

@@ -369,7 +369,11 @@ def _checked(call, text):  # the text too, because 1, 1.0 and True are equal but
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"schedule {text!r}: {name} must be a finite number; got nan")
         if not isinstance(value, spec.Call | bool | tuple | str | None) and LARGEST < abs(value) < math.inf:
-            raise ValueError(f"schedule {text!r}: {name} is a number of at most {LARGEST:g} in size; got {value:.6g}")
+            raise ValueError(
+                f"schedule {text!r}: {name} is a number of at most {LARGEST:g} in size; got {spec.shortened(spec.show(value))}"
+            )
+        if isinstance(value, bool) and name not in ("zero_terminal", "zero_terminal_snr"):
+            raise ValueError(f"schedule {text!r}: {name} is a number; got {value}")
         if isinstance(value, tuple) and name not in ("values", "log_snrs"):
             raise ValueError(f"schedule {text!r}: {name} is one number; got {spec.shortened(spec.show(value))}")
     schedule = Schedule(call)

@@ -44,23 +44,24 @@ SMALL = {  # the base config, made small enough to compile in two seconds
 }
 
 
-# Files that compile networks or start processes, the longest first: pytest's workers take them in this order, and end together.
-# `launch/test quick` leaves them out.
-SLOW = [
+# The longest files, the longest first: pytest's workers take them in this order, and end together.
+LONGEST = [
     f"test_{name}.py"
     for name in (
-        "processes train faults interchange checkpoints evaluate compare cli hostile sample report diagnose brightness sharding "
-        "features data likelihood zero_snr workers metrics unet inception guidance samplers loss schedules"
+        "processes train faults schedules samplers compare cli sample sharding hostile interchange loss checkpoints evaluate report "
+        "diagnose unet brightness features data likelihood zero_snr workers metrics inception guidance wrap"
     ).split()
 ]
+# `launch/test quick` leaves out those that compile networks or start processes, and single tests marked slow.
+QUICK_TOO = {f"test_{name}.py" for name in ("schedules", "samplers", "loss", "wrap")}
 
 
 def pytest_collection_modifyitems(items):
-    assert all((ROOT / "tests" / name).exists() for name in SLOW)
+    assert all((ROOT / "tests" / name).exists() for name in LONGEST)
     for item in items:
-        if item.path.name in SLOW:
+        if item.path.name in LONGEST and item.path.name not in QUICK_TOO:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -156,17 +156,17 @@ def small_disk(tmp_path):
 def test_disk_full(small_disk, run, main, words, small):
     """Room for about two checkpoints: one line, code 1, what was complete stays; with room again the same command goes on."""
     disk = small_disk(1024)
-    command = ("train", f"--workdir={disk / 'run'}", *words({"training.keep_checkpoints": 50, "training.num_steps": 40}))
+    command = ("train", f"--workdir={disk / 'run'}", *words({"training.keep_checkpoints": 50, "training.num_steps": 16}))
     code, out, err = run(*command)
     assert code == 1 and "Traceback" not in err and "Traceback" not in out, err
     assert err.count("noisesched: error: ") == 1 and "No space left on device" in err.splitlines()[-1]
     before = steps(disk / "run")  # whole numbers all: nothing half written is left
     assert before and not list((disk / "run").rglob("*.tmp"))
-    assert leaves(disk / "run", small({"training.keep_checkpoints": 50, "training.num_steps": 40}))[0] == before[-1]
+    assert leaves(disk / "run", small({"training.keep_checkpoints": 50, "training.num_steps": 16}))[0] == before[-1]
     subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
     code, out, err = main(*command)
     assert code == 0 and f"resuming at step {before[-1]}" in out, err
-    assert steps(disk / "run")[-1] == 40
+    assert steps(disk / "run")[-1] == 16
 
 
 def test_bucket_refuses(stand_in, main, words, tmp_path, monkeypatch):

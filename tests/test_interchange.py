@@ -396,6 +396,23 @@ def test_solvers_of_flows(name, times):
         from_fields(fields | {"prediction_type": "epsilon"})
 
 
+DYNAMIC = FLOW | {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
+
+
+@pytest.mark.parametrize(("size", "mu"), [(256, 0.5), (1024, 1.15), (512, 0.5 + 0.65 * 768 / 3840)])
+def test_a_shift_that_the_images_size_decides(size, mu):
+    """Linear in the number of tokens, from 256 (0.5) to 4,096 (1.15): the published ends."""
+    for kind, shift in (("exponential", math.exp(mu)), ("linear", mu)):
+        scheduler = from_fields(DYNAMIC | {"time_shift_type": kind}, image_size=size)
+        times = np.linspace(1, 1 / 1000, 9)
+        times = shift * times / (1 + (shift - 1) * times)
+        np.testing.assert_allclose(scheduler.levels(9)[1:], 2 * np.log((1 - times[1:]) / times[1:]), rtol=1e-9)
+        assert scheduler.levels(9)[0] == -math.inf
+    for wrong, says in ((None, "give --image_size"), (250, "multiple of 16")):
+        with pytest.raises(ValueError, match=says):
+            from_fields(DYNAMIC, image_size=wrong)
+
+
 def test_a_pipe_is_no_scheduler_file(tmp_path):
     os.mkfifo(tmp_path / "scheduler_config.json")
     with pytest.raises(ValueError, match="not a regular file"):

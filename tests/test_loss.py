@@ -218,13 +218,19 @@ def test_which_weightings_vanish():
             (text, f"weighting {text!r} gives no finite weights; {text.partition('(')[0]} takes numbers, such as ({defaults})")
             for text, defaults in [
                 ("min_snr(gamma=-1)", "gamma=5.0"),
-                ("min_snr(gamma=nan)", "gamma=5.0"),
                 ("min_snr(0)", "gamma=5.0"),
-                ("min_snr(gamma=[1, 2])", "gamma=5.0"),
                 ("p2(k=0)", "k=1.0, gamma=1.0"),
-                ("p2(gamma=inf)", "k=1.0, gamma=1.0"),
-                ("edm(sigma_data=cosine)", "sigma_data=0.5"),
-                ("sigmoid(bias='2')", "bias=2.0"),
+            ]
+        ),
+        *(
+            (text, f"weighting {text!r} takes numbers, such as ({defaults}); got {value}")
+            for text, defaults, value in [
+                ("min_snr(gamma=nan)", "gamma=5.0", "nan"),
+                ("min_snr(gamma=[1, 2])", "gamma=5.0", "[1, 2]"),
+                ("min_snr(gamma=True)", "gamma=5.0", "True"),
+                ("p2(gamma=inf)", "k=1.0, gamma=1.0", "inf"),
+                ("edm(sigma_data=cosine)", "sigma_data=0.5", "cosine"),
+                ("sigmoid(bias='2')", "bias=2.0", "'2'"),
             ]
         ),
     ],

@@ -304,7 +304,8 @@ def test_notes_on_levels_outside_training(small):
     assert notes({}, step=200_000, n=50, spec="karras") == []
     beyond = notes(KINDS["table"], n=40, spec="shifted(linear, by=5)")
     assert any("12 of 40 levels lie outside the table of timesteps" in note for note in beyond)
-    assert notes(KINDS["table"], n=50, spec="discrete(linear, num_steps=100)", step=1000) == []
+    (leaking,) = notes(KINDS["table"], n=50, spec="discrete(linear, num_steps=100)", step=1000)
+    assert "starts from pure noise, but at log-SNR -0.56, where z would hold 60% of the image" in leaking
 
 
 def test_notes_are_printed(sampled):

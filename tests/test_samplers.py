@@ -262,6 +262,19 @@ def test_arguments_of_another_kind_are_refused():
         sample(gaussian, jax.random.key(0), jnp.ones(2), levels_, eta="much")
 
 
+@pytest.mark.parametrize("log_snrs", [[1.0, 0.0], [np.nan], [0.0, np.nan, 1.0], [-np.inf, 2.0, 1.9], [5.0, -np.inf]])
+def test_levels_that_do_not_increase_are_refused(log_snrs):
+    with pytest.raises(ValueError, match=r"log_snrs increase, the noisiest first; log_snrs\[\d\] is"):
+        sample(gaussian, jax.random.key(0), jnp.ones(2), np.array(log_snrs))
+
+
+@pytest.mark.parametrize("text", ["ddim(eta=True)", "ddim(eta=1" + "0" * 400 + ")", "heun(churn=nan)"])
+def test_odd_numbers_are_refused_in_one_line(text):
+    with pytest.raises(ValueError, match="is a number|is from") as error:
+        samplers.make(text)
+    assert len(str(error.value)) < 200
+
+
 def test_old_style_keys_and_seeds():
     z, log_snrs = jnp.ones(3), levels(make("cosine"), 4)
     old = sample(gaussian, jax.random.PRNGKey(3), z, log_snrs, "ancestral")

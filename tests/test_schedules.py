@@ -90,7 +90,7 @@ def test_rate_is_the_slope(name):
 
 @every_schedule
 @pytest.mark.parametrize("spacing", tables.SPACINGS)
-@pytest.mark.parametrize("n", [1, 2, 7, 50, 1000])
+@pytest.mark.parametrize("n", [1, 7, 1000])
 def test_levels(text, spacing, n):
     schedule = make(text)
     if schedule.table and n > schedule.table.num_steps:
@@ -483,6 +483,8 @@ def test_sigmas_are_their_levels(tmp_path):
         ("sigmas([1, 0.5, 0])", "say kind='flow'"),
         ("sigmas([5, 0.5, 0], kind='flow')", "are times from 1 (noise) down to 0; got 5"),
         ("sigmas([5, 0.5, 0], kind='x')", "choose 've'"),
+        ("cosine(s=True)", "s is a number; got True"),
+        ("cosine(s=1" + "0" * 400 + ")", "s is a number of at most 1e+30 in size"),
         ("karras(sigma_min=-1)", "sigma_min must be above 0; got -1"),
         ("karras(rho=0)", "rho must be above 0; got 0"),
         ("cosine(s=[1, 2])", "s is one number; got [1, 2]"),

@@ -400,9 +400,9 @@ def test_another_config_replaces_that_of_a_run_without_a_step(small, tmp_path, l
 # -- runs, killed: the real command line
 
 LONG = {
-    "training.num_steps": 160,
+    "training.num_steps": 96,
     "training.checkpoint_every": 4,
-    "preview.every": 80,
+    "preview.every": 48,
     "model.num_classes": 10,
     "data.flip": "true",
 }
@@ -423,7 +423,7 @@ def uninterrupted(run, words, tmp_path_factory):
     code, out, err = run("train", f"--workdir={workdir}", "--profile=3", *words(LONG))
     assert code == 0, err
     assert f"profile of steps 11 to 13 in {workdir}/profile: tensorboard --logdir={workdir}/profile" in out
-    assert "160 steps" in out and "step 160/160" in out and "Traceback" not in err
+    assert "96 steps" in out and "step 96/96" in out and "Traceback" not in err
     return workdir
 
 
@@ -434,14 +434,14 @@ def test_killed_again_and_again_a_run_ends_the_same(uninterrupted, start, run, w
     def lines():
         return (workdir / "metrics.jsonl").read_bytes().count(b"\n") if (workdir / "metrics.jsonl").exists() else 0
 
-    # kill -9, before the first checkpoint and in the thick of it: 40 checkpoints are written, so most likely during one.
-    for count, pause in ((1, 0.0), (60, 0.013)):
+    # kill -9, before the first checkpoint and in the thick of it: 24 checkpoints are written, so most likely during one.
+    for count, pause in ((1, 0.0), (40, 0.013)):
         process = start(*command)
         until(lambda count=count: lines() >= count, process)
         time.sleep(pause)
         process.kill()
         process.communicate()
-        assert process.returncode == -signal.SIGKILL and 0 < lines() < 160
+        assert process.returncode == -signal.SIGKILL and 0 < lines() < 96
 
     # SIGTERM: saves, says so, and ends with the exit code that asks for the same command again.
     process = start("train", f"--workdir={workdir}")  # the workdir knows its config
@@ -460,10 +460,10 @@ def test_killed_again_and_again_a_run_ends_the_same(uninterrupted, start, run, w
     assert f"resuming at step {stopped}\n" in out
     config = small(LONG)
     (step, got), (_, want) = saved(workdir, config), saved(uninterrupted, config)
-    assert step == 160
+    assert step == 96
     assert_bit_identical(got, want)
     mine, theirs = (read_metrics(path / "metrics.jsonl") for path in (workdir, uninterrupted))
-    assert [record["step"] for record in mine] == list(range(1, 161))
+    assert [record["step"] for record in mine] == list(range(1, 97))
     for name in ("loss", "grad_norm", "learning_rate"):
         assert [record[name] for record in mine] == [record[name] for record in theirs]
     assert json.loads((workdir / "config.json").read_text()) == json.loads((uninterrupted / "config.json").read_text())
@@ -657,8 +657,8 @@ def test_the_profile_holds_its_steps(uninterrupted):
 def test_a_run_leaves_its_files(uninterrupted):
     names = lambda folder: sorted(path.name for path in folder.iterdir())
     assert names(uninterrupted) == [".lock", "checkpoints", "config.json", "metrics.jsonl", "profile", "samples", "tensorboard"]
-    assert names(uninterrupted / "samples") == [f"step_0000{step}.png" for step in ("080", "160")]
-    assert names(uninterrupted / "checkpoints") == ["156", "160"]
+    assert names(uninterrupted / "samples") == [f"step_0000{step}.png" for step in ("048", "096")]
+    assert names(uninterrupted / "checkpoints") == ["92", "96"]
     first, *_, last = read_metrics(uninterrupted / "metrics.jsonl")
     assert last["loss"] < 0.9 * first["loss"]
     assert {

@@ -31,7 +31,7 @@ from noisesched.runs.settings import ConfigError, require
 from noisesched.runs.workdir import Workdir, differences
 from noisesched.runtime import cluster, sharding
 from noisesched.runtime.files import json_line, read_json, read_lines, write_atomically, write_json
-from noisesched.runtime.pictures import grid, write_png
+from noisesched.runtime.pictures import beside_results, grid, write_png
 from noisesched.training import loop, monitor
 
 SHARES = "shares"  # the folder of what several processes make
@@ -226,10 +226,12 @@ def measure(rows, steps, study, reference, out, progress):
             )
             line["metrics"] = {name: float(value) for name, value in reference.measure(images).items()}
             line["appearance"] = image_stats.describe(images)
-            line["preview"] = f"previews/{row.key}.png"
-            write_png(out / line["preview"], grid(images[:PREVIEW], columns=PREVIEW))
         except ValueError as error:  # this row cannot be made; the others may be
             line["refused"] = str(error)
+        else:
+            with beside_results(progress.say):
+                write_png(out / (preview := f"previews/{row.key}.png"), grid(images[:PREVIEW], columns=PREVIEW))
+                line["preview"] = preview
         yield row, line | {"seconds": round(time.perf_counter() - begin, 3)}
 
 

@@ -99,7 +99,8 @@ def compared(comparison):
     config, about, frame = comparison.config["comparison"], comparison.about, comparison.frame
     folded = "What all runs have in common" if len(comparison.runs) > 1 else "The run's settings"
     rows = [{"setting": name, "value": value} for name, value in pairing.common(comparison).items()]
-    yield html.table(rows, "Without settings that leave the trained network as it is.", folded)
+    if rows:
+        yield html.table(rows, "Without settings that leave the trained network as it is.", folded)
     sampling = {
         "inference schedules": text.listed(comparison.schedules),
         "sampled with": "; ".join(map(str, comparison.hows)),

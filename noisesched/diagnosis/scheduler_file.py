@@ -29,8 +29,7 @@ def read(path):
             f"{path}: the networks of {scheduler.class_name} predict a velocity or EDM's F here; only networks that predict "
             f"{', '.join(scheduler_config.PREDICTIONS)} can be diagnosed"
         )
-    fields = schedulers.Fields(scheduler.class_name, scheduler.fields)
-    if fields["timestep_type"] == "continuous" and scheduler.prediction == "v":
+    if scheduler_config.told_sigmas(scheduler):
         raise ValueError(
             f"{path}: with timestep_type continuous and v_prediction the network is told log(sigma_ve) / 4. Neither the table of "
             "betas nor anything else in the file says which levels it was trained on: its levels of sampling can be read "

@@ -183,15 +183,13 @@ def check(config, request):
         2 <= request.noises < PROFILE_DRAWS and request.noises % 2 == 0,
         f"noises={request.noises}: draws come in pairs, which give the error; give an even number from 2 to {PROFILE_DRAWS - 2}",
     )
-    require(0 <= request.best_levels <= 200, f"best_levels={request.best_levels} must be 0 to 200")
     known = len(likelihood.candidates(low, high))
     require(
         request.best_levels <= known,
         f"best_levels={request.best_levels}: the measured range of log-SNR, {low:g} to {high:g}, has only {known} levels to "
         f"choose from, {likelihood.RESOLUTION} apart",
     )
-    require(5 <= request.profile_levels <= 10_000, f"profile_levels={request.profile_levels} must be 5 to 10000")
-    require(request.num_images != 1 and request.num_images >= 0, f"num_images={request.num_images}: give 2 or more, or 0 for all")
+    require(request.num_images != 1, f"num_images={request.num_images}: give 2 or more, or 0 for all")
     kind, known = config.conditioning.kind, conditioning.TRANSLATIONS
     if request.translation:
         require(kind == "timestep", f"translation {request.translation!r} is for networks told a timestep, not {kind}")

@@ -72,8 +72,8 @@ class SchedulerConfig:
 # -- reading
 
 
-def read(path):
-    """The `SchedulerConfig` of a scheduler_config.json.
+def read(path, image_size=None):
+    """The `SchedulerConfig` of a scheduler_config.json; `image_size`: pixels a side, for a flow that is shifted by it.
 
     Raises ValueError, in one line, for another kind of file, or one whose schedule has options not known here; OSError for one
     that cannot be opened.
@@ -92,12 +92,12 @@ def read(path):
     if twice:  # JSON does not say which one counts
         raise ValueError(f"{path}: the key {schedulers.quoted(twice[0])} occurs more than once: keep the one that is meant")
     try:
-        return from_fields(fields)
+        return from_fields(fields, image_size)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def from_fields(fields):
+def from_fields(fields, image_size=None):
     """The `SchedulerConfig` of the fields of such a file. ValueError as for `read`."""
     if not isinstance(fields, dict) or "_class_name" not in fields:
         raise ValueError("not a scheduler_config.json, which is a JSON object with a field _class_name")
@@ -120,7 +120,7 @@ def from_fields(fields):
         )
     given, notes = schedulers.Fields(name, fields), []
     if name == "FlowMatchEulerDiscreteScheduler":
-        parts = _flow(given, notes)
+        parts = _flow(given, notes, image_size)
     elif name.startswith("EDM"):
         parts = _edm(given, notes)
     elif given["use_flow_sigmas"]:
@@ -166,23 +166,22 @@ def _discrete(fields, notes):
 
 
 def _schedule(fields):
-    num_steps, given = fields["num_train_timesteps"], fields["trained_betas"]
     zero = (("zero_terminal", True),) if fields["rescale_betas_zero_snr"] else ()
+    if (scale := fields.number("snr_shift_scale")) is None:
+        return _table(fields, zero)
+    table = _table(fields, ()).table  # CogVideoX: SNR / scale, before zero terminal SNR
+    shifted = tables.from_alpha_bar(table.alpha_bar / (scale + (1 - scale) * table.alpha_bar))
+    return schedules.make(str(spec.Call("betas", (tuple(shifted.betas.tolist()),), zero)))
+
+
+def _table(fields, zero):
+    num_steps, given = fields["num_train_timesteps"], fields["trained_betas"]
     if given is not None:
         if not isinstance(given, list) or not all(type(beta) in (int, float) and abs(beta) < 2 for beta in given):
             raise ValueError(f"trained_betas={schedulers.quoted(given)} must be a list of betas")
         if len(given) != num_steps:
             raise ValueError(f"trained_betas holds {len(given)} betas, but num_train_timesteps={num_steps}")
         return schedules.make(str(spec.Call("betas", (tuple(map(float, given)),), zero)))
-    if (scale := fields.number("snr_shift_scale")) is not None:  # CogVideoX: SNR / scale, before zero terminal SNR
-        table = _plain_table(fields, ()).table
-        shifted = tables.from_alpha_bar(table.alpha_bar / (scale + (1 - scale) * table.alpha_bar))
-        return schedules.make(str(spec.Call("betas", (tuple(shifted.betas.tolist()),), zero)))
-    return _plain_table(fields, zero)
-
-
-def _plain_table(fields, zero):
-    num_steps = fields["num_train_timesteps"]
     name = fields.choice("beta_schedule", ("linear", "scaled_linear", "squaredcos_cap_v2"))
     if name == "squaredcos_cap_v2":
         inside, ends = "cosine", ()
@@ -228,7 +227,7 @@ def _method(fields, notes):
             f"thresholding: every estimate of the image is cut at its {fields['dynamic_thresholding_ratio']:g} quantile "
             f"there, between 1 and {fields['sample_max_value']:g}, and divided by it; {method} does not"
         )
-    elif fields["clip_sample"]:
+    elif fields["clip_sample"] and not name.startswith("CogVideoX"):  # which never does
         limit = fields["clip_sample_range"]
         notes.append(f"clip_sample: every estimate of the image is cut at -{limit:g} and {limit:g} there; {method} does not")
     if fields["set_alpha_to_one"] is False or fields["final_sigmas_type"] == "sigma_min":
@@ -272,9 +271,17 @@ def _grid(fields, notes):
     if len(chosen) > 1:
         raise ValueError("use_karras_sigmas and use_exponential_sigmas are both true: choose one")
     if chosen:
-        ends = {end: fields.number(end) for end in ("sigma_min", "sigma_max")}
+        # LMS takes the ends of its own levels, whatever the file says.
+        ends = {end: fields.number(end) for end in ("sigma_min", "sigma_max") if name != "LMSDiscreteScheduler"}
         grid = dataclasses.replace(grid, sigmas=chosen[0], **ends)
     return grid
+
+
+def _num_steps(fields):
+    num_steps = fields["num_train_timesteps"]
+    if not 2 <= num_steps <= 10**5:
+        raise ValueError(f"num_train_timesteps={schedulers.quoted(num_steps)} must be a whole number from 2 to 100000")
+    return num_steps
 
 
 def _edm(fields, notes):
@@ -283,7 +290,7 @@ def _edm(fields, notes):
     low, high, rho = (fields.number(name) for name in ("sigma_min", "sigma_max", "rho"))
     if not low < high:
         raise ValueError(f"sigma_min={low:g} must be below sigma_max={high:g}")
-    num_steps = fields["num_train_timesteps"]
+    num_steps = _num_steps(fields)
     made = (
         f"karras(sigma_min={low!r}, sigma_max={high!r}, rho={rho!r})"
         if kind == "karras"
@@ -313,7 +320,7 @@ def _solver_flow(fields, notes):
     fields.refuse("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_dynamic_shifting", "shift_terminal")
     if (prediction := fields["prediction_type"]) != "flow_prediction":
         raise ValueError(f"use_flow_sigmas with prediction_type={schedulers.quoted(prediction)}: a flow's is flow_prediction")
-    shift, num_steps = fields["flow_shift"], fields["num_train_timesteps"]
+    shift, num_steps = fields["flow_shift"], _num_steps(fields)
     if not shift > 0:
         raise ValueError(f"flow_shift={shift:g} must be above 0")
     method = _method(fields, notes)
@@ -329,19 +336,21 @@ def _solver_flow(fields, notes):
     }
 
 
-def _flow(fields, notes):
+TOKEN = 16  # pixels a side of a flow transformer's token: 8 of the autoencoder, 2 of the patch
+
+
+def _flow(fields, notes, image_size):
     """The entries of `SchedulerConfig` for rectified flow."""
-    if fields["use_dynamic_shifting"]:
-        raise ValueError(
-            "use_dynamic_shifting=true: there the image's size decides the shift, and the pipeline the levels before it: list "
-            "the times that it prints, as in --schedule=\"sigmas('FILE', kind='flow')\""
-        )
     fields.refuse(
         "invert_sigmas", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "stochastic_sampling"
     )
-    num_steps, shift = fields["num_train_timesteps"], fields["shift"]
-    if not 2 <= num_steps <= 10**5:
-        raise ValueError(f"num_train_timesteps={schedulers.quoted(num_steps)} must be a whole number from 2 to 100000")
+    num_steps, shift, dynamic = _num_steps(fields), fields["shift"], fields["use_dynamic_shifting"]
+    if dynamic:
+        shift = _shift_of(fields, image_size)
+        notes.append(
+            f"use_dynamic_shifting: shift {shift:.6g} for {image_size} pixels a side, as {(image_size // TOKEN) ** 2} tokens of "
+            f"{TOKEN}x{TOKEN} pixels; a pipeline that lists its own times before the shift (Flux: 1 to 1/N) visits other levels"
+        )
     schedule = schedules.make("flow" if shift == 1 else f"flow(shift={shift!r})")
     notes.append(EULER)
     notes.append(FLOW)
@@ -353,9 +362,27 @@ def _flow(fields, notes):
         "num_steps": num_steps,
         "prediction": None,
         "method": "ddim",
-        "grid": schedulers.Grid("flow", "linspace", shift=shift),
+        "grid": schedulers.Grid("flow", "linspace", shift=shift, dynamic=dynamic),
         "spacing": "linspace" if same else None,
     }
+
+
+def _shift_of(fields, image_size):
+    """The shift of a flow for images of so many pixels a side: mu is linear in the number of tokens (Esser et al. 2024)."""
+    if image_size is None:
+        raise ValueError("use_dynamic_shifting=true: the image's size decides the shift: give --image_size=PIXELS, of a side")
+    if image_size % TOKEN or image_size < TOKEN:
+        raise ValueError(f"image_size={image_size} must be a multiple of {TOKEN} pixels")
+    tokens = (image_size // TOKEN) ** 2
+    first, last, low, high = (fields[name] for name in ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift"))
+    if not 0 < first < last:
+        raise ValueError(f"base_image_seq_len={first} must be below max_image_seq_len={last}")
+    mu = low + (high - low) * (tokens - first) / (last - first)
+    if fields.choice("time_shift_type", ("exponential", "linear")) == "exponential":
+        return math.exp(mu) if mu < 60 else math.inf
+    if not mu > 0:
+        raise ValueError(f"base_shift and max_shift give a shift of {mu:g}, which must be above 0")
+    return mu
 
 
 # -- writing
@@ -455,8 +482,10 @@ def main(request):
     if request.read:
         if asked or request.workdir:
             raise ValueError(f"--{next(iter(asked), 'workdir')} is for --write: --read takes all from the file")
-        run_read(request.read, **files)
+        run_read(request.read, image_size=request.image_size, **files)
         return
+    if request.image_size is not None:
+        raise ValueError("--image_size is for --read, of a file with use_dynamic_shifting")
     asked = (of_run(request.workdir) if request.workdir else {}) | asked
     for name in ("schedule", "prediction"):
         if name not in asked:
@@ -464,9 +493,9 @@ def main(request):
     run_write(request.write, **asked, **files)
 
 
-def run_read(path, n=None, sigmas=None, betas=None, say=print):
+def run_read(path, n=None, sigmas=None, betas=None, image_size=None, say=print):
     """Says what a scheduler_config.json means here; writes its levels in n steps to the file `sigmas`, its table to `betas`."""
-    scheduler = read(path)
+    scheduler = read(path, image_size)
     schedule, levels = scheduler.schedule, scheduler.levels(n) if n else None
     _write_lists(sigmas, levels, betas, schedule, say)
     said = str(schedule)
@@ -485,7 +514,7 @@ def run_read(path, n=None, sigmas=None, betas=None, say=print):
     if scheduler.no_effect:
         say(f"of no effect here: {', '.join(scheduler.no_effect)}")
     say(f"in a config:\n  config.schedule = {said!r}")
-    if schedule.table:
+    if schedule.table and not told_sigmas(scheduler):
         say(
             "  config.conditioning.kind = 'timestep'  # counted from 1 here, from 0 there\n"
             "  config.conditioning.table = config.schedule"
@@ -502,6 +531,12 @@ def run_read(path, n=None, sigmas=None, betas=None, say=print):
         )
     if "'FILE'" in (inference if scheduler.method else "") + said:
         say("  (such files: noisesched interchange --read=.. --steps=N --sigmas=FILE --betas=FILE)")
+
+
+def told_sigmas(scheduler):
+    """Whether the library tells the network log(sigma_ve) / 4 (as EDM does), so that the table of betas says nothing of it."""
+    fields = schedulers.Fields(scheduler.class_name, scheduler.fields)
+    return fields["timestep_type"] == "continuous" and fields["prediction_type"] == "v_prediction"
 
 
 def visited(scheduler, n):

@@ -187,6 +187,7 @@ class Grid:
     sigma_max: float | None = None
     stand_in: bool = False  # whether the table's last alpha_bar is STAND_IN there, not 0
     shift: float = 1.0  # of a flow
+    dynamic: bool = False  # whether the image's size decides it
     rho: float = 7.0  # of "karras"
     distilled: int = 50  # how many evenly spaced timesteps "of those distilled" chooses from
 
@@ -221,7 +222,9 @@ class Grid:
         """
         if self.timesteps == "flow":
             shifted = lambda s: self.shift * s / (1 + (self.shift - 1) * s)
-            s = shifted(np.linspace(1.0, shifted(1 / len(log_snr)), n))  # the library shifts the smallest time twice
+            smallest = 1 / len(log_snr)
+            # The library shifts the smallest time twice, unless the image's size decides the shift.
+            s = shifted(np.linspace(1.0, smallest if self.dynamic else shifted(smallest), n))
             with np.errstate(divide="ignore"):
                 return s / (1 - s)
         if self.timesteps in SOLVER_FLOWS:

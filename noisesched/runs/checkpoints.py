@@ -157,6 +157,11 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._failed(step, error) from None
+        if look and not cluster.by_first(self.path.exists):
+            raise NotWritten(
+                f"{self.path} is gone: the workdir was moved, deleted or replaced while step {step} was written; start "
+                "the run again where it is now"
+            )
         if look and (fault := cluster.by_first(lambda: self._missing(step))):
             self._set_aside(step)
             raise NotWritten(
@@ -249,6 +254,10 @@ class Checkpoints:
     def _restore(self, items, step):
         """(step, {item: pytree}) for `restore`; None if checkpoints were deleted meanwhile, as a run that trains does."""
         steps = cluster.by_first(self.steps)  # a run may be training, or a disk lag: all processes read the same step
+        if not steps and self._max_to_keep is None:  # the folder was listed between one checkpoint's end and the next's beginning
+            time.sleep(0.2)
+            self._manager.reload()
+            steps = cluster.by_first(self.steps)
         if not steps or step not in (None, *steps):
             wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
             raise CheckpointError(f"{self.path} holds no {wanted} (complete: {_listed(steps)})")
@@ -482,8 +491,13 @@ def _listed(steps: list[int]) -> str:
 def _literal(path, stack, create):
     """`path` under a name that orbax takes as it stands: it reads names as patterns, finds nothing in a folder called "b[1]", and
     reports no fault. Any other than a plain name is reached through a link in a temporary folder, which goes with `stack`."""
-    if not is_local(path) or re.fullmatch(r"[\w/.,=+@ -]*", str(path), re.ASCII):
+    plain = re.compile(r"[\w/.,=+@ -]*", re.ASCII)
+    if not is_local(path) or plain.fullmatch(str(path)):
         return path
+    if not plain.fullmatch(tempfile.gettempdir()):
+        raise ValueError(
+            f"a folder of this name needs a temporary one with a plain name, not {tempfile.gettempdir()}: set TMPDIR"
+        )
     if create:
         path.mkdir(parents=True, exist_ok=True)
     link = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="noisesched-"))) / "checkpoints"

@@ -264,6 +264,7 @@ class Interchange(Request):
     spacing: str | None = setting(None, choices=SPACINGS, help="of the steps to write (trailing)")
     method: str | None = setting(None, metavar="SPEC", help="sampler to write, or euler (ddim)")
     steps: int | None = setting(None, at_least=1, metavar="N", help="number of steps, for --sigmas")
+    image_size: int | None = setting(None, at_least=1, metavar="PIXELS", help="of a side, for a file with use_dynamic_shifting")
     sigmas: str = setting(
         "", metavar="FILE", help="write the levels of these steps, as sigmas, for that library, and for \"sigmas('FILE')\" here"
     )
