@@ -439,6 +439,7 @@ def test_learned_uncertainty_is_the_logarithm_of_the_expected_loss_of_each_level
     assert np.isfinite(series(jnp.array([-jnp.inf, jnp.inf]))).all()
 
 
+@pytest.mark.slow
 def test_a_run_that_learns_its_uncertainty_is_trained_continued_and_sampled(main, words, stand_in, tmp_path):
     changes = {"weighting": "uncertain(v)", "training.num_steps": "4"}
     assert main("train", f"--workdir={tmp_path}/run", *words(changes))[0] == 0
@@ -458,6 +459,7 @@ def test_labels_and_dropout_keys_reach_the_network():
     assert seen[0][1] is labels and seen[0][2] is random.dropout_keys
 
 
+@pytest.mark.slow
 def test_a_training_step_with_offset_noise_from_the_command_line(main, words, stand_in, tmp_path):
     """An untrained network answers 0, so the first loss is the mean square of v, of the noise that is asked for."""
     changes = {"noise_offset": "2", "training.num_steps": "1"}

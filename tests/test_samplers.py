@@ -85,6 +85,7 @@ def ode_error(method, n, ends):
         return float(jnp.abs(x - gaussian(exact, log_snrs[-1:])).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, order", [("ddim", 1), ("heun", 2), ("dpmpp_2m", 2)])
 @pytest.mark.parametrize("ends", ["truncated(cosine, -6, 6)", "truncated(flow, -4, 4)", "truncated(cosine, -1e9, 6)"])
 def test_order_of_convergence(method, order, ends):
@@ -314,6 +315,7 @@ class Network:
         return gaussian(z, log_snr)
 
 
+@pytest.mark.slow
 def test_one_compilation_for_one_denoiser_shape_and_method(compiled):
     """Schedules, keys, options and the arrays of a Partial are data. Outside jit; within one, the same by tracing."""
     z, keys = jnp.ones((3, 1)), [jax.random.key(seed) for seed in range(3)]
@@ -340,6 +342,7 @@ def test_one_compilation_for_one_denoiser_shape_and_method(compiled):
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_functions_that_close_over_what_is_traced():
     """In grad, vmap and jit, of parameters that the function does not take; nothing of them is kept."""
     z, key, log_snrs = quantiles(4), jax.random.key(0), np.array([-np.inf, 0.0, 5.0], np.float32)
