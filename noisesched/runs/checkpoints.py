@@ -195,9 +195,9 @@ class Checkpoints:
     def _failed(self, step: int, error: Exception) -> NotWritten:
         """Cleans up after a failed save, so that training can continue; returns the exception to raise."""
         steps = [each for each in self.steps() if each != step]
-        if (
-            jax.process_count() == 1 and self.path.exists()
-        ):  # with more, opening would wait for the others, where nothing may have failed
+        # With several processes, opening would wait for the others, where nothing may have failed; and a workdir that was moved
+        # away must not be begun anew.
+        if jax.process_count() == 1 and self.path.exists():
             try:
                 self._manager.close()
             except Exception:
