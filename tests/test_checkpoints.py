@@ -441,6 +441,19 @@ def test_a_reader_whose_checkpoint_is_deleted_takes_the_next(tmp_path, when, mon
     reader.close()
 
 
+def test_a_reader_opens_while_checkpoints_come_and_go(tmp_path, monkeypatch):
+    write(Workdir(tmp_path), 1)
+    usual, gone = Checkpoints._open, [FileNotFoundError(2, "No such file or directory")] * 3
+
+    def opened(self):
+        if gone:
+            raise gone.pop()
+        return usual(self)
+
+    monkeypatch.setattr(Checkpoints, "_open", opened)
+    assert_is(read(Workdir(tmp_path)), 1)
+
+
 def test_damage_that_stays_is_damage_for_a_reader_too(tmp_path):
     write(Workdir(tmp_path), 1)
     for path in (tmp_path / "checkpoints" / "1" / "params").rglob("d/*"):

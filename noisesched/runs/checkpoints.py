@@ -69,7 +69,13 @@ class Checkpoints:
         self._stack = contextlib.ExitStack()
         try:
             self._orbax_path = _literal(self.path, self._stack, create=max_to_keep is not None)
-            self._manager = self._open()
+            for last in [False] * RELISTED + [True]:
+                try:
+                    self._manager = self._open()
+                    break
+                except FileNotFoundError:  # a checkpoint that orbax has just listed is deleted by the run that writes them
+                    if last or max_to_keep is not None:
+                        raise
         except (OSError, RuntimeError, ValueError) as error:
             self._stack.close()
             raise CheckpointError(f"{self.path} cannot be opened: {_reason(error)}") from None
