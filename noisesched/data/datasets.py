@@ -32,7 +32,7 @@ from absl import logging
 from etils import epath
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
-from noisesched.runtime.files import WriteError, is_local, reason
+from noisesched.runtime.files import WriteError, as_utf8, is_local, reason
 from noisesched.spec import shortened
 
 _VERSION = "1.0.0"  # part of every prepared path: raise it when the output of a builder changes
@@ -344,8 +344,7 @@ def _passed_over(folders: tuple[str, ...], entry: os.DirEntry) -> str:
 
 def readable(path: str | os.PathLike) -> str:
     """A path as one line of text: bytes that are not UTF-8, and characters that do not print, as in `caf\\xe9.png`."""
-    escaped = lambda c: f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()
-    return "".join(c if c.isprintable() else escaped(c) for c in os.fspath(path))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in as_utf8(os.fspath(path)))
 
 
 @functools.cache

@@ -247,7 +247,7 @@ def _grid(fields, notes):
         if field in fields.defaults and fields[field] != usual:
             notes.append(f"{field}={schedulers.quoted(fields[field])}: such levels are not known here")
             return None
-    if fields["timestep_type"] == "continuous" and fields["prediction_type"] == "v_prediction":
+    if _told_sigmas(fields):
         notes.append("timestep_type continuous: there the network is told log(sigma_ve) / 4, not a timestep")
     # One class has no such field, and spaces its levels like linspace.
     spacing = fields.choice("timestep_spacing", schedules.SPACINGS) if "timestep_spacing" in fields.defaults else "linspace"
@@ -535,7 +535,10 @@ def run_read(path, n=None, sigmas=None, betas=None, image_size=None, say=print):
 
 def told_sigmas(scheduler):
     """Whether the library tells the network log(sigma_ve) / 4 (as EDM does), so that the table of betas says nothing of it."""
-    fields = schedulers.Fields(scheduler.class_name, scheduler.fields)
+    return _told_sigmas(schedulers.Fields(scheduler.class_name, scheduler.fields))
+
+
+def _told_sigmas(fields):
     return fields["timestep_type"] == "continuous" and fields["prediction_type"] == "v_prediction"
 
 

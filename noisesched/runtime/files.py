@@ -137,7 +137,7 @@ def write_json(path: epath.Path, content: dict) -> None:
     write_atomically(path, json.dumps(to_json(content), indent=2, allow_nan=False) + "\n")
 
 
-def readable(text: str) -> str:
+def as_utf8(text: str) -> str:
     """A text as UTF-8 can hold it: bytes of a file's name that are not UTF-8 become \\xe9 and the like."""
     try:
         return os.fsencode(text).decode("utf-8", "backslashreplace")
@@ -153,7 +153,7 @@ def to_json(value: Any, name: str = "") -> Any:
         case str():
             if value in _NON_FINITE:
                 raise ValueError(f"{name}: the string {value!r} stands for a float; give float({value!r})")
-            return readable(value)
+            return as_utf8(value)
         case numbers.Integral():
             return int(value)
         case numbers.Real():
