@@ -375,7 +375,17 @@ def test_killed_at_any_moment_the_last_complete_checkpoint_is_found(workdir):
 # -- what is on disk
 
 
-NAMES = [b"b[1]", b"a*?", b"{a,b}%20#", b"~", b"new\nline \t", "ü✓".encode(), b"not utf-8 \xe9", b"back\\slash'\"$HOME"]
+NAMES = [
+    b"b[1]",
+    b"a*?",
+    b"{a,b}%20#",
+    b"~",
+    b"new\nline \t",
+    "ü✓".encode(),
+    b"not utf-8 \xe9",
+    b"gs://b",
+    b"back\\slash'\"$HOME",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -403,6 +413,22 @@ def test_a_save_of_which_part_is_not_on_disk_is_not_done(tmp_path, lost):
         if path.is_file():
             path.unlink()
     with pytest.raises(NotWritten, match="step 2 was written.*complete checkpoints there: 1"):
+        checkpoints.close()
+
+
+@pytest.mark.parametrize("length", [0, 1000])
+def test_a_later_save_whose_arrays_are_cut_off_is_not_done(tmp_path, length):
+    checkpoints = Checkpoints(Workdir(tmp_path), 2)
+    checkpoints.save(1, state(1))
+    checkpoints.wait()
+    checkpoints.save(2, state(2))
+    checkpoints._manager.wait_until_finished()
+    cut = largest_file(tmp_path / "checkpoints" / "2" / "params")
+    assert "process_0" in str(cut)  # the arrays themselves, of which metadata alone say nothing
+    os.truncate(cut, length)
+    with pytest.raises(
+        NotWritten, match=f"step 2 was written.*{cut.name} should have [0-9,]+ bytes, and has {length:,};.*there: 1"
+    ):
         checkpoints.close()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import zlib
 
 import jax
@@ -176,14 +177,19 @@ def pickled(path):
     np.savez(path, made_by=np.array([Loud()], dtype=object))
 
 
-@pytest.mark.parametrize("damage", [flip, lambda content: content[: len(content) // 2], lambda content: b"", pickled])
+def piped(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("damage", [flip, lambda content: content[: len(content) // 2], lambda content: b"", pickled, piped])
 def test_damaged_files_are_made_anew_and_named(tmp_path, quick, capsys, damage):
     whole = make(tmp_path, measures=FEW)
     paths = [path for path in kept(tmp_path) if path.suffix == ".npz"]
     before = {path: path.read_bytes() for path in paths}
     for path in paths:
-        if damage is pickled:
-            pickled(path)
+        if damage in (pickled, piped):
+            damage(path)
         else:
             path.write_bytes(damage(path.read_bytes()))
     said = []

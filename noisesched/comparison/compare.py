@@ -30,7 +30,7 @@ from noisesched.runs.metrics_log import read_metrics
 from noisesched.runs.settings import ConfigError, require
 from noisesched.runs.workdir import Workdir, differences
 from noisesched.runtime import cluster, sharding
-from noisesched.runtime.files import json_line, read_json, read_lines, write_atomically, write_json
+from noisesched.runtime.files import json_line, read_file, read_json, read_lines, write_atomically, write_json
 from noisesched.runtime.pictures import beside_results, grid, write_png
 from noisesched.training import loop, monitor
 
@@ -419,5 +419,5 @@ def read_rows(path):
 
 def mend(path):
     """Removes a last line that a kill left half written."""
-    if path.exists() and not path.read_bytes().endswith(b"\n"):
+    if path.exists() and not read_file(path, 2**30).endswith(b"\n"):
         write_atomically(path, "".join(map(json_line, read_rows(path))))

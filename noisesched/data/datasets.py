@@ -32,7 +32,7 @@ from absl import logging
 from etils import epath
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
-from noisesched.runtime.files import WriteError, as_utf8, is_local, reason
+from noisesched.runtime.files import WriteError, as_utf8, is_local, read_file, reason
 from noisesched.spec import shortened
 
 _VERSION = "1.0.0"  # part of every prepared path: raise it when the output of a builder changes
@@ -399,7 +399,7 @@ def image_folder(listing: dict, path: str, image_size: int, channels: int, data_
 
 
 def _local(data_dir: str) -> pathlib.Path:
-    if "://" in data_dir:
+    if not is_local(data_dir):
         raise ValueError(f"data_dir={data_dir!r}: this data set can only be prepared in a local folder")
     if data_dir:
         try:
@@ -433,12 +433,12 @@ def _prepared_once(root: pathlib.Path, name: str, make_builder):
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
             lock = open(final.parent / ".lock", "w", opener=_open_regular)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
             raise ValueError(
                 f"cannot prepare {name!r} under {root} ({error.strerror}): set data_dir to a writable folder"
             ) from error
         with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             if not final.exists():
                 _prepare(final, make_builder)
     return _open(final)
@@ -557,7 +557,7 @@ def _check_features(folder: epath.Path) -> None:
             yield from (name for each in value for name in named(each))
 
     try:
-        names = [name for name in named(json.loads(path.read_bytes())) if isinstance(name, str)]
+        names = [name for name in named(json.loads(read_file(path, 2**24))) if isinstance(name, str)]
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid: {' '.join(str(error).split())}") from None
     for name in names:

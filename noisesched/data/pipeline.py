@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from noisesched.data import workers
-from noisesched.runtime.files import reason
+from noisesched.runtime.files import read_file, reason
 
 _CACHE_BYTES = 512 * 2**20  # a split whose decoded images fit into so many is kept in memory once read
 PATIENCE = 300  # seconds without a batch after which reading counts as stuck: it may be slow, but must not block forever
@@ -125,7 +125,7 @@ class Split:
         if not self.folder:
             return ""
         # This file lists the shards, their lengths and sizes.
-        info = zlib.crc32((epath.Path(self.folder) / "dataset_info.json").read_bytes())
+        info = zlib.crc32(read_file(epath.Path(self.folder) / "dataset_info.json", 2**26))
         return f"{'/'.join(epath.Path(self.folder).parts[-2:])}, info crc32 {info:08x}"
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:

@@ -28,9 +28,10 @@ from tqdm import tqdm
 from noisesched.data import pipeline
 from noisesched.evaluation import classifier, image_stats, inception, metrics
 from noisesched.runtime import pictures
-from noisesched.runtime.files import reason
+from noisesched.runtime.files import read_file, reason
 
 FOLDER = "noisesched_features"
+MOST = 2**34  # bytes of the largest file of kept features that is read
 SEED = 0  # of the choice of real images, and of the classifier
 
 
@@ -186,7 +187,7 @@ class Kept:
         try:
             if not path.exists():
                 return None
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:  # which checks the file's checksums
+            with np.load(io.BytesIO(read_file(path, MOST)), allow_pickle=False) as file:  # which checks the file's checksums
                 arrays = dict(file)
             if str(arrays.pop("made_by")) != text:
                 raise ValueError("it was made by something else")

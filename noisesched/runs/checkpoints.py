@@ -192,6 +192,7 @@ class Checkpoints:
             for item, leaves in arrays.items():
                 if stored := {name: array for name, array in leaves.items() if array.size}:
                     untrusted.check_arrays(folder / item, stored)
+                    untrusted.check_lengths(folder / item)
             if not self._read_back and jax.process_count() == 1:
                 self._read(step, arrays)
         except Exception as error:  # as in `restore`

@@ -7,6 +7,7 @@ the metadata, and nothing else, is first read and compared with the arrays that 
 import json
 import math
 import os
+import re
 import stat
 
 import numpy as np
@@ -57,8 +58,7 @@ def check_arrays(folder: epath.Path, wanted: dict[str, np.ndarray]) -> None:
         sizes = [os.path.getsize(os.path.join(where, name)) for where, _, names in os.walk(folder) for name in names]
         if max(sizes, default=0) > 2 * total + SLACK or total > 20 * sum(sizes) + 16 * SLACK:
             raise ValueError(f"{folder.name} should hold {total:,} bytes of arrays; its files have {sum(sizes):,}")
-    base = {"driver": "file", "path": f"{folder}/"} if is_local(folder) else f"{folder}/"
-    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": _location(folder)}).result()
     for name, read in [(name, store.read(f"{name}/.zarray" if name else ".zarray")) for name in wanted]:
         array, found = wanted[name], json.loads(read.result().value or b"null")
         if found is None:
@@ -69,6 +69,41 @@ def check_arrays(folder: epath.Path, wanted: dict[str, np.ndarray]) -> None:
             raise ValueError(f"{folder.name}/{name} claims to be {claimed}")
         if any(not 1 <= chunk <= max(length, 1) for chunk, length in zip(chunks, shape, strict=True)):
             raise ValueError(f"{folder.name}/{name} claims to have chunks of {shortened(str(chunks), 80)}")
+
+
+def check_lengths(folder: epath.Path) -> None:
+    """ValueError if a file of the arrays in `folder` is absent, or ends before what tensorstore's index says it holds.
+
+    The index is a tree of nodes in files, which refer to others, and to arrays' values, as "kind:file:offset:length".
+    """
+    import tensorstore
+
+    base = tensorstore.KvStore.open(_location(folder)).result()
+    nodes, ends = [None], {}  # None: the root
+    while nodes:
+        for entry in _entries(tensorstore.ocdbt.dump(base, nodes.pop()).result()):
+            kind, name, offset, length = re.fullmatch(r"(\w+):(.*):(\d+):(\d+)", entry).groups()
+            name = name.replace(":", "")  # between the folder of a process and its file
+            ends[name] = max(ends.get(name, 0), int(offset) + int(length))
+            nodes += [entry] if kind != "value" else []
+    for name, end in ends.items():
+        path = folder / name
+        length = path.stat().length if path.exists() else 0
+        if length < end:
+            raise ValueError(f"{folder.name}/{name} should have {end:,} bytes, and has {length:,}")
+
+
+def _entries(node) -> list[str]:
+    """The references in a node of tensorstore's index."""
+    if isinstance(node, dict):
+        own = [node[key] for key in ("location", "indirect_value") if key in node]
+        return own + [entry for value in node.values() for entry in _entries(value)]
+    return [entry for value in node for entry in _entries(value)] if isinstance(node, list) else []
+
+
+def _location(folder: epath.Path) -> str | dict[str, str]:
+    """A folder as tensorstore takes it."""
+    return {"driver": "file", "path": f"{folder}/"} if is_local(folder) else f"{folder}/"
 
 
 def _same(name: str, dtype: np.dtype) -> bool:

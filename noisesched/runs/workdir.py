@@ -29,10 +29,10 @@ class Workdir:
     path: epath.Path  # made from a str or any path, and absolute, since orbax fails late on relative ones
 
     def __post_init__(self):
-        path = epath.Path(self.path)
+        path = os.fspath(self.path)
         if is_local(path):
-            path = epath.Path(os.path.abspath(path.expanduser()))
-        object.__setattr__(self, "path", path)
+            path = os.path.abspath(os.path.expanduser(path))
+        object.__setattr__(self, "path", epath.Path(path))
 
     @property
     def config(self) -> epath.Path:

@@ -36,7 +36,7 @@ def reason(error: Exception) -> str:
 
 def is_local(path: str | os.PathLike) -> bool:
     """Whether a path is on this machine's file system, and not in a bucket."""
-    return "://" not in str(path)
+    return not re.match(r"[A-Za-z][\w+.-]*://", str(path))
 
 
 # -- whole files
