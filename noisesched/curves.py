@@ -24,6 +24,14 @@ from jax.scipy.special import ndtri
 DEFINITIONS = {}  # name -> function(u, **parameters)
 EXAMPLES = {}  # name -> a spec that uses it: what help texts show and tests run over
 
+# (lowest, highest) of parameters by name; others are numbers of any size that `spec.check_number` lets pass
+POSITIVE = (1e-6, 1e6)
+RANGES = dict.fromkeys(("sigma_min", "sigma_max", "shift", "std", "scale", "image_size", "base"), POSITIVE)
+RANGES |= {"beta_min": (0, 1e4), "beta_max": (0, 1e4), "beta": (1e-6, 1e4), "s": (0, 10), "tau": (1e-3, 1e6)}
+RANGES |= {"rho": (0.5, 1e3), "start": (-1e3, 1e3), "end": (-1e3, 1e3)}
+
+ORDERED = {"sigma_min": "sigma_max", "log_snr_min": "log_snr_max", "start": "end"}  # each below the other
+
 
 def definition(example):
     """Enrols a schedule under its function's name; `example` is a spec that uses it."""
@@ -48,7 +56,6 @@ def linear(u, beta_min=0.1, beta_max=20.0):
 @definition("scaled_linear")
 def scaled_linear(u, beta_min=0.85, beta_max=12.0):
     """sqrt(beta) linear in u: Stable Diffusion (Rombach et al. 2022). Terminal SNR 0.0047: it leaks."""
-    _above_0(beta_min=beta_min, beta_max=beta_max)
     root = math.sqrt(beta_min)
     slope = math.sqrt(beta_max) - root
     return _from_integral(u * (root * root + u * slope * (root + u * slope / 3)))
@@ -115,7 +122,6 @@ def karras(u, sigma_min=0.002, sigma_max=80.0, rho=7.0):
     only leaks less. Scaled to unit variance, as every process is here, z = y / sqrt(1 + sigma_ve^2) = alpha x + sigma eps,
     the same curve can end at SNR 0, because alpha = 0 and sigma = 1 are plain numbers: `zero_terminal(karras)`.
     """
-    _above_0(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return -2 * rho * jnp.log(low * (1 - u) + high * u)
 
@@ -126,7 +132,6 @@ def flow(u, shift=1.0):
 
     The path (1 - u) x + u eps, divided by sqrt((1 - u)^2 + u^2) to preserve variance.
     """
-    _above_0(shift=shift)
     return 2 * (jnp.log1p(-u) - jnp.log(u)) - 2 * math.log(shift)
 
 
@@ -175,12 +180,6 @@ def cauchy(u, location=0.0, scale=1.0):
 
 
 # -- the parts
-
-
-def _above_0(**numbers):
-    for name, number in numbers.items():
-        if not number > 0:
-            raise ValueError(f"{name} must be above 0; got {number}")
 
 
 def _from_integral(integral):

@@ -12,6 +12,7 @@ data: another scale compiles nothing. To add a correction, write it below and pu
 """
 
 import dataclasses
+import inspect
 import math
 from typing import Any
 
@@ -52,24 +53,19 @@ jax.tree_util.register_dataclass(Guidance, ["scale", "log_snr_min", "log_snr_max
 
 def cfg(scale, correction=None, log_snr_min=-math.inf, log_snr_max=math.inf):
     """Classifier-free guidance (Ho & Salimans 2022) at levels in [log_snr_min, log_snr_max], corrected by one of CORRECTIONS."""
-    for name, value in {"scale": scale, "log_snr_min": log_snr_min, "log_snr_max": log_snr_max}.items():
-        _require(_is_number(value), f"cfg: {name} is a number; got {spec.show(value)}")
-    _require(0 <= scale <= 1000, f"cfg: scale={spec.shortened(repr(scale))} must be from 0 (no label) over 1 (the label) to 1000")
-    ends = [spec.shortened(repr(end)) for end in (log_snr_min, log_snr_max)]
-    _require(log_snr_min < log_snr_max, f"cfg: the interval from log_snr_min={ends[0]} to log_snr_max={ends[1]} is empty")
+    ends = {"log_snr_min": log_snr_min, "log_snr_max": log_snr_max}
+    for name, value in ends.items():
+        spec.check_number("cfg", name, value, -math.inf, math.inf)
+    spec.check_order("cfg", ends, {"log_snr_min": "log_snr_max"})
+    spec.check_number("cfg", "scale (0: no label, 1: the label)", scale, 0, 1000)
     name, strength = "", 0.0
     if correction is not None:
-        _require(
-            isinstance(correction, spec.Call),
-            f"cfg: a correction is one of {', '.join(CORRECTIONS)}; got {spec.show(correction)}",
-        )
+        if not isinstance(correction, spec.Call):
+            raise ValueError(f"cfg: a correction is one of {', '.join(CORRECTIONS)}; got {spec.show(correction)}")
         function = spec.bind(correction, CORRECTIONS, "correction", skip=4)
-        name, values = correction.name, [*correction.args, *dict(correction.kwargs).values()]
-        strength, (low, high) = values[0] if values else function.__defaults__[0], RANGES[name]
-        _require(
-            _is_number(strength) and low <= strength <= high,
-            f"{name} takes a number from {low:g} to {high:g}; got {spec.show(strength)}",
-        )
+        name, values = correction.name, [*correction.args, *dict(correction.kwargs).values(), *function.__defaults__]
+        strength = values[0]
+        spec.check_number(f"cfg: {name}", list(inspect.signature(function).parameters)[4], strength, *RANGES[name])
     return Guidance(float(scale), float(log_snr_min), float(log_snr_max), float(strength), name, scale != 1)
 
 
@@ -160,12 +156,3 @@ def _restoring(guided, conditional, phi):
     axes = tuple(range(1, guided.ndim))
     have, want = (value.std(axis=axes, keepdims=True) for value in (guided, conditional))
     return 1 + phi * jnp.where(have > 0, want / jnp.where(have > 0, have, 1.0) - 1, 0.0)
-
-
-def _is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
-
-
-def _require(condition, message):
-    if not condition:
-        raise ValueError(message)

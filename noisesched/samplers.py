@@ -42,7 +42,9 @@ class Method:
 
 METHODS = {}  # name -> Method
 ALIASES = {"euler": "ddim"}  # Euler's step, as other libraries call it
-RANGES = {"eta": (0, 1), "variance": (0, 1), "churn": (0, 1e9), "churn_noise": (0, 1e9)}  # of the methods' options
+# (lowest, highest) of the methods' options
+RANGES = {"eta": (0, 1), "variance": (0, 1), "churn": (0, 1e9), "churn_noise": (0, 1e9)}
+RANGES |= dict.fromkeys(("churn_from", "churn_to"), (-math.inf, math.inf))
 
 
 def sampler(calls, memory=lambda z, levels: ()):
@@ -117,11 +119,9 @@ def check(method, **options):
     for name, value in options.items():
         if isinstance(value, jax.Array | np.ndarray):  # perhaps traced: then its value is not known here
             continue
-        if not isinstance(value, int | float | np.number) or isinstance(value, bool) or value != value:
-            raise ValueError(f"sampling method {method!r}: {name} is a number; got {spec.show(value)}")
-        low, high = RANGES.get(name, (-math.inf, math.inf))
-        if not low <= value <= high:
-            raise ValueError(f"sampling method {method!r}: {name} is from {low:g} to {high:g}; got {spec.shortened(repr(value))}")
+        spec.check_number(f"sampling method {method!r}", name, value, *RANGES[name])
+    if {"churn_from", "churn_to"} <= {*options} and not any(isinstance(value, jax.Array) for value in options.values()):
+        spec.check_order(f"sampling method {method!r}", options, {"churn_from": "churn_to"})
 
 
 def sample(denoise, key, z, log_snrs, method="ddim", *, told=None, **options):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from noisesched import diffusion, spec, tables
-from noisesched.curves import DEFINITIONS, EXAMPLES, definition  # noqa: F401  (EXAMPLES: part of this module's interface)
+from noisesched.curves import DEFINITIONS, EXAMPLES, ORDERED, RANGES, definition  # noqa: F401  (EXAMPLES: part of this module's interface)
 from noisesched.tables import SPACINGS, select_steps  # noqa: F401  (part of this module's interface)
 
 
@@ -264,8 +264,6 @@ def shifted(u, schedule, by=None, image_size=None, base=64):
     if (by is None) == (image_size is None):
         given = "both are given" if by is not None else "neither is given"
         raise ValueError(f"shifted takes by= (added to log-SNR) or image_size= (pixels a side); {given}")
-    if image_size is not None and not (image_size > 0 and base > 0):
-        raise ValueError(f"image_size and base are pixels, above 0; got {image_size} and {base}")
     return schedule(u) + (by if by is not None else 2 * math.log(base / image_size))
 
 
@@ -275,8 +273,6 @@ def truncated(u, schedule, log_snr_min, log_snr_max):
 
     Strictly decreasing: nothing is clipped flat. A bound beyond the schedule's own end leaves that end as it is.
     """
-    if not log_snr_min < log_snr_max:
-        raise ValueError(f"log_snr_min {log_snr_min} must be below log_snr_max {log_snr_max}")
     start, stop = _position(schedule, float(log_snr_max)), _position(schedule, float(log_snr_min))
     inside = schedule(start + u * (stop - start))
     ends = jnp.where(u <= 0, log_snr_max, jnp.where(u >= 1, log_snr_min, inside))
@@ -317,8 +313,6 @@ def sigmas(u, values, zero_terminal=False, kind=None):
 
 # -- the parts
 
-LARGEST = 1e30  # number in a spec: float32 holds it with some room
-
 
 def _check_count(name, n, least=1):
     """Above 100,000, float32 could not tell neighbouring u = t/T apart."""
@@ -351,10 +345,10 @@ def _loaded(call):
 def _checked(call, text):  # the text too, because 1, 1.0 and True are equal but print differently
     text = spec.shortened(text, 80)
     function = spec.bind(call, DEFINITIONS, "schedule")
-    parameters = list(function.__code__.co_varnames[1 : function.__code__.co_argcount])
-    given = dict(zip(parameters, call.args, strict=False)) | dict(call.kwargs)
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    given = dict(zip((p.name for p in parameters), call.args, strict=False)) | dict(call.kwargs)
     for name, value in given.items():
-        if name in ("zero_terminal", "zero_terminal_snr") and not isinstance(value, bool):
+        if name in ENDS and not isinstance(value, bool):
             raise ValueError(f"schedule {text!r}: {name} must be True or False; got {spec.show(value)}")
         if isinstance(value, spec.Call) and _checked(value, str(value)).table:  # wrapping would lose its steps and its rate
             raise ValueError(
@@ -364,18 +358,9 @@ def _checked(call, text):  # the text too, because 1, 1.0 and True are equal but
         if (name == "schedule") != isinstance(value, spec.Call):
             fault = "must be a schedule" if name == "schedule" else "cannot be a schedule"
             raise ValueError(f"schedule {text!r}: {name} {fault}; got {spec.show(value)}")
-        if isinstance(value, str) and name != "kind":
-            raise ValueError(f"schedule {text!r}: {name} cannot be a text; got {value!r}")
-        if isinstance(value, float) and math.isnan(value):
-            raise ValueError(f"schedule {text!r}: {name} must be a finite number; got nan")
-        if not isinstance(value, spec.Call | bool | tuple | str | None) and LARGEST < abs(value) < math.inf:
-            raise ValueError(
-                f"schedule {text!r}: {name} is a number of at most {LARGEST:g} in size; got {spec.shortened(spec.show(value))}"
-            )
-        if isinstance(value, bool) and name not in ("zero_terminal", "zero_terminal_snr"):
-            raise ValueError(f"schedule {text!r}: {name} is a number; got {value}")
-        if isinstance(value, tuple) and name not in ("values", "log_snrs"):
-            raise ValueError(f"schedule {text!r}: {name} is one number; got {spec.shortened(spec.show(value))}")
+        if name not in OTHERS and not (value is None and name in ("by", "image_size")):
+            spec.check_number(f"schedule {text!r}", name, value, *RANGES.get(name, ()))
+    spec.check_order(f"schedule {text!r}", {p.name: p.default for p in parameters} | given, ORDERED)
     schedule = Schedule(call)
     u = np.linspace(0.0, 1.0, 257)
     try:
@@ -383,17 +368,11 @@ def _checked(call, text):  # the text too, because 1, 1.0 and True are equal but
             log_snr = np.asarray(jax.jit(schedule)(u), np.float64)
     except ValueError as error:
         raise ValueError(f"schedule {text!r}: {error}") from None
-    except (TypeError, ArithmeticError):
-        takes = ", ".join(str(p) for p in list(inspect.signature(function).parameters.values())[1:])
-        raise ValueError(f"schedule {text!r} gives no log-SNR; {call.name} takes numbers such as ({takes})") from None
     with np.errstate(invalid="ignore"):  # inf - inf where a level repeats is no rise
         rise = np.diff(log_snr) > 1e-5 * np.abs(log_snr[1:]) + 1e-5
     bad = np.isnan(log_snr) | np.concatenate([[False], rise])
     if bad.any() or not log_snr[0] > log_snr[-1]:
         at = u[np.argmax(bad)] if bad.any() else 1.0
-        for name, value in given.items():
-            if isinstance(value, float) and not math.isfinite(value):  # which an end of `truncated` may be
-                raise ValueError(f"schedule {text!r}: {name} must be a finite number; got {value}")
         raise ValueError(f"schedule {text!r} does not decrease in log-SNR over u in [0, 1]: see u = {at:g}")
     return schedule
 
@@ -437,6 +416,8 @@ def _table_of_sigmas(values, zero_terminal=False, kind=None):
     return tables.rescaled_to_zero_terminal(result) if zero_terminal else result
 
 
+ENDS = ("zero_terminal", "zero_terminal_snr")
+OTHERS = ("schedule", "num_steps", "values", "log_snrs", "kind", *ENDS)  # parameters that are no number, or a whole one
 LISTS = ("piecewise", "betas", "sigmas")  # schedules that take a list, or the path of a file that holds one
 STAIRCASES = {
     "discrete": _table,

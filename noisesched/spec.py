@@ -10,6 +10,7 @@ import difflib
 import inspect
 import io
 import math
+import numbers
 import os
 import re
 import stat
@@ -78,6 +79,19 @@ def bind(call, definitions, kind, skip=1):
         takes = ", ".join(str(p) for p in parameters) or "no parameters"
         raise ValueError(f"{kind} {shortened(str(call), 80)!r}: {error}; {call.name} takes ({takes})") from None
     return function
+
+
+def check_number(what, name, value, low=-1e6, high=1e6):
+    """Raises ValueError, in one line, unless `value`, the parameter `name` of a spec, is a number from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= value <= high:
+        raise ValueError(f"{what}: {name} is a number from {low:g} to {high:g}; got {shortened(show(value))}")
+
+
+def check_order(what, values, ordered):
+    """Raises ValueError, in one line, unless each parameter in `ordered` is below the one it names, where `values` has them."""
+    for low, high in ordered.items():
+        if low in values and not values[low] < values[high]:
+            raise ValueError(f"{what}: {low}={show(values[low])} must be below {high}={show(values[high])}")
 
 
 def _depth(call):

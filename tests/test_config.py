@@ -111,7 +111,7 @@ def refusal(function, *arguments):
         ),
         (
             {"weighting": "min_snr(gamma=0)"},
-            "weighting: weighting 'min_snr(gamma=0)' gives no finite weights; min_snr takes numbers, such as (gamma=5.0)",
+            "weighting: weighting 'min_snr(gamma=0)': gamma is a number from 1e-06 to 1e+06; got 0",
         ),
         ({"preview__schedule": "cosine("}, "preview.schedule: cannot read the spec 'cosine(': '(' was never closed"),
         ({"preview__steps": 10**9}, "preview.steps: the number of levels is a whole number from 1 up to 100000; got 1000000000"),
@@ -120,7 +120,7 @@ def refusal(function, *arguments):
             "preview.steps: cannot select 6 of 5 steps: choose 1 to 5",
         ),
         ({"preview__method": "unipc"}, "preview.method: unknown sampling method 'unipc'; known: ancestral, ddim, dpmpp_2m, heun"),
-        ({"preview__method": "ddim(eta=nan)"}, "preview.method: sampling method 'ddim': eta is a number; got nan"),
+        ({"preview__method": "ddim(eta=nan)"}, "preview.method: sampling method 'ddim': eta is a number from 0 to 1; got nan"),
         # what the network is told
         (
             {"conditioning__kind": "timestep"},

@@ -238,19 +238,20 @@ def test_numbers_are_data():
     [
         ("cfg", "missing a required argument: 'scale'; cfg takes (scale, correction=None, log_snr_min=-inf, log_snr_max=inf)"),
         ("cgf(3)", "unknown guidance 'cgf' (did you mean 'cfg'?); known: cfg, none"),
-        ("cfg('3')", "cfg: scale is a number; got '3'"),
-        ("cfg(nan)", "cfg: scale is a number; got nan"),
-        ("cfg(-1)", "cfg: scale=-1 must be from 0 (no label) over 1 (the label) to 1000"),
+        *(
+            (f"cfg({text})", f"cfg: scale (0: no label, 1: the label) is a number from 0 to 1000; got {text}")
+            for text in ("'3'", "nan", "-1")
+        ),
         (
             "cfg(3, rescale)",
             "unknown correction 'rescale' (did you mean 'rescaled'?); known: dynamic, rescaled, "
             "rescaled_contrast, rescaled_x, static",
         ),
         ("cfg(3, 0.7)", "cfg: a correction is one of rescaled, rescaled_x, rescaled_contrast, static, dynamic; got 0.7"),
-        ("cfg(3, rescaled(2))", "rescaled takes a number from 0 to 1; got 2"),
+        ("cfg(3, rescaled(2))", "rescaled: phi is a number from 0 to 1; got 2"),
         ("cfg(3, rescaled(0.5, 2))", "too many positional arguments; rescaled takes (phi=0.7)"),
-        ("cfg(3, dynamic(percentile=nan))", "dynamic takes a number from 0 to 1; got nan"),
-        ("cfg(3, log_snr_min=1, log_snr_max=0)", "cfg: the interval from log_snr_min=1 to log_snr_max=0 is empty"),
+        ("cfg(3, dynamic(percentile=nan))", "dynamic: percentile is a number from 0 to 1; got nan"),
+        ("cfg(3, log_snr_min=1, log_snr_max=0)", "cfg: log_snr_min=1 must be below log_snr_max=0"),
         ("none(1)", "too many positional arguments; none takes (no parameters)"),
     ],
 )

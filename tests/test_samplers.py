@@ -259,7 +259,7 @@ def test_arguments_of_another_kind_are_refused():
             sample(gaussian, key, z, levels_)
     with pytest.raises(ValueError, match="each of the 3 levels"):
         sample(gaussian, jax.random.key(0), jnp.ones(2), levels_, told=np.zeros(2))
-    with pytest.raises(ValueError, match="eta is a number; got 'much'"):
+    with pytest.raises(ValueError, match="eta is a number from 0 to 1; got 'much'"):
         sample(gaussian, jax.random.key(0), jnp.ones(2), levels_, eta="much")
 
 
@@ -269,11 +269,16 @@ def test_levels_that_do_not_increase_are_refused(log_snrs):
         sample(gaussian, jax.random.key(0), jnp.ones(2), np.array(log_snrs))
 
 
-@pytest.mark.parametrize("text", ["ddim(eta=True)", "ddim(eta=1" + "0" * 400 + ")", "heun(churn=nan)"])
+@pytest.mark.parametrize("text", ["ddim(eta=True)", "ddim(eta=1" + "0" * 400 + ")", "heun(churn=nan)", "ddim(eta=2)"])
 def test_odd_numbers_are_refused_in_one_line(text):
-    with pytest.raises(ValueError, match="is a number|is from") as error:
+    with pytest.raises(ValueError, match="is a number from 0 to") as error:
         samplers.make(text)
     assert len(str(error.value)) < 200
+
+
+def test_an_interval_of_churn_is_not_empty():
+    with pytest.raises(ValueError, match="churn_from=3 must be below churn_to=-3"):
+        samplers.make("heun(churn=10, churn_from=3, churn_to=-3)")
 
 
 def test_old_style_keys_and_seeds():
