@@ -10,7 +10,7 @@ import types
 
 from noisesched import __version__
 from noisesched.runs import requests
-from noisesched.runs.settings import ConfigError, check_path, check_value, is_text
+from noisesched.runs.settings import ConfigError, check_path, check_value, is_text, shown
 from noisesched.spec import shortened
 
 
@@ -150,7 +150,7 @@ def parse(arguments):
     for word in arguments:
         if not is_text(word):
             locale = "" if sys.getfilesystemencoding() == "utf-8" else "; this locale has no UTF-8: set PYTHONUTF8=1"
-            fail(f"{word!r} is not text: a name or value has bytes that are not UTF-8{locale}")
+            fail(f"{shown(word)} is not text: a name or value has bytes that are not UTF-8{locale}")
     given, rest = top.parse_known_args(_joined(arguments))
     command, values = COMMANDS[given.command], vars(given)
     overrides = tuple(word for word in rest if word.startswith(("--config.", "--noconfig.")))

@@ -45,6 +45,14 @@ def shortened(text, limit=60):
     return text if len(text) <= limit else f"{text[:half]} ... {text[-half:]}"
 
 
+def as_utf8(text: str) -> str:
+    """A text as UTF-8 can hold it: bytes of a file's name that are not UTF-8 become \\xe9 and the like."""
+    try:
+        return os.fsencode(text).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
 def parse(text):
     """Parses a spec into a `Call`. Raises ValueError, in one line, for anything else."""
     if not isinstance(text, str):

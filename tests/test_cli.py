@@ -466,7 +466,7 @@ def test_threads_that_cannot_start_are_found_before_libraries_wait_for_them(monk
         (("trian",), "COMMAND: 'trian' is none of "),
         (("train", "--workdir=~nobody-here/run"), "there is no user 'nobody-here' here"),
         (("train", "--workdir=a\0b"), "has a zero byte, which no path has"),
-        (("train", "--workdir=a\udcff"), "'--workdir=a\\udcff' is not text"),
+        (("train", "--workdir=a\udcff"), "'--workdir=a\\xff' is not text"),
         (("plot", "cosine\ud800"), "'cosine\\ud800' is not text"),
         (("plot", "cosine", "--wide=" + "x" * 10**5), "unknown argument '--wide=xxx"),
     ],

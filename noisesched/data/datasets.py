@@ -32,8 +32,8 @@ from absl import logging
 from etils import epath
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
-from noisesched.runtime.files import WriteError, as_utf8, is_local, read_file, reason
-from noisesched.spec import shortened
+from noisesched.runtime.files import WriteError, is_local, read_file, reason
+from noisesched.spec import as_utf8, shortened
 
 _VERSION = "1.0.0"  # part of every prepared path: raise it when the output of a builder changes
 # Part of the name of a converted folder: raise it when `read_image`, the choice of files or what is noted of them changes.

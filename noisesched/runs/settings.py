@@ -9,7 +9,7 @@ import math
 import os
 import types
 
-from noisesched.spec import shortened
+from noisesched.spec import as_utf8, shortened
 
 
 class ConfigError(ValueError):
@@ -136,7 +136,7 @@ def is_text(value):
 
 def shown(value):
     """A value as it appears in an error message."""
-    return shortened(repr(value), 80)
+    return shortened(f"'{as_utf8(value)}'" if isinstance(value, str) and not is_text(value) else repr(value), 80)
 
 
 def require(condition, message):

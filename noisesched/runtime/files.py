@@ -137,14 +137,6 @@ def write_json(path: epath.Path, content: dict) -> None:
     write_atomically(path, json.dumps(to_json(content), indent=2, allow_nan=False) + "\n")
 
 
-def as_utf8(text: str) -> str:
-    """A text as UTF-8 can hold it: bytes of a file's name that are not UTF-8 become \\xe9 and the like."""
-    try:
-        return os.fsencode(text).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "backslashreplace").decode()
-
-
 def to_json(value: Any, name: str = "") -> Any:
     """Nested dicts, sequences and scalars in the types of JSON; ValueError names the first setting that has none."""
     match value:
@@ -153,7 +145,7 @@ def to_json(value: Any, name: str = "") -> Any:
         case str():
             if value in _NON_FINITE:
                 raise ValueError(f"{name}: the string {value!r} stands for a float; give float({value!r})")
-            return as_utf8(value)
+            return spec.as_utf8(value)
         case numbers.Integral():
             return int(value)
         case numbers.Real():
