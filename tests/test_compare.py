@@ -57,20 +57,10 @@ def save(workdir, config, step=6, size=0.2):
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once():
-    """Tests of this file share the compiled programs of their networks."""
-    programs = {}
-
-    def make(config, definition, method):
-        key = config.data.image_size, config.model.num_classes, definition, method
-        if key not in programs:
-            programs[key] = generate.make_sampler(config, definition, method)
-        return programs[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "make_sampler", make)
-        jax.config.update("jax_disable_most_optimizations", True)  # what takes time here is compiling
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
+    """What takes time here is compiling."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -310,13 +300,12 @@ def test_a_full_disk_costs_the_row_that_was_being_written(compared, monkeypatch,
 
 
 def test_one_program_serves_all_runs_and_schedules_of_a_network_and_a_length(compared, tiny, tmp_path, monkeypatch):
-    made = []
-    monkeypatch.setattr(compare, "make_sampler", lambda *args: made.append(generate.make_sampler(*args)) or made[-1])
+    generate.draw.clear_cache()
     others = {"linear": {"schedule": "linear", "seed": 1}, "cosine": {}}
     for name, changes in others.items():
         save(Workdir(tmp_path / name), tiny(changes))
     compared(workdirs=tuple(str(tmp_path / name) for name in others), schedules=("linear", "karras"))
-    assert [draw._cache_size() for draw in made] == [2]  # lengths 2 and 3
+    assert generate.draw._cache_size() == 2  # lengths 2 and 3
 
 
 def test_the_same_noise_in_every_row(compared, monkeypatch):

@@ -218,9 +218,8 @@ def test_what_the_network_knows_at_its_noisiest_levels(evaluated, small):
 def test_zero_snr_of_a_network_that_predicts_eps_is_told_apart(small):
     config = small(KINDS["eps"])
     examples = pipeline.examples(pipeline.open_config(config.data, "test"), 4)
-    made = evaluate.zero_snr_of(
-        config, shapes_of(config)[0], parameters(config, 0), examples["image"], None, 0, evaluate.trained_average(config)
-    )
+    network = build.network(config, parameters(config, 0))
+    made = evaluate.zero_snr_of(config, network, examples["image"], None, 0, evaluate.trained_average(config))
     zero, last = made["zero_snr"], made["last_level"]
     assert zero["spread"] is zero["off_mean"] is zero["brightness_spread"] is None and "predicts eps" in zero["reason"]
     assert last["log_snr"] == pytest.approx(-10.05, abs=0.01) and 0 < last["eps"] < 10
@@ -264,13 +263,10 @@ def test_neither_batch_nor_devices_matter(evaluated, monkeypatch):
 
 def test_an_image_s_part_does_not_depend_on_the_others(small, runs):
     config = small()
-    definition, _ = shapes_of(config)
-    params = parameters(config, 0)
+    network = build.network(config, parameters(config, 0))
     images = pipeline.examples(pipeline.open_split("digits", split="test", image_size=8, channels=1), 12)["image"]
     levels = np.linspace(-5, 5, 36).reshape(12, 3)
-    all_of_them, some = (
-        evaluate.squared_errors(definition, params, images[:n], None, 0, lambda count: None)(levels[:n]) for n in (12, 5)
-    )
+    all_of_them, some = (evaluate.squared_errors(network, images[:n], None, 0, lambda count: None)(levels[:n]) for n in (12, 5))
     np.testing.assert_allclose(all_of_them[:5], some, rtol=1e-4)
 
 
@@ -295,10 +291,10 @@ def test_which_parameters_checkpoint_seed_and_translation(evaluated):
 def test_a_network_of_classes_is_told_the_true_ones(evaluated, small):
     result, _ = evaluated("table")
     config = small(KINDS["table"])
-    definition, _ = shapes_of(config)
+    network = build.network(config, parameters(config, 21))
     examples = pipeline.examples(pipeline.open_split("digits", split="test", image_size=8, channels=1), 6)
     true, false = (
-        evaluate.likelihood_of(config, definition, parameters(config, 21), examples["image"], labels, ASKED)
+        evaluate.likelihood_of(config, network, examples["image"], labels, ASKED)
         for labels in (examples["label"], (examples["label"] + 1) % 10)
     )
     assert bits(true) == pytest.approx(bits(result), rel=1e-5) and bits(false) != pytest.approx(bits(result), rel=1e-4)
@@ -470,11 +466,10 @@ def sampler(monkeypatch):
     """Stands for the sampler: records what it is asked, and makes grey images."""
     asked = {}
 
-    def generate(method, params, log_snrs, num_images, **options):
+    def generate(network, log_snrs, num_images, method, **options):
         asked.update(method=method, log_snrs=log_snrs, num_images=num_images, **options)
         return np.full((num_images, 8, 8, 1), 100, np.uint8)
 
-    monkeypatch.setattr(evaluate.generate, "make_sampler", lambda config, definition, method: method)
     monkeypatch.setattr(evaluate.generate, "generate", generate)
     return asked
 
@@ -568,9 +563,8 @@ def test_a_run_without_a_checkpoint_yet(small, tmp_path):
 
 def test_an_estimate_that_is_not_finite_names_its_level(small):
     config = small()
-    definition, shapes = shapes_of(config)
-    broken = jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan, np.float32), shapes)
-    errors = evaluate.squared_errors(definition, broken, np.zeros((3, 8, 8, 1), np.uint8), None, 0, lambda count: None)
+    broken = jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan, np.float32), shapes_of(config)[1])
+    errors = evaluate.squared_errors(build.network(config, broken), np.zeros((3, 8, 8, 1), np.uint8), None, 0, lambda count: None)
     with pytest.raises(ValueError, match=r"not finite at log-SNR 2.5 \(3 of 3 estimates, from 2.5 to 2.5\)"):
         errors(np.full((3, 1), 2.5))
 

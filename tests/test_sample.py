@@ -223,9 +223,7 @@ def test_sampling_starts_from_the_noise_of_training(small, monkeypatch):
     spread = {}
     for offset in (0.0, 0.5):
         config = small({"noise_offset": offset})
-        definition, _ = build.abstract_denoiser(config)
-        draw = generation.make_sampler(config, definition, "ddim")
-        made = generation.generate(draw, parameters(config, 0), np.array([-np.inf], np.float32), 256, seed=0)
+        made = generation.generate(build.network(config, parameters(config, 0)), np.array([-np.inf], np.float32), 256, seed=0)
         spread[offset] = made.mean((1, 2, 3)).std() / 12.75
     pixels = config.data.image_size**2
     assert spread[0.0] ** 2 == pytest.approx(1 / pixels, rel=0.25)
@@ -271,19 +269,19 @@ def test_translation_of_levels_to_timesteps(sampled):
 
 def test_one_compilation_for_all_schedules_of_a_length(small):
     config = small()
-    draw = generation.make_sampler(config, denoiser.split(nnx.eval_shape(lambda: build.make_denoiser(config)))[0], "ddim")
-    params = parameters(config, 0)
+    network = build.network(config, parameters(config, 0))
+    generation.draw.clear_cache()
 
     def generate(spec, n, num_images=3, seed=0):
         levels = schedules.levels(schedules.make(spec), n)
-        return generation.generate(draw, params, levels, num_images, seed=seed)
+        return generation.generate(network, levels, num_images, seed=seed)
 
     made = [generate(spec, 3) for spec in ("cosine", "linear", "karras", "discrete(linear)", "zero_terminal(linear)")]
     generate("cosine", 3, num_images=8, seed=5)  # both fill 8 devices with one image each
-    assert draw._cache_size() == 1
+    assert generation.draw._cache_size() == 1
     assert all((made[0] != other).any() for other in made[1:])
     generate("cosine", 4)
-    assert draw._cache_size() == 2
+    assert generation.draw._cache_size() == 2
 
 
 # -- what is said

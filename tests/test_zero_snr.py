@@ -216,7 +216,7 @@ def trained(small, monkeypatch):
             batch = lambda chosen: {"image": images[chosen], "label": jnp.zeros(96, int), "index": jnp.arange(96)}
             return jax.lax.scan(lambda state, chosen: (step(state, batch(chosen), None)[0], None), state, rows)[0]
 
-        return evaluate.zero_snr_of(config, definition, run(state, images, rows).ema, held_out, None, 0, average)
+        return evaluate.zero_snr_of(config, build.network(config, run(state, images, rows).ema), held_out, None, 0, average)
 
     yield made
     build._abstract_denoiser.cache_clear()

@@ -22,7 +22,7 @@ from noisesched.comparison.study import find_runs, load, rows_of, shared
 from noisesched.data import pipeline
 from noisesched.evaluation import evaluate, features, image_stats
 from noisesched.models import build, conditioning, denoiser
-from noisesched.models.generate import generate, make_sampler, told_raw
+from noisesched.models.generate import generate, told_raw
 from noisesched.runs import config as configuration
 from noisesched.runs import requests
 from noisesched.runs.checkpoints import CheckpointError, Checkpoints
@@ -179,17 +179,17 @@ def describe_all(study, runs, rows, known, steps, given, evaluated, out, command
 
 def measure(rows, steps, study, reference, out, progress):
     """Yields (row, its line) for every row. One program is compiled for each network, method and number of levels."""
-    programs, current, params = {}, None, None
+    current, params = None, None
     (out / "previews").mkdir(exist_ok=True)
     for row in rows:
         begin, config = time.perf_counter(), row.run.config
-        definition, template = build.abstract_denoiser(config, None if row.translation == "raw" else row.translation)
+        translation = None if row.translation == "raw" else row.translation
         if row.run is not current:  # the rows of a run are together
             with Checkpoints(row.run.workdir, max_to_keep=None, say=progress.say) as checkpoints:
-                steps[row.run], items = checkpoints.restore({study.parameters: template})  # an older one, if that is damaged
+                steps[row.run], items = checkpoints.restore(
+                    {study.parameters: build.abstract_denoiser(config)[1]}
+                )  # an older one, if that is damaged
             current, params = row.run, sharding.at_rest(items[study.parameters], config.training.parallel)
-        if (definition, row.method) not in programs:
-            programs[definition, row.method] = make_sampler(config, definition, row.method)
         log_snrs = np.asarray(schedules.levels(row.schedule, row.num_levels, row.spacing), np.float32)
         line = {
             "key": row.key,
@@ -214,10 +214,10 @@ def measure(rows, steps, study, reference, out, progress):
             configuration.check_guidance(config, row.guidance)
             told = told_raw(config, row.num_levels, row.spacing) if row.translation == "raw" else None
             images = generate(
-                programs[definition, row.method],
-                params,
+                build.network(config, params, translation),
                 log_snrs,
                 study.num_images,
+                row.method,
                 seed=row.seed,
                 told=told,
                 guide=guidance.parse(row.guidance),

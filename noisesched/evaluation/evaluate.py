@@ -10,7 +10,6 @@ An existing evaluation of the same request, checkpoint, config, data and files i
 """
 
 import dataclasses
-import functools
 import json
 import math
 import zlib
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from noisesched import guidance, samplers, schedules
 from noisesched.data import pipeline
 from noisesched.evaluation import likelihood, metrics, sample, zero_snr
-from noisesched.models import build, conditioning, denoiser, generate
+from noisesched.models import build, conditioning, generate
 from noisesched.runs import config as configuration
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.requests import Evaluate, Job
@@ -78,10 +77,10 @@ def _run(workdir, request, out, say):
         return found
 
     # ---- The network, the images, and those to compare samples with.
-    definition, template = build.abstract_denoiser(config, request.translation)
+    _, template = build.abstract_denoiser(config, request.translation)
     with Checkpoints(workdir, max_to_keep=None, say=say) as checkpoints:
         step, items = checkpoints.restore({request.parameters: template}, request.checkpoint)
-    params = sharding.at_rest(items[request.parameters], config.training.parallel)
+    network = build.network(config, sharding.at_rest(items[request.parameters], config.training.parallel), request.translation)
     examples = pipeline.examples(split, request.num_images or None)
     images, labels = examples["image"], examples["label"] if config.model.num_classes else None
     average = trained_average(config)
@@ -97,8 +96,8 @@ def _run(workdir, request, out, say):
         "noises": request.noises,
         **plain,
     }
-    result |= likelihood_of(config, definition, params, images, labels, request, paths, step)
-    result |= zero_snr_of(config, definition, params, images, labels, request.seed, average)
+    result |= likelihood_of(config, network, images, labels, request, paths, step)
+    result |= zero_snr_of(config, network, images, labels, request.seed, average)
     for line in summary(result, config):
         say(line)
     path, profile = best_path(out, request.best_levels), result["profile"]
@@ -114,13 +113,12 @@ def _run(workdir, request, out, say):
         return result
 
     # ---- Samples.
-    sampler = generate.make_sampler(config, definition, request.method)
     with tqdm(total=request.num_samples, desc="sampling", unit="image", disable=None) as bar:
         made = generate.generate(
-            sampler,
-            params,
+            network,
             schedules.levels(sampled_schedule(config, request), request.steps),
             request.num_samples,
+            request.method,
             seed=request.seed,
             guide=guidance.parse(request.guidance),
             progress=bar.update,
@@ -282,7 +280,7 @@ def trained_average(config):
 # -- likelihood
 
 
-def likelihood_of(config, definition, params, images, labels, request, paths=(), step=0):
+def likelihood_of(config, network, images, labels, request, paths=(), step=0):
     """{"bits_per_dim": .., "discrete": [..], "profile": ..} of held-out images, uint8 [n, H, W, C], and labels [n] or None.
 
     `paths`: from `discrete_paths`; `step`: the checkpoint's, which decides the range that training had drawn by then. All parts
@@ -295,7 +293,7 @@ def likelihood_of(config, definition, params, images, labels, request, paths=(),
     repeated = np.tile(np.repeat(profile_levels, PROFILE_NOISES), (len(images), 1))
     total = len(images) * request.noises * (1 + len(paths)) + repeated.size
     with tqdm(total=total, desc="likelihood", unit="image", unit_scale=True, disable=None) as bar:
-        errors = squared_errors(definition, params, images, labels, request.seed, bar.update)
+        errors = squared_errors(network, images, labels, request.seed, bar.update)
 
         def bounded(path):
             drawn = likelihood.plan(path, request.seed, index, request.noises)
@@ -320,9 +318,9 @@ def likelihood_of(config, definition, params, images, labels, request, paths=(),
     return {"bits_per_dim": bits | {"untrained": untrained}, "discrete": discrete, "profile": profile}
 
 
-def zero_snr_of(config, definition, params, images, labels, seed, average):
+def zero_snr_of(config, network, images, labels, seed, average):
     """{"last_level": .., "zero_snr": ..} of held-out images, as defined in `zero_snr`: by the same compiled program."""
-    errors = squared_errors(definition, params, images, labels, seed, lambda count: None)
+    errors = squared_errors(network, images, labels, seed, lambda count: None)
     ask = lambda log_snrs, first_draw=0, out=None: errors(log_snrs, ZERO_SNR_DRAWS + first_draw, out)
     classes = np.zeros(len(images), int) if labels is None else labels
     last = zero_snr.last_level(ask, float(config.schedule(1.0)), images, classes, average)
@@ -330,14 +328,14 @@ def zero_snr_of(config, definition, params, images, labels, seed, average):
     return {"last_level": dataclasses.asdict(last), "zero_snr": dataclasses.asdict(zero)}
 
 
-def squared_errors(definition, params, images, labels, seed, progress):
+def squared_errors(network, images, labels, seed, progress):
     """The function (log_snrs [n, K], number of the first draw, out) -> squared errors float64 [n, K] of the first n images.
 
     The estimates x_hat are written to `out`, if given: float32 [n, K, H, W, C]. It works in batches of one size, each split over
     the devices of all processes, and the errors do not depend on these.
     """
     size = BATCH * jax.device_count()
-    params, seed = sharding.on_all((params, jnp.uint32(seed)))
+    network, seed = sharding.on_all((network, jnp.uint32(seed)))
 
     def errors(log_snrs, first_draw=0, out=None):
         draws, levels, results = log_snrs.shape[1], log_snrs.ravel().astype(np.float32), np.empty(log_snrs.size)
@@ -347,7 +345,7 @@ def squared_errors(definition, params, images, labels, seed, progress):
             batch = sharding.rows_over_all(
                 (images[index], None if labels is None else labels[index].astype(np.int32), index, draw, levels[rows])
             )
-            x_hat, error = estimates(definition, params, seed, *batch)
+            x_hat, error = estimates(network, seed, *batch)
             made = np.asarray(sharding.collected(error), np.float64)[: levels.size - first]
             if not np.isfinite(made).all():
                 bad = levels[first : first + size][~np.isfinite(made)]
@@ -364,10 +362,9 @@ def squared_errors(definition, params, images, labels, seed, progress):
     return errors
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def estimates(definition, params, seed, images, labels, index, draw, log_snr):
+@jax.jit
+def estimates(network, seed, images, labels, index, draw, log_snr):
     """`likelihood.estimates` of a network for images uint8 [B, H, W, C]. Compiled once for all runs of one network."""
-    network = denoiser.merge(definition, params)
     denoise = lambda z, log_snr: network(z, log_snr, labels)
     return likelihood.estimates(denoise, seed, pictures.scale(images), index, draw, log_snr)
 

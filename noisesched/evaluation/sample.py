@@ -67,31 +67,31 @@ def run(request, say=tqdm.write):
     for (text, _), log_snrs in levels.items():
         configuration.check_levels(config, text, log_snrs)
     raw = request.translation == "raw"
-    definition, template = build.abstract_denoiser(config, None if raw else request.translation)
+    translation = None if raw else request.translation
+    _, template = build.abstract_denoiser(config, translation)
     with Checkpoints(workdir, max_to_keep=None, say=say) as checkpoints:
         step, items = checkpoints.restore({request.parameters: template}, request.checkpoint)
-    params = sharding.at_rest(items[request.parameters], config.training.parallel)
+    network = build.network(config, sharding.at_rest(items[request.parameters], config.training.parallel), translation)
     for line in outside(config, step, levels):
         say(f"note: {line}")
 
     # ---- One compiled program per (method, number of levels); the schedule is data.
     out = epath.Path(request.out)
     out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
-    labels = generate.cycled_labels(config, request.num_images, request.labels)
+    labels = generate.cycled_labels(network.num_classes, request.num_images, request.labels)
     translation = (request.translation or config.conditioning.translation) if config.conditioning.kind == "timestep" else None
     several = len(levels) * len(ways) > 1
     images = {}
     bar = tqdm(total=sum(nfe.values()) * len(chosen) * request.num_images, unit="call", unit_scale=True, disable=None)
-    programs = {method: generate.make_sampler(config, definition, method) for method in request.method}
     for way, (method, guide) in ways.items():
         for (text, n), log_snrs in sorted(levels.items(), key=lambda item: item[0][1]):
             begin, calls = time.perf_counter(), nfe[way, n]
             told = generate.told_raw(config, n, request.spacing) if raw else None
             made = generate.generate(
-                programs[method],
-                params,
+                network,
                 log_snrs,
                 request.num_images,
+                method,
                 seed=request.seed,
                 told=told,
                 guide=guides[guide],

@@ -36,6 +36,13 @@ def abstract_denoiser(config, translation=None):
     return _abstract_denoiser(*_network(config, translation))
 
 
+def network(config, params, translation=None):
+    """The `denoiser.Network` of a config and its parameters."""
+    definition, _ = abstract_denoiser(config, translation)
+    shape = (config.data.image_size, config.data.image_size, config.data.channels)
+    return denoiser.Network(params, definition, config.model.prediction, shape, config.model.num_classes, config.noise_offset)
+
+
 def _network(config, translation):
     """Everything that a denoiser depends on, except the seed of its parameters."""
     told = make_conditioning(config, translation)

@@ -1,12 +1,18 @@
 """A denoiser: (z, log_snr) -> x_hat. What its UNet outputs, and how it is told the noise level, are its private business."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from noisesched import diffusion
 from noisesched.models.conditioning import Conditioning, angle
 from noisesched.models.unet import UNet
+
+NO_IMAGE = "it predicts eps, from which no image follows where z is all noise"
 
 
 class Uncertainty(nnx.Module):
@@ -47,6 +53,48 @@ class Denoiser(nnx.Module):
         """
         output = self.output(z, log_snr if told is None else told, labels)
         return diffusion.x_from(self.prediction, output, z, log_snr)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A denoiser with its parameters: a pytree of them, which may be an argument of jit, grad and `samplers.sample`."""
+
+    params: Any
+    definition: Any  # of the Denoiser: see `split`
+    prediction: str
+    shape: tuple[int, int, int]  # of an image, [H, W, C]
+    num_classes: int
+    noise_offset: float  # of the noise that sampling starts from
+
+    def check(self, log_snrs):
+        """Raises ValueError, in one line, for levels at which there is no estimate; `samplers.sample` asks first."""
+        if self.prediction == "eps" and np.isneginf(log_snrs).any():
+            raise ValueError(
+                f"this network cannot be called at log-SNR -inf: {NO_IMAGE}; begin at a finite level, for example under "
+                "'truncated(cosine, log_snr_min=-12, log_snr_max=20)'"
+            )
+
+    def __call__(self, z, log_snr, labels=None, told=None):
+        """z [B, H, W, C], log_snr [B] or one number -> x_hat like z. labels int [B]; None for no label.
+
+        `told`: see `Denoiser`. Raises ValueError for other shapes.
+        """
+        z = jnp.asarray(z)
+        if z.shape[-3:] != self.shape or z.ndim != 4:
+            raise ValueError(f"z has shape {z.shape}; this network takes [B, {', '.join(map(str, self.shape))}]")
+        if labels is None and self.num_classes:
+            labels = jnp.full(len(z), self.num_classes)
+        return _estimate(self, z, jnp.broadcast_to(jnp.asarray(log_snr, jnp.float32), len(z)), labels, told)
+
+
+jax.tree_util.register_dataclass(
+    Network, ["params"], [field.name for field in dataclasses.fields(Network) if field.name != "params"]
+)
+
+
+@jax.jit
+def _estimate(network, z, log_snr, labels, told):
+    return merge(network.definition, network.params)(z, log_snr, labels, told)
 
 
 def split(denoiser):

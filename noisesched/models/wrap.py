@@ -22,6 +22,7 @@ from flax import nnx
 
 from noisesched import diffusion, schedules
 from noisesched.models import conditioning
+from noisesched.models.denoiser import NO_IMAGE
 
 PREDICTIONS = (*diffusion.PREDICTIONS, "velocity", "edm")
 COORDINATES = {  # what z is divided by
@@ -65,7 +66,7 @@ class Wrapped:
         """Raises ValueError, in one line, for levels at which this network has no estimate; `samplers.sample` asks first."""
         log_snrs = np.asarray(log_snrs, np.float64)
         if np.isneginf(log_snrs).any():
-            word = {self.prediction == "eps": "it predicts eps, from which no image follows where z is all noise"}
+            word = {self.prediction == "eps": NO_IMAGE}
             word |= {self.coordinates == "ve": "its image is variance-exploding, infinite there"}
             word |= {self.told in UNBOUNDED: f"it is told {self.told}, which is infinite there"}
             if True in word:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from noisesched import schedules
 from noisesched.data import pipeline
-from noisesched.models import denoiser, generate
+from noisesched.models import build, denoiser, generate
 from noisesched.runs import config as configuration
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.metrics_log import Unwritten
@@ -243,11 +243,8 @@ def sampling(config, definition, params, calls, seconds, compilations):
     """A sampling run of `calls` network calls and as many bare calls, in turn; then schedules that were not sampled before."""
     devices = len(jax.local_devices())
     count = -(-config.preview.num_images // devices) * devices
-    draw = generate.make_sampler(config, definition, "ddim")
-    labels = generate.cycled_labels(config, count)
-    make = lambda spec: generate.generate(
-        draw, params, schedules.levels(schedules.make(spec), calls), count, seed=0, labels=labels
-    )
+    network, labels = build.network(config, params), generate.cycled_labels(config.model.num_classes, count)
+    make = lambda spec: generate.generate(network, schedules.levels(spec, calls), count, seed=0, labels=labels)
     shape = (count, config.data.image_size, config.data.image_size, config.data.channels)
     mesh = Mesh(np.array(jax.local_devices()), ("devices",))
     shares = NamedSharding(mesh, PartitionSpec("devices"))

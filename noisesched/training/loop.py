@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from noisesched import schedules
 from noisesched.data import pipeline
-from noisesched.models import denoiser, generate
+from noisesched.models import build, denoiser, generate
 from noisesched.runs import config as configuration
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.metrics_log import Metrics, Unwritten
@@ -114,7 +114,7 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
                 process_count=jax.process_count(),
             )
         )
-        draw_preview, judge = make_preview(config, definition), make_judge(config, definition, judged)
+        draw_preview, judge = make_preview(config), make_judge(config, definition, judged)
         tracer = stack.enter_context(Profile(workdir.path / "profile", profile if first else 0, start, training.num_steps, say))
         metrics = stack.enter_context(Metrics(workdir, start or None) if first else Unwritten())
         record = Recorder(config, learning_rate(config), metrics, start, progress)
@@ -263,15 +263,15 @@ def stacked(batches):
     return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def make_preview(config, definition):
+def make_preview(config):
     """A function: EMA parameters -> a grid of samples, from the same noise every time."""
     preview = config.preview
     levels = schedules.levels(preview.schedule, preview.steps)
-    draw = generate.make_sampler(config, definition, preview.method)
+    labels = generate.cycled_labels(config.model.num_classes, preview.num_images)
 
     def picture(params):
-        labels = generate.cycled_labels(config, preview.num_images)
-        images = generate.generate(draw, params, levels, preview.num_images, seed=config.seed, labels=labels)
+        network = build.network(config, params)
+        images = generate.generate(network, levels, preview.num_images, preview.method, seed=config.seed, labels=labels)
         return grid(images, columns=int(np.ceil(np.sqrt(preview.num_images))))
 
     return picture
