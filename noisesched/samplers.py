@@ -124,6 +124,17 @@ def check(method, **options):
         spec.check_order(f"sampling method {method!r}", options, {"churn_from": "churn_to"})
 
 
+def check_levels(denoise, log_snrs):
+    """Raises ValueError, in one line, unless `log_snrs` [N] increase and `denoise` can be called at them."""
+    values = np.asarray(log_snrs, np.float64)
+    if np.isnan(values).any() or (values[1:] < values[:-1]).any():
+        at = int(np.argmax(np.isnan(values) | np.append(False, values[1:] < values[:-1])))
+        after = f" after {values[at - 1]:g}" if at else ""
+        raise ValueError(f"log_snrs increase, the noisiest first; log_snrs[{at}] is {values[at]:g}{after}")
+    if hasattr(denoise, "check"):
+        denoise.check(values)
+
+
 def sample(denoise, key, z, log_snrs, method="ddim", *, told=None, **options):
     """Carries `z` from the first level to a clean image.
 
@@ -156,15 +167,7 @@ def sample(denoise, key, z, log_snrs, method="ddim", *, told=None, **options):
     if levels.ndim != 1 or not len(levels):
         raise ValueError(f"log_snrs is an array [N] of one or more levels; got shape {levels.shape}")
     if not isinstance(levels, jax.core.Tracer):
-        values = np.asarray(levels, np.float64)
-        if np.isnan(values).any() or (values[1:] < values[:-1]).any():
-            at = int(np.argmax(np.isnan(values) | np.append(False, values[1:] < values[:-1])))
-            raise ValueError(
-                f"log_snrs increase, the noisiest first; log_snrs[{at}] is {values[at]:g}"
-                + (f" after {values[at - 1]:g}" if at else "")
-            )
-        if hasattr(denoise, "check"):
-            denoise.check(values)
+        check_levels(denoise, levels)
     told = None if told is None else jnp.asarray(told)
     if told is not None and told.shape != levels.shape:
         raise ValueError(f"told has one number for each of the {len(levels)} levels; got shape {told.shape}")

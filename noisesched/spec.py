@@ -89,7 +89,7 @@ def bind(call, definitions, kind, skip=1):
     return function
 
 
-def check_number(what, name, value, low=-1e6, high=1e6):
+def check_number(what, name, value, low=-1e9, high=1e9):
     """Raises ValueError, in one line, unless `value`, the parameter `name` of a spec, is a number from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= value <= high:
         raise ValueError(f"{what}: {name} is a number from {low:g} to {high:g}; got {shortened(show(value))}")

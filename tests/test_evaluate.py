@@ -28,7 +28,7 @@ from noisesched.training import step as training_step
 
 ASKED = requests.Evaluate(workdir="", num_images=6, noises=4, profile_levels=9)
 TABLE = "discrete(linear,num_steps=50)"
-PLOT_PROFILE = evaluate.plot_profile
+PROFILE_FIGURE = evaluate.profile_figure
 KINDS = {
     "plain": {},
     "eps": {"model.prediction": "eps", "schedule": "linear"},
@@ -86,7 +86,7 @@ def runs(small, one_layer, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_batches_and_no_picture(monkeypatch):
     monkeypatch.setattr(evaluate, "BATCH", 8)
-    monkeypatch.setattr(evaluate, "plot_profile", lambda path, result, config: path.touch())
+    monkeypatch.setattr(evaluate, "profile_figure", lambda result, config: pictures.new_figure(1, 1))
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def stored(folder):
 
 
 def test_what_is_written(evaluated, runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "plot_profile", PLOT_PROFILE)
+    monkeypatch.setattr(evaluate, "profile_figure", PROFILE_FIGURE)
     result, lines = evaluated(discrete=(("cosine", 20), ("karras", 20)))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"evaluation.json", "profile.png"}
     assert (tmp_path / "out" / "profile.png").stat().st_size > 10_000

@@ -15,7 +15,7 @@ PACKAGE = {  # "training.loop" -> its file
     for path in sorted((ROOT / "noisesched").rglob("*.py"))
     if path.name != "__init__.py"
 }
-FACE = {"flags", "__main__"}  # at the root beside the mathematics: the command line
+FACE = {"flags", "__main__", "api"}  # at the root beside the mathematics: the command line and the Python face
 MATHEMATICS = {module for module in PACKAGE if "." not in module} - FACE
 
 

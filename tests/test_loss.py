@@ -228,7 +228,7 @@ NUMBERS = [(name, p) for name, f in WEIGHTINGS.items() for p in list(inspect.sig
 
 @pytest.mark.parametrize(("name", "parameter"), NUMBERS)
 def test_numbers_of_weightings_have_ranges(name, parameter):
-    low, high = losses_of.RANGES.get(parameter, (-1e6, 1e6))
+    low, high = losses_of.RANGES.get(parameter, (-1e9, 1e9))
     for text in ["True", "'1'", "[1, 2]", "nan", "cosine", "-inf", repr(high * 1.01), repr(low - 0.01 * abs(low) - 1e-7)]:
         with pytest.raises(ValueError) as error:
             make_weighting(f"{name}({parameter}={text})")

@@ -515,7 +515,7 @@ def with_number(name, parameter, text):
 
 @pytest.mark.parametrize(("name", "parameter"), NUMBERS)
 def test_a_number_out_of_range_is_named_with_its_range(name, parameter):
-    low, high = RANGES.get(parameter, (-1e6, 1e6))
+    low, high = RANGES.get(parameter, (-1e9, 1e9))
     for text in [
         "True",
         "'1'",
@@ -535,7 +535,7 @@ def test_a_number_out_of_range_is_named_with_its_range(name, parameter):
 
 @pytest.mark.parametrize(("name", "parameter"), NUMBERS)
 def test_every_number_in_range_makes_a_schedule_or_is_named(name, parameter):
-    low, high = RANGES.get(parameter, (-1e6, 1e6))
+    low, high = RANGES.get(parameter, (-1e9, 1e9))
     for text in map(repr, (low, high)):
         try:
             made = make(with_number(name, parameter, text))

@@ -41,7 +41,6 @@ def plot(specs, path, say=print):
     For schedules defined by sigma_ve that leak it says why, and which schedule does not. ValueError for a bad spec or path.
     """
     made = {text.strip(): schedules.make(text) for text in specs}
-
     figure = new_figure(12, 8.6, layout="constrained")
     if (ending := Path(path).suffix[1:].lower()) not in (known := figure.canvas.get_supported_filetypes()):
         raise ValueError(f"--out={path!r}: the picture's ending must be one of {', '.join(sorted(known))}; got {ending!r}")
@@ -58,6 +57,13 @@ def plot(specs, path, say=print):
                 f"in unit variance, this has: {spec.shortened(str(schedules.with_zero_terminal(schedule)))}"
             )
     say(f"written to {path}")
+
+
+def figure(specs):
+    """The same as a Figure, which is not written. ValueError for a bad spec."""
+    drawn = new_figure(12, 8.6, layout="constrained")
+    plot_panels(drawn, {text.strip(): schedules.make(text) for text in specs}, say=lambda line: None)
+    return drawn
 
 
 def unevenness(schedule):

@@ -104,7 +104,7 @@ def _run(workdir, request, out, say):
     path.unlink(missing_ok=True)  # of another evaluation
     write_json(out / "evaluation.json", result)
     with pictures.beside_results(say):
-        plot_profile(out / "profile.png", result, config)
+        pictures.save_figure(out / "profile.png", profile_figure(result, config))
     if request.best_levels:
         found = likelihood.best_schedule(profile["log_snr"], profile["x"], images, request.best_levels)
         write_atomically(path, "".join(f"{level:.6f}\n" for level in found))
@@ -409,8 +409,8 @@ def summary(result, config):
     yield from zero_snr.lines(result["last_level"], result["zero_snr"])
 
 
-def plot_profile(path, result, config):
-    """Writes the picture of the loss profile as eps, x and v error, above the density of the levels that training drew."""
+def profile_figure(result, config):
+    """A Figure of the loss profile as eps, x and v error, above the density of the levels that training drew."""
     profile, bits = result["profile"], result["bits_per_dim"]
     log_snr = np.asarray(profile["log_snr"])
     figure = pictures.new_figure(13, 4.4, layout="constrained")
@@ -434,4 +434,4 @@ def plot_profile(path, result, config):
         f"training, {shortened(str(config.schedule))}",
         fontsize=10,
     )
-    pictures.save_figure(path, figure)
+    return figure

@@ -47,6 +47,7 @@ def generate(network, log_snrs, num_images, method="ddim", *, seed, told=None, g
     devices = jax.device_count()
     size = math.ceil(min(num_images, BATCH * devices) / devices) * devices
     method, images = samplers.make(method), []
+    samplers.check_levels(network, log_snrs)
     network, log_snrs, told, guide, seed = sharding.on_all((network, log_snrs, told, guide, jnp.uint32(seed)))
     for first in range(0, num_images, size):
         index = np.arange(first, first + size) % num_images  # the last batch repeats the first images
