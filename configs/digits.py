@@ -58,7 +58,7 @@ def get_config():
 
     # AdamW. Linear warm-up, then decay to 0 over the run.
     config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.decay = "cosine"  # constant | linear | cosine
     config.optimizer.b1 = 0.9
@@ -67,7 +67,7 @@ def get_config():
     config.optimizer.clip_norm = 1.0  # of the gradient norm; 0: no clipping
 
     config.training = ConfigDict()
-    config.training.num_steps = 3000
+    config.training.num_steps = 3600
     config.training.batch_size = 64  # over all devices
     config.training.accumulate = 1  # gradient accumulation: the parts a batch is split into, to save memory
     config.training.steps_per_dispatch = 1  # training steps per call to the device
