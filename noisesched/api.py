@@ -22,13 +22,13 @@ from noisesched import samplers, schedules
 from noisesched.comparison import results as comparisons
 from noisesched.diagnosis import plot as plots
 from noisesched.evaluation import evaluate, sample
-from noisesched.models import build, generate
+from noisesched.models import generate
 from noisesched.models.denoiser import Network
-from noisesched.runs import config as configuration
 from noisesched.runs import requests
-from noisesched.runs.checkpoints import Checkpoints
-from noisesched.runs.workdir import Workdir
-from noisesched.runtime import backend, pictures, sharding
+from noisesched.runs import subject as subjects
+from noisesched.runs.config import Config
+from noisesched.runs.subject import Subject
+from noisesched.runtime import backend, pictures
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,11 +39,25 @@ class Run:
               an argument of jax.jit, grad and `samplers.sample`, differentiable in z, log_snr and its parameters
     """
 
-    workdir: str
-    config: configuration.Config
-    step: int
+    subject: Subject
     parameters: str  # "ema" or "params": which of the checkpoint's
-    denoise: Network
+
+    @property
+    def workdir(self) -> str:
+        return self.subject.name
+
+    @property
+    def config(self) -> Config:
+        return self.subject.config
+
+    @property
+    def step(self) -> int:
+        """How many steps it has been trained."""
+        return self.subject.step
+
+    @property
+    def denoise(self) -> Network:
+        return self.subject.network
 
     @property
     def params(self) -> Any:
@@ -53,12 +67,12 @@ class Run:
     @property
     def schedule(self) -> schedules.Schedule:
         """The schedule that training drew its levels from."""
-        return self.config.schedule
+        return self.subject.schedule
 
     @property
     def trained_range(self) -> tuple[float, float]:
         """(lowest, highest) log-SNR that training has drawn up to this step."""
-        return sample.trained_range(self.config, self.step)
+        return self.subject.trained_range
 
     def sample(
         self,
@@ -91,11 +105,11 @@ class Run:
             guidance=(guidance,),
             labels=tuple(labels),
         )
-        sample.check(self.config, request)
+        sample.check(self.subject, request)
         text = f"{len(schedule)} levels" if given else str(schedules.make(self.schedule if schedule is None else schedule))
         log_snrs = np.asarray(schedule if given else schedules.levels(text, steps, spacing))
         samplers.check_levels(self.denoise, log_snrs)
-        for line in sample.outside(self.config, self.step, {(text, len(log_snrs)): log_snrs}):
+        for line in sample.outside(self.subject, {(text, len(log_snrs)): log_snrs}):
             warnings.warn(line, stacklevel=2)
         return generate.generate(
             self.denoise,
@@ -118,7 +132,7 @@ class Run:
 
     def figure(self, evaluation: dict):
         """The errors of an evaluation against log-SNR, above the levels that training drew: a matplotlib Figure."""
-        return evaluate.profile_figure(evaluation, self.config)
+        return evaluate.profile_figure(evaluation, self.schedule)
 
 
 def load(workdir: str, checkpoint: int | None = None, parameters: str = "ema") -> Run:
@@ -131,13 +145,8 @@ def load(workdir: str, checkpoint: int | None = None, parameters: str = "ema") -
     """
     backend.prepare()
     request = requests.Sample(workdir=str(workdir), out="", checkpoint=checkpoint, parameters=parameters)
-    opened = Workdir(request.workdir)
-    config = configuration.from_dict(opened.read_config())
-    _, template = build.abstract_denoiser(config)
-    with Checkpoints(opened, max_to_keep=None, say=lambda line: warnings.warn(line, stacklevel=3)) as checkpoints:
-        step, items = checkpoints.restore({parameters: template}, checkpoint)
-    params = sharding.at_rest(items[parameters], config.training.parallel)
-    return Run(str(opened.path), config, step, parameters, build.network(config, params))
+    subject = subjects.loaded(subjects.asked(request), request, lambda line: warnings.warn(line, stacklevel=3))
+    return Run(subject, parameters)
 
 
 def results(folder: str) -> pd.DataFrame:

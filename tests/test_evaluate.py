@@ -19,7 +19,7 @@ from noisesched.data import pipeline
 from noisesched.evaluation import evaluate, likelihood
 from noisesched.models import build, denoiser
 from noisesched.runs import config as configuration
-from noisesched.runs import requests
+from noisesched.runs import requests, subject
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.workdir import Workdir
 from noisesched.runtime import pictures
@@ -218,8 +218,8 @@ def test_what_the_network_knows_at_its_noisiest_levels(evaluated, small):
 def test_zero_snr_of_a_network_that_predicts_eps_is_told_apart(small):
     config = small(KINDS["eps"])
     examples = pipeline.examples(pipeline.open_config(config.data, "test"), 4)
-    network = build.network(config, parameters(config, 0))
-    made = evaluate.zero_snr_of(config, network, examples["image"], None, 0, evaluate.trained_average(config))
+    given = subject.of_config(config, params=parameters(config, 0))
+    made = evaluate.zero_snr_of(given, examples["image"], None, 0, evaluate.trained_average(given))
     zero, last = made["zero_snr"], made["last_level"]
     assert zero["spread"] is zero["off_mean"] is zero["brightness_spread"] is None and "predicts eps" in zero["reason"]
     assert last["log_snr"] == pytest.approx(-10.05, abs=0.01) and 0 < last["eps"] < 10
@@ -227,13 +227,14 @@ def test_zero_snr_of_a_network_that_predicts_eps_is_told_apart(small):
 
 
 def test_the_mean_of_many_images_is_taken_of_some_evenly_spaced(small, monkeypatch):
-    whole = evaluate.trained_average(small())
+    average = lambda changes=(): evaluate.trained_average(subject.of_config(small(changes)))
+    whole = average()
     monkeypatch.setattr(evaluate, "MEAN_VALUES", 64 * 300 + 1)
-    some = evaluate.trained_average(small())
+    some = average()
     assert some.num_images == 300 < whole.num_images == 1500
     assert 0 < np.square(some.mean - whole.mean).mean() < 3 * whole.std**2 / 300 and whole.mean.shape == (1, 8, 8, 1)
-    assert evaluate.trained_average(small({"model.num_classes": 10})).mean.shape == (10, 8, 8, 1)
-    mirrored = evaluate.trained_average(small({"data.flip": "True"})).mean
+    assert average({"model.num_classes": 10}).mean.shape == (10, 8, 8, 1)
+    mirrored = average({"data.flip": "True"}).mean
     np.testing.assert_array_equal(mirrored, mirrored[:, :, ::-1])
 
 
@@ -291,10 +292,10 @@ def test_which_parameters_checkpoint_seed_and_translation(evaluated):
 def test_a_network_of_classes_is_told_the_true_ones(evaluated, small):
     result, _ = evaluated("table")
     config = small(KINDS["table"])
-    network = build.network(config, parameters(config, 21))
+    given = subject.of_config(config, params=parameters(config, 21))
     examples = pipeline.examples(pipeline.open_split("digits", split="test", image_size=8, channels=1), 6)
     true, false = (
-        evaluate.likelihood_of(config, network, examples["image"], labels, ASKED)
+        evaluate.likelihood_of(given, examples["image"], labels, ASKED)
         for labels in (examples["label"], (examples["label"] + 1) % 10)
     )
     assert bits(true) == pytest.approx(bits(result), rel=1e-5) and bits(false) != pytest.approx(bits(result), rel=1e-4)
@@ -313,7 +314,7 @@ def test_one_compilation_for_all_parts_and_data(evaluated):
 def test_nothing_is_done_twice(evaluated, monkeypatch):
     first, _ = evaluated(discrete=(("cosine", 20),))
     with monkeypatch.context() as patch:
-        for module, name in ((evaluate, "Checkpoints"), (pipeline, "examples")):
+        for module, name in ((subject, "Checkpoints"), (pipeline, "examples")):
             patch.setattr(module, name, lambda *args, **kwargs: pytest.fail("opened again"))
         again, lines = evaluated(discrete=((" cosine ", 20),), checkpoint=20)  # which is the latest
     assert again == first and "is evaluated already" in lines[0] and len(lines) == 1
@@ -368,7 +369,7 @@ def identity(small, tmp_path):
 
     def made(config=config, **changes):
         request = dataclasses.replace(ASKED, **(full | changes))
-        return evaluate.identity(configuration.to_dict(config), config, request, split)
+        return evaluate.identity(subject.of_config(config, stored=configuration.to_dict(config)), request, split)
 
     return made
 
@@ -531,7 +532,7 @@ def test_the_likelihood_is_kept_when_sampling_fails(evaluated, features, monkeyp
         ("plain", {"discrete": (("uniform_log_snr(log_snr_max=20, log_snr_min=14)", 3),)}, "3 levels"),
         ("eps", {"discrete": (("cosine", 5),)}, "starts at zero SNR"),
         ("plain", {"checkpoint": 11}, "holds no checkpoint of step 11 (complete: 10, 20)"),
-        ("plain", {"translation": "nearest"}, "for networks told a timestep, not log_snr"),
+        ("plain", {"translation": "nearest"}, "is for networks told a timestep; this one is told log_snr"),
         ("table", {"translation": "raw"}, "choose one of nearest, interpolated"),
         ("plain", {"metrics": ("brightness",), "method": "dim"}, "did you mean 'ddim'"),
         ("plain", {"metrics": ("brightness",), "schedule": "kosine"}, "did you mean 'cosine'"),

@@ -15,7 +15,7 @@ from noisesched.evaluation import sample
 from noisesched.models import build, denoiser
 from noisesched.models import generate as generation
 from noisesched.runs import config as configuration
-from noisesched.runs import requests
+from noisesched.runs import requests, subject
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.workdir import Workdir
 from noisesched.training import step as training_step
@@ -290,7 +290,7 @@ def test_one_compilation_for_all_schedules_of_a_length(small):
 def test_notes_on_levels_outside_training(small):
     def notes(changes, step=20, n=4, spec="cosine"):
         levels = np.asarray(schedules.levels(schedules.make(spec), n))
-        return list(sample.outside(small(changes), step, {(spec, n): levels}))
+        return list(sample.outside(subject.of_config(small(changes), step=step), {(spec, n): levels}))
 
     assert notes({}) == []
     noisier = notes(KINDS["linear"])

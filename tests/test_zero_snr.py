@@ -12,6 +12,7 @@ from flax import nnx
 from noisesched import diffusion
 from noisesched.evaluation import evaluate, likelihood, zero_snr
 from noisesched.models import build
+from noisesched.runs import subject
 from noisesched.training import step as training_step
 
 MEAN, STD = 0.1, 0.3
@@ -216,7 +217,8 @@ def trained(small, monkeypatch):
             batch = lambda chosen: {"image": images[chosen], "label": jnp.zeros(96, int), "index": jnp.arange(96)}
             return jax.lax.scan(lambda state, chosen: (step(state, batch(chosen), None)[0], None), state, rows)[0]
 
-        return evaluate.zero_snr_of(config, build.network(config, run(state, images, rows).ema), held_out, None, 0, average)
+        given = subject.of_config(config, params=run(state, images, rows).ema)
+        return evaluate.zero_snr_of(given, held_out, None, 0, average)
 
     yield made
     build._abstract_denoiser.cache_clear()

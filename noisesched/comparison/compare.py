@@ -25,6 +25,7 @@ from noisesched.models import build, conditioning, denoiser
 from noisesched.models.generate import generate, told_raw
 from noisesched.runs import config as configuration
 from noisesched.runs import requests
+from noisesched.runs import subject as subjects
 from noisesched.runs.checkpoints import CheckpointError, Checkpoints
 from noisesched.runs.metrics_log import read_metrics
 from noisesched.runs.settings import ConfigError, require
@@ -151,7 +152,7 @@ def check_guidances(study, runs):
         reasons = []
         for each in runs:
             try:
-                configuration.check_guidance(each.config, text)
+                subjects.of_config(each.config).check_guidance(text)
             except ConfigError as error:
                 reasons.append(str(error))
         require(len(reasons) < len(runs), next(iter(reasons), ""))
@@ -211,7 +212,7 @@ def measure(rows, steps, study, reference, out, progress):
         }
         try:
             check_levels(config, row, log_snrs, line["outside"])
-            configuration.check_guidance(config, row.guidance)
+            subjects.of_config(config).check_guidance(row.guidance)
             told = told_raw(config, row.num_levels, row.spacing) if row.translation == "raw" else None
             images = generate(
                 build.network(config, params, translation),

@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from noisesched import guidance, samplers, schedules
 from noisesched.data import pipeline
-from noisesched.evaluation import likelihood, metrics, sample, zero_snr
-from noisesched.models import build, conditioning, generate
-from noisesched.runs import config as configuration
-from noisesched.runs.checkpoints import Checkpoints
+from noisesched.evaluation import likelihood, metrics, zero_snr
+from noisesched.models import conditioning, generate
+from noisesched.runs import subject as subjects
 from noisesched.runs.requests import Evaluate, Job
+from noisesched.runs.settings import ConfigError, require
 from noisesched.runs.workdir import Workdir
 from noisesched.runtime import cluster, pictures, sharding
 from noisesched.runtime.files import read_json, write_atomically, write_json
@@ -39,7 +39,13 @@ ZERO_SNR_DRAWS = 2**21  # the number of the first draw at the last level and at 
 MOST_DRAWS = 2**24  # of all images together: these take 2 GB of the host's memory
 MEAN_VALUES = 2**26  # the data's mean is taken over at most so many values: 21845 images of CIFAR-10
 HOLDS = ("checkpoint", "bits_per_dim", "profile", "last_level", "zero_snr")  # what a complete evaluation.json holds
-WHERE = ("workdir", "out", "checkpoint", *(field.name for field in dataclasses.fields(Job)))  # fields that affect no number
+WHERE = (
+    "workdir",
+    "denoiser",
+    "out",
+    "checkpoint",
+    *(field.name for field in dataclasses.fields(Job)),
+)  # fields that affect no number
 OF_SAMPLES = ("schedule", "steps", "method", "guidance", "num_samples", "inception_weights")  # for samples alone
 
 
@@ -57,54 +63,54 @@ def run(request, say=tqdm.write):
     Raises ValueError or FileNotFoundError, in one line and before any long work, if the request is invalid; ValueError that names
     the level if the network's estimates are not finite.
     """
-    workdir = Workdir(request.workdir)
-    with cluster.own(request.out or workdir.path / "evaluation") as out:
-        return _run(workdir, request, epath.Path(out), say)
+    asked = subjects.asked(request)
+    out = request.out or (Workdir(asked.name).path / "evaluation" if asked.config else "")
+    if not out:
+        raise ConfigError("give --out=DIR: a --denoiser has no folder of its own")
+    with cluster.own(out) as folder:
+        return _run(asked, request, epath.Path(folder), say)
 
 
-def _run(workdir, request, out, say):
-    # ---- The run, and whether it is evaluated already.
-    stored = workdir.read_config()
-    config = configuration.from_dict(stored)
-    check(config, request)
-    paths = discrete_paths(config, request)
-    split = cluster.in_turn(lambda: held_out(config, request))
-    subject, plain = (identity(stored, config, each, split) for each in (request, without_metrics(request)))
-    wanted = cluster.by_first(workdir.latest_step) if request.checkpoint is None else request.checkpoint
+def _run(asked, request, out, say):
+    # ---- The network, and whether it is evaluated already.
+    check(asked, request)
+    paths = discrete_paths(asked, request)
+    split = cluster.in_turn(lambda: held_out(asked, request))
+    whole, plain = (identity(asked, each, split) for each in (request, without_metrics(request)))
+    wanted = request.checkpoint
+    if asked.config and wanted is None:
+        wanted = cluster.by_first(Workdir(asked.name).latest_step)
     found = cluster.by_first(lambda: existing(out, request.best_levels))
-    if found and found["checkpoint"] == wanted and subject.items() <= found.items():
-        say(f"{out}: step {found['checkpoint']} is evaluated already")
+    if found and found["checkpoint"] == wanted and whole.items() <= found.items():
+        say(f"{out}: {'step ' + str(wanted) if asked.config else asked.name} is evaluated already")
         return found
 
     # ---- The network, the images, and those to compare samples with.
-    _, template = build.abstract_denoiser(config, request.translation)
-    with Checkpoints(workdir, max_to_keep=None, say=say) as checkpoints:
-        step, items = checkpoints.restore({request.parameters: template}, request.checkpoint)
-    network = build.network(config, sharding.at_rest(items[request.parameters], config.training.parallel), request.translation)
+    subject = subjects.loaded(asked, request, say)
     examples = pipeline.examples(split, request.num_images or None)
-    images, labels = examples["image"], examples["label"] if config.model.num_classes else None
-    average = trained_average(config)
-    reference = cluster.in_turn(lambda: real_images(config, request, say))
+    images, labels = examples["image"], examples["label"] if subject.num_classes else None
+    average = trained_average(subject)
+    reference = cluster.in_turn(lambda: real_images(subject, request, say))
     out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
 
     # ---- Likelihood, written to disk before any sample is made.
     result = {
-        "checkpoint": step,
+        "checkpoint": subject.step,
         "parameters": request.parameters,
         "split": request.split,
         "num_images": len(images),
         "noises": request.noises,
         **plain,
     }
-    result |= likelihood_of(config, network, images, labels, request, paths, step)
-    result |= zero_snr_of(config, network, images, labels, request.seed, average)
-    for line in summary(result, config):
+    result |= likelihood_of(subject, images, labels, request, paths)
+    result |= zero_snr_of(subject, images, labels, request.seed, average)
+    for line in summary(result, subject):
         say(line)
     path, profile = best_path(out, request.best_levels), result["profile"]
     path.unlink(missing_ok=True)  # of another evaluation
     write_json(out / "evaluation.json", result)
     with pictures.beside_results(say):
-        pictures.save_figure(out / "profile.png", profile_figure(result, config))
+        pictures.save_figure(out / "profile.png", profile_figure(result, subject.schedule))
     if request.best_levels:
         found = likelihood.best_schedule(profile["log_snr"], profile["x"], images, request.best_levels)
         write_atomically(path, "".join(f"{level:.6f}\n" for level in found))
@@ -115,27 +121,27 @@ def _run(workdir, request, out, say):
     # ---- Samples.
     with tqdm(total=request.num_samples, desc="sampling", unit="image", disable=None) as bar:
         made = generate.generate(
-            network,
-            schedules.levels(sampled_schedule(config, request), request.steps),
+            subject.network,
+            schedules.levels(sampled_schedule(subject, request), request.steps),
             request.num_samples,
             request.method,
             seed=request.seed,
             guide=guidance.parse(request.guidance),
             progress=bar.update,
-            labels=reference.labels if config.model.num_classes else None,
+            labels=reference.labels if subject.num_classes else None,
         )
     quality = reference.measure(made)
     for name, value in quality.items():
         say(f"{name:34} {value:.4g}   (between real images: {reference.floor[name]:.4g})")
-    result |= subject | {"quality": quality, "floor": reference.floor, "reference": reference.about}
+    result |= whole | {"quality": quality, "floor": reference.floor, "reference": reference.about}
     write_json(out / "evaluation.json", result)
     return result
 
 
-def identity(stored, config, request, split):
+def identity(subject, request, split):
     """Everything but the checkpoint that determines the numbers of an evaluation, in JSON's types.
 
-    `stored`: the run's config.json. Schedules are printed with the numbers of their files, so that a file's content counts, not
+    Schedules are printed with the numbers of their files, so that a file's content counts, not
     its name; the data and the file of Inception's weights have checksums.
     """
     left_out = [*WHERE, *(() if request.metrics else OF_SAMPLES)]
@@ -143,14 +149,14 @@ def identity(stored, config, request, split):
     asked["discrete"] = [[str(schedules.make(text)), n] for text, n in request.discrete]
     asked["metrics"] = [str(metrics.parse(text)) for text in request.metrics]
     if request.metrics:
-        asked["schedule"] = str(sampled_schedule(config, request))
+        asked["schedule"] = str(sampled_schedule(subject, request))
     if request.metrics and request.inception_weights:
         from noisesched.evaluation import inception
 
         asked["inception_weights_crc32"] = zlib.crc32(inception.find(request.inception_weights).read_bytes())
     return {
-        "config_crc32": zlib.crc32(json.dumps(stored).encode()),
-        "drawn": str(config.schedule),
+        "config_crc32": zlib.crc32(json.dumps(subject.stored).encode()),
+        "drawn": str(subject.schedule),
         "data": split.identity,
         "request": json.loads(json.dumps(asked)),
     }
@@ -162,18 +168,13 @@ def without_metrics(request):
     return dataclasses.replace(request, **{name: fields[name] for name in ("metrics", *OF_SAMPLES)})
 
 
-def sampled_schedule(config, request):
+def sampled_schedule(subject, request):
     """The schedule that samples are made with: the training schedule, unless the request names another."""
-    return schedules.make(request.schedule or config.schedule)
+    return schedules.make(request.schedule or subject.schedule)
 
 
-def check(config, request):
-    """Raises ConfigError if the request is invalid for this run."""
-
-    def require(condition, message):
-        if not condition:
-            raise configuration.ConfigError(message)
-
+def check(subject, request):
+    """Raises ConfigError if the request is invalid for this network."""
     require(request.split, "split='': name the images to measure, such as 'test'")
     low, high = request.log_snr_min, request.log_snr_max
     require(-30 <= low < high <= 20, f"the ends of the bound, log-SNR {low:g} to {high:g}, must rise and lie in -30 to 20")
@@ -188,10 +189,7 @@ def check(config, request):
         f"choose from, {likelihood.RESOLUTION} apart",
     )
     require(request.num_images != 1, f"num_images={request.num_images}: give 2 or more, or 0 for all")
-    kind, known = config.conditioning.kind, conditioning.TRANSLATIONS
-    if request.translation:
-        require(kind == "timestep", f"translation {request.translation!r} is for networks told a timestep, not {kind}")
-        require(request.translation in known, f"unknown translation {request.translation!r}; known: {', '.join(known)}")
+    subject.check_translation(request.translation, conditioning.TRANSLATIONS)
     plain = without_metrics(request)
     given = [name for name in OF_SAMPLES if getattr(request, name) != getattr(plain, name)]
     require(
@@ -205,14 +203,14 @@ def check(config, request):
         f"inception_weights={request.inception_weights!r}: none of the metrics uses them; given: {', '.join(request.metrics)}",
     )
     if request.metrics:
-        schedule = sampled_schedule(config, request)
+        schedule = sampled_schedule(subject, request)
         log_snrs = np.asarray(schedules.levels(schedule, request.steps))
-        configuration.check_levels(config, request.schedule or schedule, log_snrs)
+        subject.check_levels(request.schedule or schedule, log_snrs)
         samplers.make(request.method)
-        configuration.check_guidance(config, request.guidance)
+        subject.check_guidance(request.guidance)
 
 
-def discrete_paths(config, request):
+def discrete_paths(subject, request):
     """[(schedule, number of levels, path)] for `request.discrete`: the levels that sampling visits, and where they end.
 
     Levels cleaner than log_snr_max are left out. The first level may be -inf.
@@ -220,71 +218,68 @@ def discrete_paths(config, request):
     paths = []
     for text, n in request.discrete:
         log_snrs = np.asarray(schedules.levels(schedules.make(text), n), np.float64)
-        configuration.check_levels(config, text, log_snrs)
+        subject.check_levels(text, log_snrs)
         log_snrs = log_snrs[log_snrs < request.log_snr_max]
         log_snrs = np.append(log_snrs, np.minimum(likelihood.end_of(log_snrs[-1:]), request.log_snr_max))
         try:
             paths.append((text, len(log_snrs) - 1, likelihood.discrete(log_snrs)))
         except ValueError as error:
-            raise configuration.ConfigError(f"the bound of {n} levels of {text!r}: {error}") from None
+            raise ConfigError(f"the bound of {n} levels of {text!r}: {error}") from None
     return paths
 
 
-def held_out(config, request):
+def held_out(subject, request):
     """The requested pipeline.Split. ConfigError if its classes are not the network's, or it has too few or too many images."""
-    split = pipeline.open_config(config.data, request.split)
-    if config.model.num_classes not in (0, split.num_classes):
-        raise configuration.ConfigError(
-            f"this network knows {config.model.num_classes} classes, {split.name} has {split.num_classes}"
-        )
+    split = pipeline.open_config(subject.data, request.split)
+    if subject.num_classes not in (0, split.num_classes):
+        raise ConfigError(f"this network knows {subject.num_classes} classes, {split.name} has {split.num_classes}")
     if request.num_images > len(split):
-        raise configuration.ConfigError(f"num_images={request.num_images}: {split.name} has {len(split)} images")
+        raise ConfigError(f"num_images={request.num_images}: {split.name} has {len(split)} images")
     count = request.num_images or len(split)
     if count < 2:
-        raise configuration.ConfigError(f"{split.name} has one image, which gives no standard error: give 2 or more")
+        raise ConfigError(f"{split.name} has one image, which gives no standard error: give 2 or more")
     for name, draws in (("noises", 1), ("profile_levels", PROFILE_NOISES)):
         most = MOST_DRAWS // (count * draws) // 2 * 2
         if getattr(request, name) > most:
-            raise configuration.ConfigError(
+            raise ConfigError(
                 f"{name}={getattr(request, name)} for {count} images: memory is limited to {MOST_DRAWS} draws, so give up to "
                 f"{most}, or take fewer images, or several seeds"
             )
     return split
 
 
-def real_images(config, request, say):
+def real_images(subject, request, say):
     """The `features.Reference` for samples, from the split that was trained on; None without metrics."""
     if not request.metrics:
         return None
     from noisesched.evaluation import features
 
     return features.reference(
-        config.data,
+        subject.data,
         request.num_samples,
         request.metrics,
-        split=config.data.split,
+        split=subject.data.split,
         inception_weights=request.inception_weights,
         say=say,
     )
 
 
-def trained_average(config):
-    """The `zero_snr.Average` of a run's training images, by class if the network has classes; of evenly spaced ones if many."""
-    split = pipeline.open_config(config.data)
-    count = min(len(split), max(MEAN_VALUES // (config.data.image_size**2 * config.data.channels), 1))
+def trained_average(subject):
+    """The `zero_snr.Average` of the training images, by class if the network has classes; of evenly spaced ones if many."""
+    given, classes = subject.data, subject.num_classes
+    split = pipeline.open_config(given)
+    count = min(len(split), max(MEAN_VALUES // (given.image_size**2 * given.channels), 1))
     images, labels = split.source.read(np.arange(count) * len(split) // count)
-    classes = config.model.num_classes
-    return zero_snr.average(images, labels if classes else np.zeros_like(labels), classes or 1, config.data.flip)
+    return zero_snr.average(images, labels if classes else np.zeros_like(labels), classes or 1, given.flip)
 
 
 # -- likelihood
 
 
-def likelihood_of(config, network, images, labels, request, paths=(), step=0):
+def likelihood_of(subject, images, labels, request, paths=()):
     """{"bits_per_dim": .., "discrete": [..], "profile": ..} of held-out images, uint8 [n, H, W, C], and labels [n] or None.
 
-    `paths`: from `discrete_paths`; `step`: the checkpoint's, which decides the range that training had drawn by then. All parts
-    use one compiled program, and all bounds the same positions and noise.
+    `paths`: from `discrete_paths`. All parts use one compiled program, and all bounds the same positions and noise.
     """
     low, high = request.log_snr_min, request.log_snr_max
     everywhere = likelihood.continuous(f"uniform_log_snr(log_snr_max={high!r}, log_snr_min={low!r})")
@@ -293,7 +288,7 @@ def likelihood_of(config, network, images, labels, request, paths=(), step=0):
     repeated = np.tile(np.repeat(profile_levels, PROFILE_NOISES), (len(images), 1))
     total = len(images) * request.noises * (1 + len(paths)) + repeated.size
     with tqdm(total=total, desc="likelihood", unit="image", unit_scale=True, disable=None) as bar:
-        errors = squared_errors(network, images, labels, request.seed, bar.update)
+        errors = squared_errors(subject.network, images, labels, request.seed, bar.update)
 
         def bounded(path):
             drawn = likelihood.plan(path, request.seed, index, request.noises)
@@ -306,7 +301,7 @@ def likelihood_of(config, network, images, labels, request, paths=(), step=0):
     profile = dataclasses.asdict(likelihood.profile(profile_levels, found_profile, dimensions))
     profile = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in profile.items()}
     profile["noises"] = PROFILE_NOISES
-    first, last = sample.trained_range(config, step)
+    first, last = subject.trained_range
     noisier, cleaner = likelihood.diffusion_outside(drawn, found, images, first, last)
     untrained = {
         "log_snr_min": first,
@@ -318,13 +313,13 @@ def likelihood_of(config, network, images, labels, request, paths=(), step=0):
     return {"bits_per_dim": bits | {"untrained": untrained}, "discrete": discrete, "profile": profile}
 
 
-def zero_snr_of(config, network, images, labels, seed, average):
+def zero_snr_of(subject, images, labels, seed, average):
     """{"last_level": .., "zero_snr": ..} of held-out images, as defined in `zero_snr`: by the same compiled program."""
-    errors = squared_errors(network, images, labels, seed, lambda count: None)
+    errors = squared_errors(subject.network, images, labels, seed, lambda count: None)
     ask = lambda log_snrs, first_draw=0, out=None: errors(log_snrs, ZERO_SNR_DRAWS + first_draw, out)
     classes = np.zeros(len(images), int) if labels is None else labels
-    last = zero_snr.last_level(ask, float(config.schedule(1.0)), images, classes, average)
-    zero = zero_snr.zero_snr(ask, images, classes, average, answers=config.model.prediction != "eps")
+    last = zero_snr.last_level(ask, float(subject.schedule(1.0)), images, classes, average)
+    zero = zero_snr.zero_snr(ask, images, classes, average, answers=subjects.network_answers(subject.network, -math.inf))
     return {"last_level": dataclasses.asdict(last), "zero_snr": dataclasses.asdict(zero)}
 
 
@@ -386,13 +381,11 @@ def best_path(out, n):
     return out / f"best_{n}_levels.txt"
 
 
-def summary(result, config):
+def summary(result, subject):
     """The lines of an evaluation's table."""
     bits, profile, untrained = result["bits_per_dim"], result["profile"], result["bits_per_dim"]["untrained"]
-    yield (
-        f"step {result['checkpoint']} ({result['parameters']}), {result['num_images']} images of {result['split']!r}, bits "
-        "per dimension:"
-    )
+    of = f"step {subject.step} ({result['parameters']})" if subject.config else subject.name
+    yield (f"{of}, {result['num_images']} images of {result['split']!r}, bits per dimension:")
     rows = {"continuous time": bits}
     for row in result["discrete"]:
         rows[f"{shortened(row['schedule'])}, {row['num_levels']} levels"] = row
@@ -404,19 +397,19 @@ def summary(result, config):
     yield f"  {'diffusion, by the profile':28} {profile['bits_per_dim']:.4f} +- {profile['bits_per_dim_std_error']:.4f}"
     yield (
         f"  {'at levels never drawn':28} {untrained['noisier']:.4f} noisier, {untrained['cleaner']:.4f} cleaner than training "
-        f"with {shortened(str(config.schedule))} went, together {untrained['share']:.1%} of the bound"
+        f"with {shortened(str(subject.schedule))} went, together {untrained['share']:.1%} of the bound"
     )
     yield from zero_snr.lines(result["last_level"], result["zero_snr"])
 
 
-def profile_figure(result, config):
+def profile_figure(result, schedule):
     """A Figure of the loss profile as eps, x and v error, above the density of the levels that training drew."""
     profile, bits = result["profile"], result["bits_per_dim"]
     log_snr = np.asarray(profile["log_snr"])
     figure = pictures.new_figure(13, 4.4, layout="constrained")
     panels = figure.subplots(1, 3)
     pictures.tidy_axes(panels)
-    drawn = np.asarray(config.schedule((np.arange(20_000) + 0.5) / 20_000))
+    drawn = np.asarray(schedule((np.arange(20_000) + 0.5) / 20_000))
     density, edges = np.histogram(drawn[np.isfinite(drawn)], bins=60, range=(log_snr[0], log_snr[-1]))
     for panel, kind in zip(panels, ("eps", "x", "v"), strict=True):
         error, margin = np.asarray(profile[kind]), 2 * np.asarray(profile[f"{kind}_std_error"])
@@ -431,7 +424,7 @@ def profile_figure(result, config):
     figure.suptitle(
         f"{bits['value']:.3f} ± {bits['std_error']:.3f} bits per dimension on {result['num_images']} images of "
         f"{result['split']!r}\nmean squared error per dimension, within two standard errors; shaded: levels drawn in "
-        f"training, {shortened(str(config.schedule))}",
+        f"training, {shortened(str(schedule))}",
         fontsize=10,
     )
     return figure

@@ -1,4 +1,4 @@
-"""Sampling from one checkpoint under any inference schedule, number of steps, spacing and sampler.
+"""Sampling from one network under any inference schedule, number of steps, spacing and sampler.
 
 Each requested combination writes `samples.npy` (uint8 [N, H, W, C]), `grid.png` and `settings.json`; several combinations also
 write `overview.png`, with a row per schedule and sampler and a column per number of network calls, all from the same noise.
@@ -18,12 +18,11 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from noisesched import diffusion, guidance, loss, samplers, schedules, spec
-from noisesched.models import build, conditioning, generate
-from noisesched.runs import config as configuration
-from noisesched.runs.checkpoints import Checkpoints
-from noisesched.runs.workdir import Workdir
-from noisesched.runtime import cluster, sharding
+from noisesched import diffusion, guidance, samplers, schedules, spec
+from noisesched.models import conditioning, generate
+from noisesched.runs import subject as subjects
+from noisesched.runs.settings import ConfigError
+from noisesched.runtime import cluster
 from noisesched.runtime.files import read_json, replacing, to_json, write_json
 from noisesched.runtime.pictures import beside_results, grid, new_figure, save_figure, write_png
 
@@ -46,9 +45,8 @@ def run(request, say=tqdm.write):
     Raises ValueError or FileNotFoundError, in one line and before any computation, if the request is invalid.
     """
     # ---- The run and the requested combinations.
-    workdir = Workdir(request.workdir)
-    config = configuration.from_dict(workdir.read_config())
-    made_from = [schedules.make(text) for text in request.schedule or (config.schedule,)]
+    asked = subjects.asked(request)
+    made_from = [schedules.make(text) for text in request.schedule or (asked.schedule,)]
     chosen = {str(schedule): schedule for schedule in made_from}
     levels = {
         (text, n): np.asarray(schedules.levels(schedule, n, request.spacing))
@@ -63,32 +61,27 @@ def run(request, say=tqdm.write):
         (way, n): samplers.make(method).network_calls(n)
         for (way, (method, _)), n in itertools.product(ways.items(), request.steps)
     }
-    check(config, request)
+    check(asked, request)
     for (text, _), log_snrs in levels.items():
-        configuration.check_levels(config, text, log_snrs)
-    raw = request.translation == "raw"
-    translation = None if raw else request.translation
-    _, template = build.abstract_denoiser(config, translation)
-    with Checkpoints(workdir, max_to_keep=None, say=say) as checkpoints:
-        step, items = checkpoints.restore({request.parameters: template}, request.checkpoint)
-    network = build.network(config, sharding.at_rest(items[request.parameters], config.training.parallel), translation)
-    for line in outside(config, step, levels):
+        asked.check_levels(text, log_snrs)
+    subject = subjects.loaded(asked, request, say)
+    for line in outside(subject, levels):
         say(f"note: {line}")
 
     # ---- One compiled program per (method, number of levels); the schedule is data.
     out = epath.Path(request.out)
     out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
-    labels = generate.cycled_labels(network.num_classes, request.num_images, request.labels)
-    translation = (request.translation or config.conditioning.translation) if config.conditioning.kind == "timestep" else None
+    labels = generate.cycled_labels(subject.num_classes, request.num_images, request.labels)
+    translation = (request.translation or subject.translation) if subject.table else None
     several = len(levels) * len(ways) > 1
     images = {}
     bar = tqdm(total=sum(nfe.values()) * len(chosen) * request.num_images, unit="call", unit_scale=True, disable=None)
     for way, (method, guide) in ways.items():
         for (text, n), log_snrs in sorted(levels.items(), key=lambda item: item[0][1]):
             begin, calls = time.perf_counter(), nfe[way, n]
-            told = generate.told_raw(config, n, request.spacing) if raw else None
+            told = generate.told_raw(subject.config, n, request.spacing) if request.translation == "raw" else None
             made = generate.generate(
-                network,
+                subject.network,
                 log_snrs,
                 request.num_images,
                 method,
@@ -100,8 +93,8 @@ def run(request, say=tqdm.write):
             )
             images[text, way, n] = made
             settings = {
-                "workdir": str(workdir.path),
-                "checkpoint": step,
+                **({"workdir": subject.name} if subject.config else {"denoiser": subject.name}),
+                "checkpoint": subject.step,
                 "parameters": request.parameters,
                 "schedule": text,
                 "steps": n,
@@ -121,37 +114,29 @@ def run(request, say=tqdm.write):
     if several:
         with beside_results(say):
             overview(out / "overview.png", images, nfe)
-    say(f"{len(images)} x {request.num_images} images of step {step} in {out}" + (": see overview.png" if several else ""))
+    of = f"step {subject.step}" if subject.config else subject.name
+    say(f"{len(images)} x {request.num_images} images of {of} in {out}" + (": see overview.png" if several else ""))
     return images
 
 
-def check(config, request):
-    """Raises ConfigError if the request is invalid for this run."""
-    classes = config.model.num_classes
+def check(subject, request):
+    """Raises ConfigError if the request is invalid for this network."""
+    classes = subject.num_classes
     bad = [label for label in request.labels if not 0 <= label <= classes]
     if request.labels and not classes:
-        raise configuration.ConfigError(f"labels {list(request.labels)}: this network was trained without classes")
+        raise ConfigError(f"labels {list(request.labels)}: this network was trained without classes")
     if bad:
-        raise configuration.ConfigError(f"label {bad[0]}: choose 0 to {classes - 1}, or {classes} for no label")
-    if request.translation and config.conditioning.kind != "timestep":
-        raise configuration.ConfigError(
-            f"translation {request.translation!r} is for networks told a timestep; this one is told {config.conditioning.kind}"
-        )
+        raise ConfigError(f"label {bad[0]}: choose 0 to {classes - 1}, or {classes} for no label")
+    subject.check_translation(request.translation, TRANSLATIONS)
     for text in request.guidance:
-        configuration.check_guidance(config, text)
+        subject.check_guidance(text)
 
 
-def trained_range(config, step):
-    """(lowest, highest) log-SNR that training has drawn; about one of all its images exceeded the highest."""
-    return loss.trained_range(config.schedule, max(step * config.training.batch_size, 1))
-
-
-def outside(config, step, levels):
+def outside(subject, levels):
     """Lines of text on levels that the network was never trained on, or cannot be told."""
-    low, high = trained_range(config, step)
-    table = build.make_conditioning(config).table
+    (low, high), table = subject.trained_range, subject.table
     for (text, n), log_snrs in levels.items():
-        name, drawn = spec.shortened(text), spec.shortened(str(config.schedule))
+        name, drawn = spec.shortened(text), spec.shortened(str(subject.schedule))
         for beyond, word, edge in ((log_snrs < low, "noisier", low), (log_snrs > high, "cleaner", high)):
             if beyond.any():
                 by = np.abs(log_snrs[beyond] - edge).max()

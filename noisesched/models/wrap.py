@@ -61,6 +61,9 @@ class Wrapped:
     sigma_data: float
     shape: tuple[int, ...]
     num_classes: int
+    drawn: Any  # the Schedule that training drew its levels from, or None
+
+    noise_offset = 0.0  # of the noise that sampling starts from, as of `denoiser.Network`
 
     def check(self, log_snrs):
         """Raises ValueError, in one line, for levels at which this network has no estimate; `samplers.sample` asks first."""
@@ -91,7 +94,12 @@ class Wrapped:
         alpha, sigma = diffusion.alpha(level), diffusion.sigma(level)
         told = self.scale * TOLD[self.told](self, log_snr)
         given = () if labels is None else (labels,)
-        network = lambda y: jnp.asarray(self.apply(self.params, y.astype(z.dtype), told, *given))
+
+        def network(y):
+            output = jnp.asarray(self.apply(self.params, y.astype(z.dtype), told, *given))
+            _require(output.shape == y.shape, f"this network answers images {y.shape} with {output.shape}")
+            return output
+
         if self.prediction == "edm":  # table 1 of Karras et al. 2022, with s and y = z / alpha multiplied out
             norm = jnp.sqrt(sigma**2 + self.sigma_data**2 * alpha**2)
             c_skip, c_out = self.sigma_data**2 * alpha / norm**2, sigma * self.sigma_data / norm
@@ -127,6 +135,7 @@ def wrap(
     numpy=False,
     shape=(),
     num_classes=0,
+    drawn="",
 ):
     """Your own network as a denoiser (z, log_snr, labels=None) -> x_hat, for `samplers.sample` and everything built on it.
 
@@ -146,7 +155,9 @@ def wrap(
     scale       the number told is multiplied by it: 1000 for a flow network told 0 to 1000, 999 for score-SDE's
     numpy       the function takes and returns NumPy arrays. It is called from the compiled program through
                 `jax.pure_callback`: a PyTorch network works so, slowly, without gradients
-    shape, num_classes   of its images, (H, W, C), and its classes: what the commands need to know
+    shape       of its images, (H, W, C); num_classes: K for labels 0..K-1, and K for no label; drawn: the schedule that its
+                training drew levels from, where `table`, `schedule` or a flow does not say. The commands need to know these:
+                `noisesched sample --denoiser=FILE.py:NAME`
 
     The result has `check(log_snrs)`, which raises ValueError for levels at which the network has no estimate: log-SNR -inf for
     eps, for variance-exploding images and for one told sigma, and levels outside the table. Raises ValueError, in one line, for
@@ -176,6 +187,8 @@ def wrap(
         made = schedules.make(table)
         _require(made.table, f"table={table!r} has no steps: use one such as 'discrete(linear, num_steps=1000)'")
         levels = tuple(made.table.log_snr.tolist())
+    flow = "flow" if coordinates == "flow" or told == "flow_time" else ""
+    drawn = drawn or table or schedule or flow
     apply, params = _applied(function, params, numpy)
     return Wrapped(
         params=params,
@@ -192,6 +205,7 @@ def wrap(
         sigma_data=float(sigma_data),
         shape=tuple(shape),
         num_classes=num_classes,
+        drawn=schedules.make(drawn) if drawn else None,
     )
 
 

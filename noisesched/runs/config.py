@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from PIL import ImageColor
 
-from noisesched import diffusion, guidance, loss, samplers, schedules
+from noisesched import diffusion, loss, samplers, schedules
 from noisesched.loss import Weighting
 from noisesched.models import build, conditioning
 from noisesched.runs.settings import ConfigError, absent, check_path, is_group, named, require, setting, shown, typed
@@ -346,11 +346,3 @@ def _check_override(kind, name):
         where.append(part)
     require(not kind or kind is dict, f"{name!r} is a group of settings: give one of them, --config.{name}.NAME=value")
     return given
-
-
-def check_guidance(config, text):
-    """Raises ConfigError for guidance that this network cannot be given. ValueError if there is no such guidance."""
-    guide, model = guidance.parse(text), config.model
-    if guide and guide.both and not (model.num_classes and model.label_dropout):
-        why = "was trained without classes" if not model.num_classes else "never went without its label (label_dropout=0)"
-        raise ConfigError(f"guidance {text!r} needs a network's answer with and without a label; this one {why}")

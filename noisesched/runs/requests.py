@@ -48,8 +48,18 @@ class Request:
                     check_value(field.name, each, field.metadata)
 
 
-def _workdir():
-    return setting(metavar="DIR", help="folder of the run, or gs://bucket/folder")
+def _workdir(default=dataclasses.MISSING):
+    return setting(default, metavar="DIR", help="folder of the run, or gs://bucket/folder")
+
+
+def _denoiser():
+    what = "instead of a run, your own network: what noisesched.wrap made in a file of yours, which is run"
+    return setting("", metavar="FILE.py:NAME", help=what)
+
+
+def _data():
+    what = "of the --denoiser: the images that it was trained on; a config file, an image folder or a prepared data set"
+    return setting("", metavar="DATA", help=what)
 
 
 def _config(of="", default=dataclasses.MISSING):
@@ -120,7 +130,9 @@ class Sample(Job):
     overview.png.
     """
 
-    workdir: str = _workdir()
+    workdir: str = _workdir("")
+    denoiser: str = _denoiser()
+    data: str = _data()
     schedule: tuple[str, ...] = setting((), metavar="SPEC", help="inference schedules (the one trained with)")
     steps: tuple[int, ...] = setting((25,), at_least=1, metavar="N", help="numbers of levels")
     method: tuple[str, ...] = setting(("ddim",), metavar="SPEC", help='samplers, e.g. ddim "ddim(eta=1)" heun')
@@ -151,7 +163,9 @@ class Evaluate(Job):
     Writes evaluation.json and profile.png. An evaluation that exists already is not repeated.
     """
 
-    workdir: str = _workdir()
+    workdir: str = _workdir("")
+    denoiser: str = _denoiser()
+    data: str = _data()
     split: str = setting("test", help="held-out images, e.g. test, 'test[:100]'")
     num_images: int = setting(0, at_least=0, metavar="N", help="measure only the first N images (all)")
     noises: int = setting(16, at_least=2, metavar="N", help="draws of (level, noise) for each image, an even number")

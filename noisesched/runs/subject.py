@@ -1,0 +1,249 @@
+"""What is sampled and measured: a network, the levels that it was trained on, and the images it is measured against.
+
+Either a run's, read from its workdir, or anybody's own: FILE.py:NAME names what `noisesched.wrap` made there. That file is run,
+because the user named it; nothing in a workdir ever is.
+"""
+
+import dataclasses
+import importlib.util
+import math
+import sys
+import traceback
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from noisesched import guidance, loss, schedules
+from noisesched.models import build, conditioning
+from noisesched.models.denoiser import Network
+from noisesched.models.wrap import Wrapped
+from noisesched.runs import config as configuration
+from noisesched.runs.checkpoints import Checkpoints
+from noisesched.runs.config import Config, Data
+from noisesched.runs.settings import ConfigError, named, require
+from noisesched.runs.workdir import Workdir
+from noisesched.runtime import sharding
+
+OFTEN = 10**8  # levels that the training of somebody's own network is taken to have drawn: nobody knows
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """A network to sample and to measure.
+
+    name         the workdir, or FILE.py:NAME
+    network      with its parameters; None until `loaded`
+    schedule     that training drew its levels from; `num_draws` times
+    told         what the network is told of the level: a conditioning.kind, or what `wrap` calls it
+    table        log-SNRs of the timesteps that it is told; () for none
+    translation  how a level becomes one of them
+    unlabelled   whether it was trained without labels, too, as guidance needs
+    stored       what identifies it beside its parameters, in JSON's types
+    config       of a run; None for an own network
+    """
+
+    name: str
+    network: Network | Wrapped | None
+    data: Data
+    schedule: schedules.Schedule
+    num_draws: int
+    told: str
+    table: tuple[float, ...]
+    translation: str
+    prediction: str
+    num_classes: int
+    unlabelled: bool
+    stored: dict[str, Any]
+    config: Config | None
+    step: int | None = None  # of the checkpoint
+
+    @property
+    def trained_range(self):
+        """(lowest, highest) log-SNR that training has drawn; about one of all its images exceeded the highest."""
+        return loss.trained_range(self.schedule, max(self.num_draws, 1))
+
+    def check_levels(self, schedule, log_snrs):
+        """Raises ConfigError for sampling levels (of `schedule`, or its spec) at which this network estimates no image."""
+        if self.config:
+            configuration.check_levels(self.config, schedule, log_snrs)
+        else:
+            named(f"schedule {str(schedule)!r}", self.network.check, log_snrs)
+
+    def check_guidance(self, text):
+        """Raises ConfigError for guidance that this network cannot be given. ValueError if there is no such guidance."""
+        guide = guidance.parse(text)
+        if guide and guide.both and not (self.num_classes and self.unlabelled):
+            why = "was trained without classes" if not self.num_classes else "never went without its label (label_dropout=0)"
+            raise ConfigError(f"guidance {text!r} needs a network's answer with and without a label; this one {why}")
+
+    def check_translation(self, translation, known):
+        """Raises ConfigError unless `translation` is None, or one of `known` and this a run's network told timesteps."""
+        if translation:
+            require(translation in known, f"unknown translation {translation!r}; known: {', '.join(known)}")
+            told = self.told if self.config else "what `wrap` says"
+            fits = self.config and self.told == "timestep"
+            require(fits, f"translation {translation!r} is for networks told a timestep; this one is told {told}")
+
+
+def asked(request):
+    """The Subject that a request names by `workdir`, or by `denoiser` and `data`; its parameters are not read yet.
+
+    Raises ConfigError, FileNotFoundError or ValueError, in one line.
+    """
+    own = getattr(request, "denoiser", "")
+    require(bool(own) != bool(request.workdir), "give the --workdir of a run, or your own network as --denoiser=FILE.py:NAME")
+    if not own:
+        require(not getattr(request, "data", ""), f"data={request.data!r} is for a --denoiser: a run has its own")
+        return of_workdir(request.workdir)
+    given = [name for name in ("checkpoint", "translation") if getattr(request, name) is not None]
+    require(not given, f"{', '.join(given)}: this is for a run; --denoiser={own} is one network as it is")
+    return of_file(own, request.data)
+
+
+def of_workdir(workdir):
+    """The Subject of the run in a workdir, its parameters unread. Raises FileNotFoundError, ConfigError or ValueError."""
+    opened = Workdir(workdir)
+    stored = opened.read_config()
+    return of_config(configuration.from_dict(stored), str(opened.path), stored)
+
+
+def of_config(config, name="", stored=None, params=None, step=None):
+    """The Subject of a config; with `params`, those after `step` steps."""
+    return Subject(
+        name=name,
+        network=None if params is None else build.network(config, params),
+        data=config.data,
+        schedule=config.schedule,
+        num_draws=(step or 0) * config.training.batch_size,
+        told=config.conditioning.kind,
+        table=build.make_conditioning(config).table,
+        translation=config.conditioning.translation,
+        prediction=config.model.prediction,
+        num_classes=config.model.num_classes,
+        unlabelled=config.model.label_dropout > 0,
+        stored=stored or {},
+        config=config,
+        step=step,
+    )
+
+
+def loaded(subject, request, say):
+    """The Subject with its network: of a run, the parameters, checkpoint and translation that the request asks for.
+
+    Raises CheckpointError if the checkpoint cannot be used; `say` is told of a damaged one.
+    """
+    config = subject.config
+    if not config:
+        return subject
+    translation = request.translation if request.translation in conditioning.TRANSLATIONS else None
+    _, template = build.abstract_denoiser(config, translation)
+    with Checkpoints(Workdir(subject.name), max_to_keep=None, say=say) as checkpoints:
+        step, items = checkpoints.restore({request.parameters: template}, request.checkpoint)
+    params = sharding.at_rest(items[request.parameters], config.training.parallel)
+    opened = of_config(config, subject.name, subject.stored, params, step)
+    return dataclasses.replace(opened, network=build.network(config, params, translation)) if translation else opened
+
+
+def network_answers(network, level):
+    """Whether a network has an estimate at a log-SNR."""
+    try:
+        network.check(np.array([level]))
+    except ValueError:
+        return False
+    return True
+
+
+# -- somebody's own network
+
+
+def of_file(text, data):
+    """The Subject of FILE.py:NAME, for the images that `data` names: see `images`. ConfigError, in one line, for any fault."""
+    path, colon, name = text.rpartition(":")
+    require(colon and path.endswith(".py") and name.isidentifier(), f"denoiser={text!r} must be FILE.py:NAME")
+    network = _value(path, name)
+    where = f"denoiser={text!r}"
+    require(isinstance(network, Wrapped), f"{where} is a {type(network).__name__}: make it by noisesched.wrap(..)")
+    shape = network.shape
+    square = len(shape) == 3 and shape[0] == shape[1] and shape[2] in (1, 3)
+    require(square, f"{where}: wrap(.., shape={shape}) must be the shape of an image, (size, size, 1 or 3)")
+    drawn = network.drawn
+    require(drawn, f"{where}: say which levels it was trained on: wrap(.., drawn='cosine') or another schedule")
+    ends = math.isinf(float(drawn(1.0))) and not network_answers(network, -math.inf)
+    require(not ends, f"{where}: it cannot have been trained on '{drawn}', which ends at log-SNR -inf, where it has no estimate")
+    settings = {
+        field.name: str(getattr(network, field.name))
+        for field in dataclasses.fields(network)
+        if field.name not in ("params", "apply", "table")
+    }
+    return Subject(
+        name=text,
+        network=network,
+        data=images(data, shape),
+        schedule=drawn,
+        num_draws=OFTEN,
+        told=network.told,
+        table=network.table,
+        translation=network.translation,
+        prediction=network.prediction,
+        num_classes=network.num_classes,
+        unlabelled=True,
+        stored={"denoiser": text, **settings, "answers_crc32": _answers(network)},
+        config=None,
+    )
+
+
+def images(data, shape):
+    """The settings of the images [H, W, C] that `data` names: a config file, a folder <split>/<class>/.., or a prepared data set.
+
+    Raises ConfigError, in one line, if it names none, or a config's images have another shape.
+    """
+    require(data, "data='': name the images that it was trained on: a config file, an image folder, or a prepared data set")
+    size, channels = shape[1:]
+    if data.endswith(".py"):
+        found = configuration.load(configuration.find(data)).data
+        theirs = (found.image_size, found.image_size, found.channels)
+        require(theirs == shape, f"data={data!r} has images {theirs}, but the network's have the shape {shape}")
+        return found
+    base = configuration.load(configuration.find("digits")).data
+    folder = Path(data).expanduser().is_dir()
+    return dataclasses.replace(
+        base, name="image_folder" if folder else data, path=data if folder else "", image_size=size, channels=channels
+    )
+
+
+def _value(path, name):
+    """What a Python file calls `name`; ConfigError that names the line for an exception, and the names there are."""
+    require(Path(path).is_file(), f"there is no file {path!r}")
+    folders, module = list(sys.path), Path(path).stem
+    sys.path.insert(0, str(Path(path).resolve().parent))  # so that it finds its neighbours, as if it were run
+    try:
+        described = importlib.util.spec_from_file_location(module, Path(path).resolve())
+        made = importlib.util.module_from_spec(described)
+        described.loader.exec_module(made)
+    except (Exception, SystemExit) as error:
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == Path(path).resolve()
+        ]
+        where = f", line {lines[-1]}" if lines else ""
+        raise ConfigError(f"{path}{where}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    finally:
+        sys.path[:] = folders
+    known = sorted(key for key, value in vars(made).items() if isinstance(value, Wrapped))
+    require(hasattr(made, name), f"{path} has no {name!r}; made there by noisesched.wrap: {', '.join(known) or 'nothing'}")
+    return getattr(made, name)
+
+
+def _answers(network):
+    """A checksum of what the network says of fixed noise: it changes with weights that the file itself loads from elsewhere."""
+    levels = np.array([level for level in (-3.0, 0.0, 3.0) if network_answers(network, level)], np.float32)
+    z = np.random.default_rng(0).standard_normal((len(levels), *network.shape)).astype(np.float32)
+    labels = np.zeros(len(levels), np.int32) if network.num_classes else None
+    try:
+        made = np.asarray(network(z, levels, labels))
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ConfigError(f"the network cannot be called: {kind}{' '.join(str(error).split())}") from error
+    require(np.isfinite(made).all(), f"the network's answers at log-SNR {', '.join(map(str, levels))} are not finite")
+    return zlib.crc32(np.round(made.astype(np.float64), 2).tobytes())
