@@ -15,6 +15,10 @@ def get_config():
 
     # The networks: workdirs of runs that exist, "runs/x/seed0" and "runs/x/seed1" being seeds of one run x, ..
     config.workdirs = ()
+    # .. your own networks, each "FILE.py:NAME" of what noisesched.wrap made there, and the images they were trained on: a config
+    # file, an image folder or a prepared data set ..
+    config.denoisers = ()
+    config.data = ""
     # .. and configurations to be trained first, in OUT/runs/<name>/seed<n>: config.runs.name = digits.get_config()
     config.runs = ConfigDict()
     config.train_seeds = (0,)  # each of them is trained with these

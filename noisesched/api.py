@@ -145,7 +145,8 @@ def load(workdir: str, checkpoint: int | None = None, parameters: str = "ema") -
     """
     backend.prepare()
     request = requests.Sample(workdir=str(workdir), out="", checkpoint=checkpoint, parameters=parameters)
-    subject = subjects.loaded(subjects.asked(request), request, lambda line: warnings.warn(line, stacklevel=3))
+    say = lambda line: warnings.warn(line, stacklevel=3)
+    subject = subjects.loaded(subjects.asked(request), parameters, checkpoint, say)
     return Run(subject, parameters)
 
 

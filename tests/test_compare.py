@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from noisesched import schedules
-from noisesched.comparison import compare, study
+from noisesched.comparison import compare, report, study
 from noisesched.data import pipeline
 from noisesched.evaluation import classifier, features
 from noisesched.models import build, generate
 from noisesched.runs import config as configuration
+from noisesched.runs import subject
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.workdir import Workdir
 from noisesched.runtime.files import read_lines
@@ -101,6 +102,33 @@ def without_times(rows):
 # -- rows
 
 
+def test_own_networks_stand_beside_runs(compared, tmp_path, monkeypatch):
+    (tmp_path / "my.py").write_text(
+        "from noisesched import wrap\n"
+        "half, whole = (wrap(lambda z, t, c=c: c * z, 'x', 'log_snr', shape=(8, 8, 1), drawn='cosine') for c in (0.5, 1.0))\n"
+        "eps = wrap(lambda z, t: z, table='discrete(linear, num_steps=20)', shape=(8, 8, 1))\n"
+    )
+    denoisers = tuple(f"{tmp_path}/my.py:{name}" for name in ("half", "whole", "eps"))
+    asked = dict(denoisers=denoisers, data="digits", schedules=("cosine", "linear"), calls=(2,))
+    rows, _ = compared(**asked)
+    own = [row for row in rows if row["run"].startswith("my.")]
+    assert len(rows) == 2 * 5 and {row["run"] for row in own} == {"my.half", "my.whole", "my.eps"}
+    refused = {(row["run"], row["schedule"]): row["refused"] for row in own if row["refused"]}
+    assert list(refused) == [("my.eps", "cosine"), ("my.eps", "linear")]
+    assert "predicts eps" in refused["my.eps", "cosine"] and "outside the table" in refused["my.eps", "linear"]
+    assert all(row["checkpoint"] == 0 and row["workdir"] in denoisers for row in own)
+    report.run(tmp_path / "out", say=lambda line: None)
+    text = (tmp_path / "out" / "report" / "report.md").read_text()
+    assert "my.half" in text and "absent" not in text
+    monkeypatch.setattr(features, "reference", lambda *_, **__: pytest.fail("the real images were opened"))
+    assert compared(**asked)[0] == rows  # nothing is made twice ..
+    monkeypatch.undo()
+    (tmp_path / "my.py").write_text((tmp_path / "my.py").read_text().replace("(0.5, 1.0)", "(0.4, 1.0)"))
+    again, _ = compared(**asked)
+    changed = {row["run"] for row in again if row not in rows}
+    assert changed == {"my.half"}  # .. but of a network that answers something else
+
+
 def test_every_combination_is_one_line_with_all_that_made_it(compared, tmp_path):
     rows, _ = compared(seeds=(0, 1), translations=("nearest", "raw"))
     assert len(rows) == (1 + 2) * 2 * 2 * 2  # (log-SNR + two translations) x schedules x calls x seeds
@@ -119,7 +147,7 @@ def test_every_combination_is_one_line_with_all_that_made_it(compared, tmp_path)
 def test_a_second_call_makes_nothing_and_opens_nothing(compared, monkeypatch):
     rows, _ = compared()
     monkeypatch.setattr(features, "reference", lambda *_, **__: pytest.fail("the real images were opened"))
-    monkeypatch.setattr(compare, "Checkpoints", lambda *_, **__: pytest.fail("a checkpoint was opened"))
+    monkeypatch.setattr(subject, "Checkpoints", lambda *_, **__: pytest.fail("a checkpoint was opened"))
     again, lines = compared()
     assert again == rows and "0 of them new" in lines[-1]
 

@@ -18,19 +18,19 @@ from tqdm import tqdm
 
 from noisesched import guidance, schedules
 from noisesched.comparison.results import PREVIEW
-from noisesched.comparison.study import find_runs, load, rows_of, shared
+from noisesched.comparison.study import find_runs, load, rows_of, settings, shared
 from noisesched.data import pipeline
 from noisesched.evaluation import evaluate, features, image_stats
-from noisesched.models import build, conditioning, denoiser
+from noisesched.models import conditioning
 from noisesched.models.generate import generate, told_raw
 from noisesched.runs import config as configuration
 from noisesched.runs import requests
 from noisesched.runs import subject as subjects
-from noisesched.runs.checkpoints import CheckpointError, Checkpoints
+from noisesched.runs.checkpoints import CheckpointError
 from noisesched.runs.metrics_log import read_metrics
 from noisesched.runs.settings import ConfigError, require
 from noisesched.runs.workdir import Workdir, differences
-from noisesched.runtime import cluster, sharding
+from noisesched.runtime import cluster
 from noisesched.runtime.files import json_line, read_file, read_json, read_lines, write_atomically, write_json
 from noisesched.runtime.pictures import beside_results, grid, write_png
 from noisesched.training import loop, monitor
@@ -95,7 +95,7 @@ def run(study, out, command="", say=tqdm.write, share=None):
         if cluster.by_first(lambda: bool(missing or not share and asked != asked_of(out.path / "reference.json"))):
             reference = cluster.in_turn(
                 lambda: features.reference(
-                    all_runs[0].config.data,
+                    all_runs[0].subject.data,
                     study.num_images,
                     study.metrics,
                     split=study.reference,
@@ -152,7 +152,7 @@ def check_guidances(study, runs):
         reasons = []
         for each in runs:
             try:
-                subjects.of_config(each.config).check_guidance(text)
+                each.subject.check_guidance(text)
             except ConfigError as error:
                 reasons.append(str(error))
         require(len(reasons) < len(runs), next(iter(reasons), ""))
@@ -180,30 +180,26 @@ def describe_all(study, runs, rows, known, steps, given, evaluated, out, command
 
 def measure(rows, steps, study, reference, out, progress):
     """Yields (row, its line) for every row. One program is compiled for each network, method and number of levels."""
-    current, params = None, None
+    current, subject = None, None
     (out / "previews").mkdir(exist_ok=True)
     for row in rows:
-        begin, config = time.perf_counter(), row.run.config
-        translation = None if row.translation == "raw" else row.translation
+        begin = time.perf_counter()
         if row.run is not current:  # the rows of a run are together
-            with Checkpoints(row.run.workdir, max_to_keep=None, say=progress.say) as checkpoints:
-                steps[row.run], items = checkpoints.restore(
-                    {study.parameters: build.abstract_denoiser(config)[1]}
-                )  # an older one, if that is damaged
-            current, params = row.run, sharding.at_rest(items[study.parameters], config.training.parallel)
+            current, subject = row.run, subjects.loaded(row.run.subject, study.parameters, say=progress.say)
+            steps[row.run] = subject.step or 0  # an older one, if the newest is damaged
         log_snrs = np.asarray(schedules.levels(row.schedule, row.num_levels, row.spacing), np.float32)
         line = {
             "key": row.key,
             "run": row.run.label,
             "train_seed": row.run.seed,
-            "workdir": str(row.run.workdir.path),
+            "workdir": row.run.place,
             "checkpoint": steps[row.run],
-            "drawn": str(config.schedule),
-            "told": config.conditioning.kind,
+            "drawn": str(subject.schedule),
+            "told": subject.told,
             **{name: getattr(row, name) for name in ("schedule", "method", "guidance", "spacing", "calls")},
             **{name: getattr(row, name) for name in ("network_calls", "seed", "translation")},
             "levels": row.num_levels,
-            "outside": outside(config, log_snrs, row.translation, study.outside),
+            "outside": outside(subject, log_snrs, row.translation, study.outside),
             "num_images": study.num_images,
             "log_snrs": log_snrs.tolist(),
             "asked": row.asked,
@@ -211,18 +207,18 @@ def measure(rows, steps, study, reference, out, progress):
             **dict.fromkeys(("appearance", "preview", "refused")),
         }
         try:
-            check_levels(config, row, log_snrs, line["outside"])
-            subjects.of_config(config).check_guidance(row.guidance)
-            told = told_raw(config, row.num_levels, row.spacing) if row.translation == "raw" else None
+            check_levels(subject, row, log_snrs, line["outside"])
+            subject.check_guidance(row.guidance)
+            told = told_raw(subject.config, row.num_levels, row.spacing) if row.translation == "raw" else None
             images = generate(
-                build.network(config, params, translation),
+                subjects.translated(subject, row.translation).network,
                 log_snrs,
                 study.num_images,
                 row.method,
                 seed=row.seed,
                 told=told,
                 guide=guidance.parse(row.guidance),
-                labels=reference.labels if config.model.num_classes else None,
+                labels=reference.labels if subject.num_classes else None,
                 progress=lambda count, row=row: progress.made(count * row.network_calls),
             )
             line["metrics"] = {name: float(value) for name, value in reference.measure(images).items()}
@@ -236,9 +232,9 @@ def measure(rows, steps, study, reference, out, progress):
         yield row, line | {"seconds": round(time.perf_counter() - begin, 3)}
 
 
-def check_levels(config, row, log_snrs, beyond):
+def check_levels(subject, row, log_snrs, beyond):
     """Raises ConfigError for levels at which this network has no estimate, or that lie outside its table and are refused."""
-    configuration.check_levels(config, row.schedule, log_snrs)
+    subject.check_levels(row.schedule, log_snrs)
     how = "-inf among them" if np.isinf(beyond["by"]) else f"by up to {beyond['by']} in log-SNR"
     require(
         beyond["handled"] != "refused",
@@ -247,9 +243,9 @@ def check_levels(config, row, log_snrs, beyond):
     )
 
 
-def outside(config, log_snrs, translation, handling):
+def outside(subject, log_snrs, translation, handling):
     """How many levels lie outside the table of a network told timesteps, by how much at most, and how they are handled."""
-    table = build.make_conditioning(config).table
+    table, handling = subject.table, handling if subject.config else subject.network.outside
     if not table or translation == "raw":  # "raw" always tells it steps of the table
         return {"levels": 0, "by": 0.0, "handled": None}
     beyond = conditioning.outside(log_snrs, table)
@@ -296,10 +292,10 @@ class Progress:
 
 def check_images(study, runs):
     """Which real images samples are compared with, as `features.check` says. Raises ConfigError if they cannot be."""
-    config, num_classes = runs[0].config, [each.config.model.num_classes for each in runs if each.config.model.num_classes]
+    data, num_classes = runs[0].subject.data, [each.subject.num_classes for each in runs if each.subject.num_classes]
     try:
         given = features.check(
-            config.data,
+            data,
             study.num_images,
             study.metrics,
             split=study.reference,
@@ -310,7 +306,7 @@ def check_images(study, runs):
         raise ConfigError(f"reference={study.reference!r}, num_images={study.num_images}: {error}") from None
     if study.likelihood:
         try:
-            number = len(pipeline.open_config(config.data, study.likelihood))
+            number = len(pipeline.open_config(data, study.likelihood))
         except (ValueError, FileNotFoundError) as error:
             raise ConfigError(f"likelihood={study.likelihood!r}: {error}") from None
         enough = number >= max(study.likelihood_images, 2)
@@ -323,7 +319,9 @@ def evaluation(study, each, out, say):
     if not study.likelihood:
         return "not asked for"
     request = requests.Evaluate(
-        workdir=str(each.workdir.path),
+        workdir=each.place if each.config else "",
+        denoiser="" if each.config else each.place,
+        data="" if each.config else study.data,
         split=study.likelihood,
         num_images=study.likelihood_images,
         parameters=study.parameters,
@@ -355,27 +353,26 @@ def complete(each):
 
 
 def latest(each):
-    """The step of a run's last checkpoint. ValueError if it has none."""
-    step = each.workdir.latest_step()
-    require(step is not None, f"{each.workdir.path} holds no checkpoint yet: train it first")
+    """The step of a run's last checkpoint, 0 for an own network. ValueError if it has none."""
+    step = each.workdir.latest_step() if each.workdir else 0
+    require(step is not None, f"{each.place} holds no checkpoint yet: train it first")
     return step
 
 
 def describe(runs, evaluated):
     """What the report says of the seeds of one run. `evaluated`: {run: the reason why it has no evaluation, or None}."""
-    config = runs[0].config
-    _, params = build.abstract_denoiser(config)
+    config, subject = runs[0].config, runs[0].subject
     return {
-        "config": configuration.to_dict(config),
-        "evaluations": {str(each.workdir.path): evaluated[each] for each in runs},
-        "drawn": str(config.schedule),
-        "told": config.conditioning.kind,
-        "table": str(config.conditioning.table or ""),
-        "workdirs": [str(each.workdir.path) for each in runs],
+        "config": settings(runs[0]),
+        "evaluations": {each.place: evaluated[each] for each in runs},
+        "drawn": str(subject.schedule),
+        "told": subject.told,
+        "table": str(config.conditioning.table or "") if config else str(subject.schedule) if subject.table else "",
+        "workdirs": [each.place for each in runs],
         "train_seeds": [each.seed for each in runs],
-        "num_parameters": denoiser.num_parameters(params),
-        "train_steps": config.training.num_steps,
-        "batch_size": config.training.batch_size,
+        "num_parameters": subject.num_parameters,
+        "train_steps": config.training.num_steps if config else 0,
+        "batch_size": config.training.batch_size if config else 0,
         "seconds": [round(seconds_spent(each), 1) for each in runs],
     }
 
@@ -383,7 +380,7 @@ def describe(runs, evaluated):
 def seconds_spent(each):
     """How long the steps of a run took, from its metrics; 0 if it has none."""
     seconds, before = 0.0, 0
-    for line in read_metrics(each.workdir.metrics) if each.workdir.metrics.exists() else ():
+    for line in read_metrics(each.workdir.metrics) if each.workdir and each.workdir.metrics.exists() else ():
         seconds += (line["step"] - before) * each.config.training.batch_size / line["images_per_second"]
         before = line["step"]
     return seconds

@@ -181,7 +181,7 @@ def levels(comparison, how, n):
     placed = {name: comparison.levels(cells.get(name)) for name in names}
     finite = np.concatenate([values[np.isfinite(values)] for values in placed.values()])
     low, high = max(finite.min(initial=-10) - 1, -20), min(finite.max(initial=10) + 1, 20)
-    seen = max(run["train_steps"] * run["batch_size"] for run in comparison.runs.values())  # the draws of the longest run
+    seen = max(run["train_steps"] * run["batch_size"] for run in comparison.runs.values()) or 10**6  # draws of the longest run
     figure, axes = _axes(len(drawn), 4.2, 0.24 * len(names) + 2.0, sharey=True)
     for axis, text in zip(axes, drawn, strict=True):
         first, last = _density(axis, text, seen)

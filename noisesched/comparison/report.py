@@ -79,7 +79,9 @@ def heading(comparison, metric, pairs, shown):
 def compared(comparison):
     yield html.heading("What was compared")
     columns = ("schedule", "conditioning.kind", "conditioning.table", "training.num_steps", "training.batch_size")
-    varying = {name: texts for name, texts in pairing.varying(comparison).items() if name not in columns}
+    has = lambda texts: {run: text for run, text in texts.items() if text != "absent"}  # own networks lack a run's settings
+    varying = {name: has(texts) for name, texts in pairing.varying(comparison).items() if name not in columns}
+    varying = {name: texts for name, texts in varying.items() if len({*texts.values()}) > 1}
     yield html.table(
         [
             {
@@ -87,11 +89,15 @@ def compared(comparison):
                 "levels drawn in training": run["drawn"],
                 "told": text.told(comparison, name),
                 "table of timesteps": run.get("table") or "-",
-                "parameters": f"{run['num_parameters']:,}",
-                "steps x batch": f"{run['train_steps']:,} x {run['batch_size']}",
+                "parameters": f"{run['num_parameters']:,}" if run["num_parameters"] else "-",
+                "steps x batch": f"{run['train_steps']:,} x {run['batch_size']}" if run["train_steps"] else "-",
                 "seeds": str(len(run["workdirs"])),
             }
-            | ({"differs in": ", ".join(f"{setting} {texts[name]}" for setting, texts in varying.items())} if varying else {})
+            | (
+                {"differs in": ", ".join(f"{setting} {texts[name]}" for setting, texts in varying.items() if name in texts)}
+                if varying
+                else {}
+            )
             for name, run in comparison.runs.items()
         ],
         text.meanings(comparison),

@@ -16,18 +16,22 @@ from noisesched import guidance, samplers, schedules, spec
 from noisesched.evaluation import metrics
 from noisesched.runs import config as configuration
 from noisesched.runs import requests
+from noisesched.runs import subject as subjects
 from noisesched.runs.settings import named, require, setting, typed
+from noisesched.runs.subject import Subject
 from noisesched.runs.workdir import Workdir, differences
 
 TRAINED = "trained"  # among schedules: the one that each network was trained with
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
     """The settings of a comparison: the page `configs/compare.py` explains each field."""
 
     workdirs: tuple[str, ...]
     runs: dict
+    denoisers: tuple[str, ...] = setting(absent=())
+    data: str = setting(absent="")
     train_seeds: tuple[int, ...] = setting(at_least=0, below=2**32)
     parameters: str = setting(choices=requests.PARAMETERS)
     schedules: tuple[str, ...]
@@ -52,9 +56,18 @@ class Run:
 
     label: str
     seed: int
-    workdir: Workdir
-    config: configuration.Config
+    workdir: Workdir | None  # None for an own network
+    subject: Subject
     trainable: bool  # whether the study describes it, and so trains it
+
+    @property
+    def config(self):
+        return self.subject.config
+
+    @property
+    def place(self):
+        """Its workdir, or FILE.py:NAME, as text."""
+        return str(self.workdir.path) if self.workdir else self.subject.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +113,8 @@ def from_dict(values):
         require(given, f"{name} is empty: nothing is asked")
         for value in given:
             require(given.count(value) == 1, f"{name}: {value!r} is given twice")
-    nothing = "runs and workdirs are both empty: there is nothing to compare; give --config.workdirs=\"('DIR', 'DIR')\""
-    require(study.runs or study.workdirs, nothing)
+    nothing = "runs, workdirs and denoisers are empty: there is nothing to compare; give --config.workdirs=\"('DIR', 'DIR')\""
+    require(study.runs or study.workdirs or study.denoisers, nothing)
     parsers = {
         "schedules": lambda text: text if text == TRAINED else schedules.make(text),
         "methods": _with_all_options,
@@ -146,49 +159,58 @@ def find_runs(study, out):
         require(fits, f"runs: {label!r} cannot be the name of a folder: use letters, digits and _.=-")
         for seed in study.train_seeds:
             config = named(f"runs.{label}", configuration.from_dict, values | {"seed": seed})
-            found.append(Run(label, seed, Workdir(Path(out) / "runs" / label / f"seed{seed}"), config, True))
+            workdir = Workdir(Path(out) / "runs" / label / f"seed{seed}")
+            found.append(Run(label, seed, workdir, subjects.of_config(config, str(workdir.path)), True))
     for directory in study.workdirs:
         workdir = Workdir(directory)
-        config = configuration.from_dict(workdir.read_config())
-        numbered = re.fullmatch(r"seed_?\d+", workdir.path.name)
-        found.append(Run(workdir.path.parent.name if numbered else workdir.path.name, config.seed, workdir, config, False))
-    firsts, images = {}, images_of(found[0].config)
+        subject = subjects.of_workdir(directory)
+        label = workdir.path.parent.name if re.fullmatch(r"seed_?\d+", workdir.path.name) else workdir.path.name
+        found.append(Run(label, subject.config.seed, workdir, subject, False))
+    for text in study.denoisers:
+        path, _, name = text.rpartition(":")
+        found.append(Run(f"{Path(path).stem}.{name}", 0, None, subjects.of_file(text, study.data), False))
+    firsts, images = {}, images_of(found[0].subject.data)
     for run in found:
-        path, first = run.workdir.path, firsts.setdefault(run.label, run)
+        path, first = run.place, firsts.setdefault(run.label, run)
         number = run.label in ("nan", "inf", "-inf")  # which our JSON files hold as texts
         require(not number, f"{path}: the name {run.label!r} stands for a number in our files; take another")
-        changed = differences(*(configuration.to_dict(each.config) | {"seed": 0} for each in (first, run)))
-        both = f"{first.workdir.path} and {path}"
+        changed = differences(*(settings(each) | {"seed": 0} for each in (first, run)))
+        both = f"{first.place} and {path}"
         require(not changed, f"{both} have one name, {run.label!r}, but differ in more than the seed: {'; '.join(changed)}")
         same = firsts.setdefault((run.label, run.seed), run)
-        require(run is same, f"{same.workdir.path} and {path} are both seed {run.seed} of one run, {run.label!r}")
+        require(run is same, f"{same.place} and {path} are both seed {run.seed} of one run, {run.label!r}")
         require(
-            images_of(run.config) == images,
-            f"{path} was trained on other images than {found[0].workdir.path}: {images_of(run.config)}, not {images}; "
+            images_of(run.subject.data) == images,
+            f"{path} was trained on other images than {found[0].place}: {images_of(run.subject.data)}, not {images}; "
             "samples of the two have no common distance",
         )
     return found
 
 
-def images_of(config):
-    """The settings that must agree for two networks to be measured against the same real images."""
-    given = config.data
+def settings(run, short=False):
+    """What a run's network was made by, in JSON's types: see `config.to_dict`."""
+    if run.config:
+        return configuration.to_dict(run.config, short)
+    return {"data": configuration.to_dict(run.subject.data, short), "denoiser": run.subject.stored}
+
+
+def images_of(given):
+    """Of the settings of data, those that must agree for two networks to be measured against the same real images."""
     agreed = ("name", "path", "image_size", "channels", "background")
     return {name: getattr(given, name) for name in agreed}
 
 
 def shared(study, run, given):
     """What all rows of a run ask for, in JSON's types. `given`: the real images, as `features.check` names them."""
-    timesteps = run.config.conditioning.kind == "timestep"
     asked = {
-        "run": configuration.to_dict(run.config, short=True),
+        "run": settings(run, short=True),
         "parameters": study.parameters,
         "metrics": study.metrics,
         "num_images": study.num_images,
         "reference": given,
-        "outside": study.outside if timesteps else None,
-        "workdir": None if run.trainable else str(run.workdir.path),
-    } | ({"labels": "of the real images"} if run.config.model.num_classes else {})
+        "outside": study.outside if run.config and run.subject.table else None,
+        "workdir": None if run.trainable else run.place,
+    } | ({"labels": "of the real images"} if run.subject.num_classes else {})
     return json.loads(json.dumps(asked))
 
 
@@ -196,11 +218,11 @@ def rows_of(study, runs, given):
     """All combinations, [Row]: run by run, the fewest calls first."""
     rows, spelled = [], {canonical(text): text for text in study.schedules if text != TRAINED}
     if TRAINED in study.schedules:
-        check_levels(study, {str(run.config.schedule) for run in runs})
+        check_levels(study, {str(run.subject.schedule) for run in runs})
     for run in runs:
         common = shared(study, run, given)
-        translations = study.translations if run.config.conditioning.kind == "timestep" else (None,)
-        trained = str(run.config.schedule)
+        translations = study.translations if run.config and run.subject.table else (None,)
+        trained = str(run.subject.schedule)
         texts = dict.fromkeys(spelled.get(trained, trained) if text == TRAINED else text for text in study.schedules)
         for method, guide, translation, spacing, calls, schedule, seed in itertools.product(
             study.methods, study.guidances, translations, study.spacings, sorted(study.calls), texts, study.seeds

@@ -86,7 +86,8 @@ def _run(asked, request, out, say):
         return found
 
     # ---- The network, the images, and those to compare samples with.
-    subject = subjects.loaded(asked, request, say)
+    subject = subjects.loaded(asked, request.parameters, request.checkpoint, say)
+    subject = subjects.translated(subject, request.translation)
     examples = pipeline.examples(split, request.num_images or None)
     images, labels = examples["image"], examples["label"] if subject.num_classes else None
     average = trained_average(subject)

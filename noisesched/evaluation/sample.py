@@ -64,7 +64,8 @@ def run(request, say=tqdm.write):
     check(asked, request)
     for (text, _), log_snrs in levels.items():
         asked.check_levels(text, log_snrs)
-    subject = subjects.loaded(asked, request, say)
+    subject = subjects.loaded(asked, request.parameters, request.checkpoint, say)
+    subject = subjects.translated(subject, request.translation)
     for line in outside(subject, levels):
         say(f"note: {line}")
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from noisesched import guidance, loss, schedules
-from noisesched.models import build, conditioning
+from noisesched.models import build, conditioning, denoiser
 from noisesched.models.denoiser import Network
 from noisesched.models.wrap import Wrapped
 from noisesched.runs import config as configuration
@@ -78,6 +78,11 @@ class Subject:
             why = "was trained without classes" if not self.num_classes else "never went without its label (label_dropout=0)"
             raise ConfigError(f"guidance {text!r} needs a network's answer with and without a label; this one {why}")
 
+    @property
+    def num_parameters(self):
+        """How many parameters the network is known to have; 0 for a function, which holds its own."""
+        return denoiser.num_parameters(self.network.params if self.network else build.abstract_denoiser(self.config)[1])
+
     def check_translation(self, translation, known):
         """Raises ConfigError unless `translation` is None, or one of `known` and this a run's network told timesteps."""
         if translation:
@@ -129,21 +134,26 @@ def of_config(config, name="", stored=None, params=None, step=None):
     )
 
 
-def loaded(subject, request, say):
-    """The Subject with its network: of a run, the parameters, checkpoint and translation that the request asks for.
+def loaded(subject, parameters, checkpoint=None, say=print):
+    """The Subject with its network: of a run, with the parameters ("ema" or "params") of a checkpoint, None for the newest.
 
     Raises CheckpointError if the checkpoint cannot be used; `say` is told of a damaged one.
     """
     config = subject.config
     if not config:
         return subject
-    translation = request.translation if request.translation in conditioning.TRANSLATIONS else None
-    _, template = build.abstract_denoiser(config, translation)
+    _, template = build.abstract_denoiser(config)
     with Checkpoints(Workdir(subject.name), max_to_keep=None, say=say) as checkpoints:
-        step, items = checkpoints.restore({request.parameters: template}, request.checkpoint)
-    params = sharding.at_rest(items[request.parameters], config.training.parallel)
-    opened = of_config(config, subject.name, subject.stored, params, step)
-    return dataclasses.replace(opened, network=build.network(config, params, translation)) if translation else opened
+        step, items = checkpoints.restore({parameters: template}, checkpoint)
+    params = sharding.at_rest(items[parameters], config.training.parallel)
+    return of_config(config, subject.name, subject.stored, params, step)
+
+
+def translated(subject, translation):
+    """A run's loaded Subject with another of conditioning.TRANSLATIONS; as it is for None, "raw", and own networks."""
+    if not subject.config or translation not in conditioning.TRANSLATIONS:
+        return subject
+    return dataclasses.replace(subject, network=build.network(subject.config, subject.network.params, translation))
 
 
 def network_answers(network, level):
