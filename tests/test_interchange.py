@@ -125,7 +125,7 @@ PUBLISHED = {  # as they are distributed with the networks
         ),
         (
             "Stable Video Diffusion",
-            LATENT_SPEC,
+            "karras(sigma_min=0.002, sigma_max=700.0, rho=7.0)",
             "v",
             "ddim",
             None,
@@ -447,7 +447,7 @@ def test_solvers_of_known_steps():
         ("[" * 100_000, "is not JSON"),
         ("\x00", "is not JSON"),
         ('{"_class_name": 3}', "_class_name=3"),
-        ('{"_class_name": "KarrasVeScheduler"}', "known: DDIMScheduler"),
+        ('{"_class_name": "KarrasVeScheduler"}', "DDIM, DDIMParallel, DDPM"),
         (DDIM | {"beta_start": "low"}, 'beta_start="low" must be a number'),
         (DDIM | {"beta_end": True}, "beta_end=true"),
         (DDIM | {"beta_end": math.inf}, "finite"),
@@ -475,7 +475,7 @@ def test_solvers_of_known_steps():
         (EULER | {"steps_offset": -1, "timestep_spacing": "leading", "num_train_timesteps": 50}, "from 0 to 49"),
         (json.dumps(DDIM)[:-1] + ', "_class_name": "DDPMScheduler"}', '"_class_name" occurs more than once'),
         (json.dumps(DDIM)[:-1] + ', "_note": {"a": 1, "a": 1}}', '"a" occurs more than once'),
-        (FLOW | {"shift": -1}, "flow(shift=-1.0)"),
+        (FLOW | {"shift": -1}, "shift=-1 must be above 0"),
         (FLOW | {"num_train_timesteps": 0}, "num_train_timesteps=0"),
     ],
 )
