@@ -238,13 +238,13 @@ def _method(fields, notes):
     if fields.known.note:
         notes.append(f"{name}: {fields.known.note}")
     choices = {field: known for field, known in STEPS.get(method, {}).items() if field in fields.defaults}
+    if method == "dpmpp_2m" and fields["solver_order"] == 1:  # of which there is one kind
+        method, choices = "ddim", {field: known for field, known in choices.items() if field != "solver_type"}
     missing = [field for field, known in choices.items() if fields[field] not in known]
     if method is None or missing:
         asked = "".join(f" with {field}={schedulers.quoted(fields[field])}" for field in missing)
         notes.append(f"no sampler here takes the steps of {name}{asked}; known: {', '.join(samplers.METHODS)}")
         return None
-    if fields["solver_order"] == 1:
-        method = "ddim"
     if fields["variance_type"] == "fixed_large":
         method = "ancestral(variance=1)"
         notes.append(f"fixed_large: {name} adds noise to the final image too, unless its last timestep is 0; none here")
@@ -274,10 +274,12 @@ def _grid(fields, log_snr):
     grid, num_steps = fields.known.grid, len(log_snr)
     if "timestep_spacing" in fields.defaults:
         grid = dataclasses.replace(grid, spacing=fields.choice("timestep_spacing", fields.known.spacings))
-    offset = fields["steps_offset"] if "steps_offset" in fields.defaults else grid.offset
+    if grid.spacing != "leading":
+        grid = dataclasses.replace(grid, offset=0)
+    elif "steps_offset" in fields.defaults:
+        grid = dataclasses.replace(grid, offset=fields["steps_offset"])
     grid = dataclasses.replace(
         grid,
-        offset=offset if grid.spacing == "leading" else 0,
         stand_in=bool(fields["rescale_betas_zero_snr"]) and grid.timesteps in ("fractional", "of one more"),
         sigmas=_sigmas(fields),
     )

@@ -40,6 +40,7 @@ class Grid:
     sigma_max: float | None = None
     stand_in: bool = False  # whether the table's last alpha_bar is STAND_IN there, not 0
     clipped: int = 0  # how many of the noisiest timesteps lambda_min_clipped leaves out
+    falls: bool = False  # whether linspace goes from the noisiest timestep down, so that a single one is the noisiest
     least: int = 1  # the smallest N
     shift: float = 1.0  # of a flow
     dynamic: bool = False  # whether the image's size decides it
@@ -72,7 +73,8 @@ class Grid:
         if self.spacing == "leading":
             return (np.arange(many) * (last // many))[::-1][:n] + float(self.offset)
         if self.timesteps == "fractional":
-            return np.linspace(0, last - 1, n, dtype=np.float32)[::-1].astype(np.float64)
+            up = np.linspace(0, last - 1, n, dtype=np.float32).astype(np.float64)
+            return last - 1 - up if self.falls else up[::-1]
         return np.linspace(0, last - 1, many).round()[::-1][:n]
 
     def sigma_ve(self, log_snr, n):
@@ -322,9 +324,12 @@ CLASSES = {
         note="every step of it goes from timestep t to t - 1, which is the next level only if N is the number of timesteps",
     ),
     "FlaxPNDMScheduler": Known(_TABLE | _PNDM | {"steps_offset": 0}, Grid("whole", "leading")),
-    "FlaxLMSDiscreteScheduler": Known(_TABLE, Grid("fractional")),
+    "FlaxLMSDiscreteScheduler": Known(_TABLE, Grid("fractional", falls=True)),
     "FlaxEulerDiscreteScheduler": Known(
-        _TABLE | {"timestep_spacing": "linspace"}, Grid("fractional", offset=1), "ddim", spacings=("linspace", "leading")
+        _TABLE | {"timestep_spacing": "linspace"},
+        Grid("fractional", offset=1, falls=True),
+        "ddim",
+        spacings=("linspace", "leading"),
     ),
     "FlaxDPMSolverMultistepScheduler": Known(
         _SPACED | _THRESHOLD | _DPM | {"solver_order": 2, "lower_order_final": True}, Grid("of one more"), "dpmpp_2m"
