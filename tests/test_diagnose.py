@@ -457,10 +457,13 @@ def test_what_the_sampler_is_does_not_hide_a_fault_of_the_levels():
 
 
 def test_a_network_told_sigmas_is_not_judged_by_a_table(tmp_path):
-    fields = EULER | {"timestep_type": "continuous", "prediction_type": "v_prediction", "use_karras_sigmas": True}
-    (tmp_path / "scheduler_config.json").write_text(json.dumps(fields | {"sigma_min": 0.002, "sigma_max": 700.0}))
-    with pytest.raises(ValueError, match="told log.sigma_ve. / 4.*not judged"):
-        scheduler_file.read(str(tmp_path / "scheduler_config.json"))
+    for fields in (
+        PUBLISHED["Stable Video Diffusion"],
+        {"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction", "sigma_data": 1.0},
+    ):
+        (tmp_path / "scheduler_config.json").write_text(json.dumps(fields))
+        with pytest.raises(ValueError, match="told log.sigma_ve. / 4.*not judged"):
+            scheduler_file.read(str(tmp_path / "scheduler_config.json"))
 
 
 def test_no_field_is_offered_that_does_not_help():

@@ -655,6 +655,7 @@ def test_a_consistency_models_levels_are_of_a_table_of_karras():
         (EULER | {"use_karras_sigmas": True, "use_exponential_sigmas": True}, "both true"),
         (SOLVER | {"use_flow_sigmas": True}, "use_flow_sigmas"),
         (FLOW | {"use_dynamic_shifting": True}, "use_dynamic_shifting=true"),
+        (EULER | {"interpolation_type": "cubic"}, 'interpolation_type="cubic" is not known here; known: linear, log_linear'),
         (DDIM | {"steps_offset": -5}, "steps_offset=-5 must be from 0 to 999"),
         (DDIM | {"steps_offset": 1000}, "from 0 to 999"),
         (EULER | {"steps_offset": -1, "timestep_spacing": "leading", "num_train_timesteps": 50}, "from 0 to 49"),
@@ -843,6 +844,8 @@ def test_what_was_there_is_told_and_its_own_input_kept(main, tmp_path):
         code, out, err = main(*arguments)
         assert code == 2 and "pipe is not a regular file" in err
     assert (tmp_path / "e.json").read_text() == content
+    (tmp_path / "x").write_text("mine")
+    assert main("--write=new", "--schedule=discrete(linear)", "--prediction=v", "--betas=x")[0] == 0
     (tmp_path / "x").write_text("mine")
     for told in (", in place of other content", ""):
         code, out, err = main("--read=e.json", "--betas=x")

@@ -17,6 +17,7 @@ from noisesched.interchange.scheduler_config import from_fields, to_fields
 diffusers = pytest.importorskip("diffusers")
 torch = pytest.importorskip("torch")
 
+EDM = {"prediction_type": "v_prediction", "sigma_data": 1.0, "sigma_max": 20.0}
 ZERO = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
 FILES = [
     DDIM,
@@ -130,6 +131,8 @@ def test_the_same_table_and_the_same_levels(fields):
         DDIM | LATENT | ZERO,
         SOLVER | LATENT | ZERO,
         EULER | LATENT | {"prediction_type": "v_prediction"},
+        *(EDM | {"_class_name": f"EDM{name}Scheduler"} for name in ("Euler", "DPMSolverMultistep")),
+        EDM | {"_class_name": "EDMDPMSolverMultistepScheduler", "solver_order": 1, "solver_type": "heun"},
     ],
     ids=named,
 )
@@ -140,7 +143,7 @@ def test_the_same_image_from_the_same_noise(fields):
     levels = jnp.asarray(settings.levels(20), jnp.float32)
     ours = samplers.sample(estimate, jax.random.key(0), jnp.asarray(noise), levels, settings.method)
     scheduler.set_timesteps(20)
-    exploding = fields["_class_name"] in (EULER["_class_name"], HEUN["_class_name"])  # then it is z / alpha that moves
+    exploding = fields["_class_name"].startswith(("EulerDiscrete", "Heun", "EDM"))  # then it is z / alpha that moves
     sample = torch.tensor(noise / float(diffusion.alpha(levels[0])) if exploding else noise)[:, None, None, None]
     for index, step in enumerate(scheduler.timesteps):
         if hasattr(scheduler, "sigmas"):

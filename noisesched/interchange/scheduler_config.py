@@ -133,10 +133,10 @@ def from_fields(fields, image_size=None):
 
 def _discrete(fields, notes):
     """The entries of `SchedulerConfig` for a table of betas."""
-    schedule, told = _schedule(fields), _told_sigma(fields)
-    table = schedule.table
-    prediction = PREDICTIONS[fields.choice("prediction_type", PREDICTIONS) if "prediction_type" in fields.defaults else "epsilon"]
-    zero = table.alpha_bar[-1] == 0
+    schedule = _schedule(fields)
+    table, zero = schedule.table, schedule.table.alpha_bar[-1] == 0
+    prediction = PREDICTIONS[fields.choice("prediction_type", PREDICTIONS) or "epsilon"]
+    told = fields["timestep_type"] == "continuous" and prediction == "v"
     if zero and prediction == "eps":
         notes.append("prediction eps: at zero SNR no image follows from the noise; use v or x with such a schedule")
     method, grid = _method(fields, notes), _grid(fields, table.log_snr)
@@ -148,7 +148,7 @@ def _discrete(fields, notes):
         notes.append("interpolation_type log_linear: the network is told the spacing's timesteps, not those of these sigmas")
     if fields["skip_prk_steps"]:
         notes.append(f"{fields.name} with skip_prk_steps calls the network at its second level twice")
-    elif "skip_prk_steps" in fields.defaults:
+    elif fields["skip_prk_steps"] is False:
         notes.append(
             f"{fields.name} without skip_prk_steps: its first three steps, Runge-Kutta's, call the network twice at the next "
             "level, and twice T // N // 2 timesteps above it"
@@ -171,10 +171,6 @@ def _discrete(fields, notes):
         "told_sigma": told,
         "spacing": grid.spacing if same else None,
     }
-
-
-def _told_sigma(fields):
-    return fields["timestep_type"] == "continuous" and fields["prediction_type"] == "v_prediction"
 
 
 def _no_spacing(fields, grid):
@@ -263,8 +259,7 @@ def _method(fields, notes):
     elif fields["clip_sample"]:
         limit = fields["clip_sample_range"] or 1.0
         notes.append(f"clip_sample: every estimate of the image is cut at -{limit:g} and {limit:g} there; {method} does not")
-    noisy = {"set_alpha_to_one": False, "final_sigmas_type": "sigma_min", "interpolation_type": "log_linear"}
-    if any(fields[field] == value for field, value in noisy.items()) or name == "FlaxDPMSolverMultistepScheduler":
+    if fields["set_alpha_to_one"] is False or fields["final_sigmas_type"] == "sigma_min" or _sigmas(fields) == "log_linear":
         notes.append("there the last step ends at the first timestep's level, still a little noisy; here in the clean image")
     return method
 
@@ -272,14 +267,14 @@ def _method(fields, notes):
 def _grid(fields, log_snr):
     """How this class places its levels on the table of these log-SNRs."""
     grid, num_steps = fields.known.grid, len(log_snr)
-    if "timestep_spacing" in fields.defaults:
-        grid = dataclasses.replace(grid, spacing=fields.choice("timestep_spacing", fields.known.spacings))
-    if grid.spacing != "leading":
-        grid = dataclasses.replace(grid, offset=0)
-    elif "steps_offset" in fields.defaults:
-        grid = dataclasses.replace(grid, offset=fields["steps_offset"])
+    spacing = fields.choice("timestep_spacing", fields.known.spacings) or grid.spacing
+    offset = grid.offset
+    if spacing == "leading" and "steps_offset" in fields.defaults:
+        offset = fields["steps_offset"]
     grid = dataclasses.replace(
         grid,
+        spacing=spacing,
+        offset=offset if spacing == "leading" else 0,
         stand_in=bool(fields["rescale_betas_zero_snr"]) and grid.timesteps in ("fractional", "of one more"),
         sigmas=_sigmas(fields),
     )
@@ -287,7 +282,7 @@ def _grid(fields, log_snr):
         grid = dataclasses.replace(grid, distilled=(distilled := fields["original_inference_steps"]))
         if not 1 <= distilled <= num_steps:
             raise ValueError(f"original_inference_steps={distilled} must be from 1 to {num_steps}, the number of timesteps")
-    if fields["skip_prk_steps"] is False and "skip_prk_steps" in fields.defaults:
+    if fields["skip_prk_steps"] is False:
         grid = dataclasses.replace(grid, least=4)
     sigmas = grid.table(log_snr)
     if grid.sigmas == "table":
@@ -305,6 +300,7 @@ def _grid(fields, log_snr):
 
 def _sigmas(fields):
     """Which sigmas a file chooses: one of `schedulers.CHOICES`, or "table"."""
+    fields.choice("interpolation_type", ("linear", "log_linear"))
     chosen = [kind for kind, (field, value) in schedulers.CHOICES.items() if fields[field] == value]
     if len(several := [kind for kind in chosen if kind in ("karras", "exponential", "beta")]) > 1:
         raise ValueError(f"{' and '.join(schedulers.CHOICES[kind][0] for kind in several)} are both true: choose one")
@@ -323,7 +319,7 @@ def _edm(fields, notes):
     low, high, rho = (fields.number(name) for name in ("sigma_min", "sigma_max", "rho"))
     if not low < high:
         raise ValueError(f"sigma_min={low:g} must be below sigma_max={high:g}")
-    sigmas = fields.choice("sigma_schedule", ("karras", "exponential")) if "sigma_schedule" in fields.defaults else "karras"
+    sigmas = fields.choice("sigma_schedule", ("karras", "exponential")) or "karras"
     grid = dataclasses.replace(fields.known.grid, sigmas=sigmas, sigma_min=low, sigma_max=high, rho=rho)
     method, data = _method(fields, notes), fields["sigma_data"]
     v = data == 1 and fields.choice("prediction_type", ("epsilon", "v_prediction")) == "v_prediction"
@@ -367,9 +363,9 @@ def _flow(fields, notes, image_size):
     if not solver and sigmas != "table":
         grid = dataclasses.replace(grid, sigma_min=fields.number("sigma_min"), sigma_max=fields.number("sigma_max"))
     elif solver and sigmas == "table":
-        grid = dataclasses.replace(grid, timesteps="UniPC's flow" if "UniPC" in fields.name else "solver's flow")
+        grid = dataclasses.replace(grid, timesteps=fields.known.flow)
     elif solver:
-        if sigmas != "karras" or "UniPC" not in fields.name:
+        if sigmas != "karras" or fields.known.flow != "UniPC's flow":
             raise ValueError(
                 f"use_flow_sigmas with {schedulers.CHOICES[sigmas][0]}: {fields.name} takes the sigmas of a table of betas for "
                 "a flow's times, which end at 1"
@@ -524,7 +520,8 @@ def _check_files(paths):
         if flag != "read" and os.path.exists(path) and not os.path.isfile(path):
             raise ValueError(f"--{flag}={path} is not a regular file")
     for (flag, path), (other, its) in itertools.combinations(paths.items(), 2):
-        if os.path.realpath(path) == os.path.realpath(its) or os.path.exists(its) and Path(path).samefile(its):
+        there = os.path.exists(path) and os.path.exists(its)
+        if os.path.samefile(path, its) if there else os.path.realpath(path) == os.path.realpath(its):
             raise ValueError(f"--{flag} and --{other} are the same file, {path}")
 
 

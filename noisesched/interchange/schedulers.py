@@ -35,7 +35,7 @@ class Grid:
     timesteps: str
     spacing: str = "linspace"
     offset: int = 0
-    sigmas: str = "table"  # "table": those of the timesteps | one of CHOICES, between the ends of those visited, or these:
+    sigmas: str = "table"  # "table": those of the timesteps | one of CHOICES: between the ends of those visited, or these
     sigma_min: float | None = None
     sigma_max: float | None = None
     stand_in: bool = False  # whether the table's last alpha_bar is STAND_IN there, not 0
@@ -135,8 +135,8 @@ class Grid:
         return np.exp(np.log(high) * (1 - share) + np.log(low) * share)
 
     def __str__(self):
-        """As fields of a file."""
-        if self.timesteps in ("edm", "consistency"):
+        """In the words of a file's fields."""
+        if self.sigma_min and self.sigma_max:
             return f"{self.sigmas} sigmas from {self.sigma_max:g} to {self.sigma_min:g}"
         words = [f"shift={self.shift:g}" if "flow" in self.timesteps else f"timestep_spacing={self.spacing}"]
         words += [
@@ -159,7 +159,8 @@ class Known:
     betas: tuple[str, ...] = ("linear", "scaled_linear", "squaredcos_cap_v2")  # the names of tables that it knows
     spacings: tuple[str, ...] = schedules.SPACINGS
     own_ends: tuple[str, ...] = ("lu", "log_linear")  # the sigmas whose ends are the table's, whatever sigma_min and sigma_max
-    note: str = ""  # what else there is to say
+    flow: str = "solver's flow"  # the kind of its grid with use_flow_sigmas
+    note: str = ""  # another remark
 
 
 # Fields that classes share.
@@ -200,7 +201,7 @@ _FLOW_SIGMAS = {"use_flow_sigmas": False, "flow_shift": 1.0}
 _SOLVER = _SPACED | _THRESHOLD | _SIGMAS | _FLOW_SIGMAS | _DYNAMIC | {"solver_order": 2, "lower_order_final": True}
 _DPM = {"algorithm_type": "dpmsolver++", "solver_type": "midpoint"}
 _CLIPPED = {"lambda_min_clipped": -math.inf, "variance_type": None}
-_ZERO_AT_END = {"final_sigmas_type": "zero"}
+_FINAL = {"final_sigmas_type": "zero"}
 _COGVIDEOX = (
     _LEADING
     | _ZERO
@@ -221,7 +222,7 @@ _EDM = {
     "sigma_schedule": "karras",
     "rho": 7.0,
     "prediction_type": "epsilon",
-} | _ZERO_AT_END
+} | _FINAL
 _FLOW = _SIGMAS | _DYNAMIC | {"num_train_timesteps": 1000, "shift": 1.0, "invert_sigmas": False, "shift_terminal": None}
 _HALFWAY = "each of its steps calls the network twice, the second time half-way in log-SNR to {}"
 _DDPM_BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
@@ -237,7 +238,7 @@ CLASSES = {
     "DDPMScheduler": Known(_DDPM, Grid("whole"), "ancestral", _DDPM_BETAS),
     "DDPMParallelScheduler": Known(_DDPM, Grid("whole"), "ancestral", _DDPM_BETAS),
     "EulerDiscreteScheduler": Known(
-        _SPACED | _ZERO | _SIGMAS | _ZERO_AT_END | {"interpolation_type": "linear", "timestep_type": "discrete"},
+        _SPACED | _ZERO | _SIGMAS | _FINAL | {"interpolation_type": "linear", "timestep_type": "discrete"},
         Grid("fractional"),
         "ddim",
     ),
@@ -249,21 +250,22 @@ CLASSES = {
         ("linear", "scaled_linear", "squaredcos_cap_v2", "exp"),
     ),
     "DPMSolverMultistepScheduler": Known(
-        _SOLVER | _ZERO | _DPM | _CLIPPED | _ZERO_AT_END | {"euler_at_final": False, "use_lu_lambdas": False},
+        _SOLVER | _ZERO | _DPM | _CLIPPED | _FINAL | {"euler_at_final": False, "use_lu_lambdas": False},
         Grid("of one more"),
         "dpmpp_2m",
     ),
     "DPMSolverSinglestepScheduler": Known(
-        _without(_SOLVER, "timestep_spacing", "steps_offset") | _DPM | _CLIPPED | _ZERO_AT_END | {"lower_order_final": False},
+        _without(_SOLVER, "timestep_spacing", "steps_offset") | _DPM | _CLIPPED | _FINAL | {"lower_order_final": False},
         Grid("of one more"),
     ),
     "DEISMultistepScheduler": Known(_SOLVER | {"algorithm_type": "deis", "solver_type": "logrho"}, Grid("of one more")),
     "UniPCMultistepScheduler": Known(
         _SOLVER
         | _ZERO
-        | _ZERO_AT_END
+        | _FINAL
         | {"predict_x0": True, "solver_type": "bh2", "disable_corrector": [], "solver_p": None, "shift_terminal": None},
         Grid("of one more"),
+        flow="UniPC's flow",
     ),
     "SASolverScheduler": Known(
         _without(_SOLVER, "solver_order", *_DYNAMIC)
@@ -286,7 +288,7 @@ CLASSES = {
         _without(_TABLE, "prediction_type") | {"eta": 0.0, "clip_sample": True},
         Grid("whole", "leading"),
         betas=("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
-        note="it goes back up by ten levels and down again, nine times for every ten levels, unless the call says otherwise",
+        note="at every tenth level it goes back up by ten and down again, nine times, unless the call says otherwise",
     ),
     "UnCLIPScheduler": Known(
         {
@@ -332,7 +334,7 @@ CLASSES = {
         spacings=("linspace", "leading"),
     ),
     "FlaxDPMSolverMultistepScheduler": Known(
-        _SPACED | _THRESHOLD | _DPM | {"solver_order": 2, "lower_order_final": True}, Grid("of one more"), "dpmpp_2m"
+        _SPACED | _THRESHOLD | _DPM | {"solver_order": 2, "lower_order_final": True}, Grid("of one more")
     ),
 }
 FIELDS = {name: known.fields for name, known in CLASSES.items()}
@@ -409,7 +411,8 @@ class Fields:
         return value
 
     def choice(self, field, choices):
-        if (value := self[field]) not in choices:
+        """The field's value, one of the choices; None if this class has no such field."""
+        if (value := self[field]) not in choices and field in self.defaults:
             raise ValueError(f"{field}={quoted(value)} is not known here; known: {', '.join(map(str, choices))}")
         return value
 
