@@ -66,7 +66,7 @@ class SchedulerConfig:
             raise ValueError(f"the number of levels must be a whole number from 1 to 100000; got {n}")
         table = self.schedule.table
         sigmas = self.grid.sigma_ve(table.log_snr if table else np.zeros(self.num_steps), n)
-        if not (np.diff(sigmas) < 0).all() or not sigmas[-1] > 0:
+        if not (sigmas[1:] < sigmas[:-1]).all() or not sigmas[-1] > 0:
             raise ValueError(f"{self.class_name} does not visit {n} increasing levels: choose another number of steps")
         return -2 * np.log(sigmas)
 
