@@ -377,6 +377,7 @@ FILES = {
     "Runge-Kutta": RUNGE_KUTTA,
     "given betas": DDPM | {"trained_betas": np.linspace(1e-4, 0.012, 500).tolist(), "num_train_timesteps": 500},
     "passed over": DIFFUSION | {"timestep_spacing": "trailing", "_use_default_values": ["timestep_spacing", "clip_sample"]},
+    "single steps": LATENT | {"_class_name": "DPMSolverSinglestepScheduler"},  # whose spacing no field sets
     "Flax": LATENT | {"_class_name": "FlaxPNDMScheduler", "skip_prk_steps": True, "steps_offset": 1},
     **{name: PUBLISHED[name] for name in ("Stable Diffusion 1.5", "Stable Diffusion 2.1", "Stable Diffusion XL", "DDPM")},
 }

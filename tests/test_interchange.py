@@ -578,8 +578,8 @@ def test_levels_that_a_written_file_does_not_give_back_are_told(tmp_path):
     run_write(
         str(tmp_path / "f.json"), "discrete(linear, num_steps=150)", "eps", say=said.append
     )  # no number of steps: the usual
-    (line,) = (line for line in said if "does not visit these levels" in line)
-    assert line.startswith("note: in 7 steps, of 1, 2, 3")
+    (line,) = (line for line in said if "visits other levels" in line)
+    assert "in 7 steps, as it rounds timesteps (1, 2, 3" in line
 
 
 def test_solvers_of_known_steps():
@@ -821,6 +821,13 @@ def test_writing_from_a_spec(main, tmp_path):
     np.testing.assert_allclose(sigmas, np.exp(-read("w.json").levels(4) / 2), rtol=1e-5)
     code, out, err = main("--read=w.json")
     assert code == 0 and "alpha_bar 0, sigma_ve inf, log-SNR -inf" in out
+
+
+def test_a_network_told_sigmas_is_read_by_the_levels_that_rule(main, tmp_path):
+    (tmp_path / "video.json").write_text(json.dumps(PUBLISHED["Stable Video Diffusion"]))
+    code, out, err = main("--read=video.json", "--steps=25")
+    assert code == 0 and "  schedule    karras(sigma_min=0.002, sigma_max=700.0, rho=7.0)\n" in out
+    assert "sigma_ve 700, log-SNR -13.1" in out and "25 levels  log-SNR -13.1 to 12.43" in out and "conditioning" not in out
 
 
 def test_a_single_level_can_be_sampled_from(main, tmp_path):

@@ -126,7 +126,8 @@ def _moved(scheduler):
     name = scheduler.class_name
     namesake, wanted = name.removeprefix("Flax"), {"rescale_betas_zero_snr", "timestep_spacing"}
     other = namesake if namesake != name and wanted <= schedulers.FIELDS[namesake].keys() else "DDIMScheduler"
-    own, after = {"clip_sample": False} | schedulers.FIELDS[name], schedulers.FIELDS[other]
+    fixed = {"clip_sample": False, "timestep_spacing": scheduler.grid.spacing, "steps_offset": scheduler.grid.offset}
+    own, after = fixed | schedulers.FIELDS[name], schedulers.FIELDS[other]
     before = schedulers.Fields(other, scheduler.fields).given
     kept = {field: value for field, value in own.items() if field not in before and after.get(field, value) != value}
     return {"_class_name": other} | kept

@@ -531,7 +531,7 @@ def run_read(path, n=None, sigmas=None, betas=None, image_size=None, say=print):
     schedule, levels = scheduler.schedule, scheduler.levels(n) if n else None
     _write_lists(sigmas, levels, betas, schedule, say)
     said = str(schedule)
-    if betas or len(said) > 150:  # given betas are too long to read
+    if schedule.table and (betas or len(said) > 150):  # given betas are too long to read
         said = f"betas({betas or 'FILE'!r})"
     log_snr = float(schedule(1.0))
     alpha_bar, sigma_ve = float(diffusion.alpha_bar(log_snr)), math.exp(-log_snr / 2)
@@ -604,8 +604,8 @@ def run_write(
         notes = [*others.values(), *notes]
     elif others:
         say(
-            f"note: in {', '.join(map(str, others))} steps, of {', '.join(map(str, counts))} tried, the library does not visit "
-            "these levels with this file, as it rounds timesteps (--steps=N says where)"
+            f"note: with this file the library visits other levels in {', '.join(map(str, others))} steps, as it rounds "
+            f"timesteps ({', '.join(map(str, counts))} were tried; --steps=N says where)"
         )
     for note in notes:
         say(f"note: {note}")
