@@ -285,18 +285,15 @@ def test_log_linear_sigmas():
     assert any("not those of these sigmas" in note for note in euler.notes)
 
 
-@pytest.mark.parametrize("spacing", schedules.SPACINGS)
-def test_the_noisiest_timesteps_can_be_left_out(spacing):
+@pytest.mark.parametrize("spacing, first, gap", [("trailing", 912, 125), ("leading", 808, 101), ("linspace", 912, 114)])
+def test_the_noisiest_timesteps_can_be_left_out(spacing, first, gap):
+    """913 of the 1000 have a log-SNR of -4 or more: eight of nine even ones among these, or every 125th from the last."""
     fields = SOLVER | {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": spacing}
     log_snr = table(fields).log_snr
-    kept, levels = (log_snr >= -10.2).sum(), from_fields(fields | {"lambda_min_clipped": -5.1}).levels(8)
+    levels = from_fields(fields | {"lambda_min_clipped": -2}).levels(8)
     steps = [int(np.abs(log_snr - level).argmin()) for level in levels]
     np.testing.assert_allclose(log_snr[steps], levels, rtol=1e-9)
-    assert steps[0] == {"trailing": kept - 1, "leading": 8 * (kept // 9), "linspace": kept - 1}[spacing] < 999
-    assert (
-        set(np.diff(steps))
-        <= {"trailing": {-125}, "leading": {-(kept // 9)}, "linspace": {-(kept // 8), -(kept // 8) - 1}}[spacing]
-    )
+    assert steps[0] == first and set(-np.diff(steps)) == {gap}
     np.testing.assert_array_equal(from_fields(fields | {"lambda_min_clipped": -1e3}).levels(8), from_fields(fields).levels(8))
 
 
@@ -315,7 +312,8 @@ def test_timesteps_that_rule_no_sigma_may_be_any(fields):
 
 
 def test_tables_that_no_spec_names():
-    """exp: alpha_bar = e^(-12 t). sigmoid: betas that are symmetric about the middle. laplace: SNR = (t / (1 - t) / 2)^-+1."""
+    """exp: alpha_bar = e^(-12 u). sigmoid: logits of the betas evenly spaced. laplace: logit of alpha_bar^2 log(2 min(u, 1 - u)) / 2,
+    above 0 before the middle."""
     u = np.arange(1, 1001) / 1000
     exponential = table(HEUN | {"beta_schedule": "exp"})
     np.testing.assert_allclose(np.log(exponential.alpha_bar), -12 * u, rtol=1e-9)
