@@ -312,8 +312,8 @@ def test_timesteps_that_rule_no_sigma_may_be_any(fields):
 
 
 def test_tables_that_no_spec_names():
-    """exp: alpha_bar = e^(-12 u). sigmoid: logits of the betas evenly spaced. laplace: logit of alpha_bar^2 log(2 min(u, 1 - u)) / 2,
-    above 0 before the middle."""
+    """exp: alpha_bar = e^(-12 u). sigmoid: the logits of the betas are evenly spaced. laplace: the logit of alpha_bar^2 is
+    -log(2 u) / 2, and in the noisier half log(2 (1 - u)) / 2."""
     u = np.arange(1, 1001) / 1000
     exponential = table(HEUN | {"beta_schedule": "exp"})
     np.testing.assert_allclose(np.log(exponential.alpha_bar), -12 * u, rtol=1e-9)
