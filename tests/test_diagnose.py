@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import BASE
-from test_interchange import DDIM, DDPM, EULER, FLOW, HEUN, LATENT, PUBLISHED, SOLVER
+from test_interchange import DDIM, DDPM, EULER, HEUN, LATENT, PUBLISHED, SOLVER
 
 from noisesched import samplers, schedules
 from noisesched.diagnosis import checks, diagnose, leak, scheduler_file
@@ -377,7 +377,9 @@ FILES = {
     "Runge-Kutta": RUNGE_KUTTA,
     "given betas": DDPM | {"trained_betas": np.linspace(1e-4, 0.012, 500).tolist(), "num_train_timesteps": 500},
     "passed over": DIFFUSION | {"timestep_spacing": "trailing", "_use_default_values": ["timestep_spacing", "clip_sample"]},
-    **{name: fields for name, fields in PUBLISHED.items() if fields["_class_name"] != FLOW["_class_name"]},
+    "single steps": LATENT | {"_class_name": "DPMSolverSinglestepScheduler"},  # whose spacing no field sets
+    "Flax": LATENT | {"_class_name": "FlaxPNDMScheduler", "skip_prk_steps": True, "steps_offset": 1},
+    **{name: PUBLISHED[name] for name in ("Stable Diffusion 1.5", "Stable Diffusion 2.1", "Stable Diffusion XL", "DDPM")},
 }
 
 
@@ -435,15 +437,16 @@ def test_a_files_repairs_leave_nothing_to_repair(name, own):
 
 
 def test_a_class_that_cannot_begin_at_zero_snr_is_replaced():
-    """With what was its default said: Heun's ends are not DDIM's. Levels that are not known here are not made up."""
+    """With what was its default said: Heun's ends are not DDIM's, and PNDM's images are not clipped."""
     found = examined_file(HEUN, plan())
     (end,) = [f for f in found if f.about == "end of the training schedule"]
     changes = json.loads("{" + end.file_repair + "}")
     assert changes["_class_name"] == "DDIMScheduler" and (changes["beta_start"], changes["beta_end"]) == (0.00085, 0.012)
-    found = examined_file(RUNGE_KUTTA, plan(), 10, 50)
-    assert [f.severity for f in found] == ["fault", "warning", "fine", "fine"]
-    assert found[1].about == "levels of sampling" and found[1].file_repair == '"timestep_spacing": "trailing"'
-    assert found[0].file_repair.startswith('"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": true')
+    (end,) = [f for f in examined_file(FILES["Flax"], plan()) if f.about == "end of the training schedule"]
+    changes = json.loads("{" + end.file_repair + "}")
+    assert changes["_class_name"] == "DDIMScheduler" and changes["clip_sample"] is changes["set_alpha_to_one"] is False
+    (end,) = [f for f in examined_file({"_class_name": "FlaxDDPMScheduler"}, plan()) if f.about == "end of the training schedule"]
+    assert json.loads("{" + end.file_repair + "}")["_class_name"] == "DDPMScheduler"
 
 
 def test_what_the_sampler_is_does_not_hide_a_fault_of_the_levels():
@@ -455,10 +458,13 @@ def test_what_the_sampler_is_does_not_hide_a_fault_of_the_levels():
 
 
 def test_a_network_told_sigmas_is_not_judged_by_a_table(tmp_path):
-    fields = EULER | {"timestep_type": "continuous", "prediction_type": "v_prediction", "use_karras_sigmas": True}
-    (tmp_path / "scheduler_config.json").write_text(json.dumps(fields | {"sigma_min": 0.002, "sigma_max": 700.0}))
-    with pytest.raises(ValueError, match="told log.sigma_ve. / 4.*not judged"):
-        scheduler_file.read(str(tmp_path / "scheduler_config.json"))
+    for fields in (
+        PUBLISHED["Stable Video Diffusion"],
+        {"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction", "sigma_data": 1.0},
+    ):
+        (tmp_path / "scheduler_config.json").write_text(json.dumps(fields))
+        with pytest.raises(ValueError, match="told log.sigma_ve. / 4.*not judged"):
+            scheduler_file.read(str(tmp_path / "scheduler_config.json"))
 
 
 def test_no_field_is_offered_that_does_not_help():
@@ -579,9 +585,6 @@ def test_a_run_is_diagnosed_under_a_file_with_too_many_betas_to_read(main, small
     code, said, err = main(f"--workdir={tmp_path / 'run'}", f"--scheduler={path}", "--steps=2")
     assert (code, err) == (0, "") and f"{path} with {tmp_path / 'run'}: 0 faults" in said and "v-prediction" in said
     assert max(map(len, said.splitlines())) < 400
-    path.write_text(json.dumps(RUNGE_KUTTA))  # no levels to draw
-    assert main(f"--workdir={tmp_path / 'run'}", f"--scheduler={path}", f"--out={tmp_path / 'out'}")[0] == 1
-    assert strict(tmp_path / "out" / "diagnosis.json")["inference"] == []
 
 
 @pytest.mark.parametrize(

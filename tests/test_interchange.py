@@ -11,8 +11,9 @@ import os
 import jax
 import numpy as np
 import pytest
+from scipy import special, stats
 
-from noisesched import samplers, schedules
+from noisesched import diffusion, samplers, schedules
 from noisesched.interchange import schedulers
 from noisesched.interchange.scheduler_config import WRITTEN, from_fields, read, run_write, to_fields
 
@@ -125,7 +126,7 @@ PUBLISHED = {  # as they are distributed with the networks
         ),
         (
             "Stable Video Diffusion",
-            LATENT_SPEC,
+            "karras(sigma_min=0.002, sigma_max=700.0, rho=7.0)",
             "v",
             "ddim",
             None,
@@ -260,6 +261,74 @@ def test_karras_and_exponential_sigmas(fields, high, low):
     np.testing.assert_allclose(exponential, [high * (low / high) ** (k / 19) for k in range(20)], rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "fields", [EULER, HEUN, SOLVER, {"_class_name": "KDPM2DiscreteScheduler"}], ids=lambda fields: fields["_class_name"]
+)
+def test_beta_sigmas_are_quantiles(fields):
+    """Of Beta(0.6, 0.6), from the cleanest sigma to the noisiest: shares of its probability are evenly spaced."""
+    for ends in ({}, {"sigma_min": 0.05, "sigma_max": 50.0}):
+        sigmas = np.exp(-from_fields(fields | ends | {"use_beta_sigmas": True}).levels(9) / 2)
+        low, high = ends.values() if ends else np.exp(-table(fields).log_snr[[0, -1]] / 2)
+        shares = stats.beta.cdf((sigmas - low) / (high - low), 0.6, 0.6)
+        np.testing.assert_allclose(shares, np.linspace(1, 0, 9), atol=1e-7)
+
+
+def test_log_linear_sigmas():
+    """Lu's lambdas between the table's ends, whatever sigma_min says, unless Karras' are chosen; Euler's are N of N + 1."""
+    ends = table(SOLVER).log_snr[[-1, 0]]
+    lu = SOLVER | {"use_lu_lambdas": True, "sigma_min": 1.0}
+    np.testing.assert_allclose(from_fields(lu | {"use_beta_sigmas": True}).levels(9), np.linspace(*ends, 9), rtol=1e-12)
+    karras = {"use_karras_sigmas": True}
+    np.testing.assert_array_equal(from_fields(lu | karras).levels(9), from_fields(SOLVER | karras | {"sigma_min": 1.0}).levels(9))
+    euler = from_fields(EULER | {"interpolation_type": "log_linear", "timestep_spacing": "leading"})
+    np.testing.assert_allclose(euler.levels(9), np.linspace(*ends, 10)[:9], rtol=1e-12)
+    assert any("not those of these sigmas" in note for note in euler.notes)
+
+
+@pytest.mark.parametrize("spacing, first, gap", [("trailing", 912, 125), ("leading", 808, 101), ("linspace", 912, 114)])
+def test_the_noisiest_timesteps_can_be_left_out(spacing, first, gap):
+    """913 of the 1000 have a log-SNR of -4 or more: eight of nine even ones among these, or every 125th from the last."""
+    fields = SOLVER | {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": spacing}
+    log_snr = table(fields).log_snr
+    levels = from_fields(fields | {"lambda_min_clipped": -2}).levels(8)
+    steps = [int(np.abs(log_snr - level).argmin()) for level in levels]
+    np.testing.assert_allclose(log_snr[steps], levels, rtol=1e-9)
+    assert steps[0] == first and set(-np.diff(steps)) == {gap}
+    np.testing.assert_array_equal(from_fields(fields | {"lambda_min_clipped": -1e3}).levels(8), from_fields(fields).levels(8))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        EULER | {"use_karras_sigmas": True, "timestep_spacing": "trailing"},  # whose arithmetic lists 62 timesteps for 61
+        EULER | {"use_karras_sigmas": True, "timestep_spacing": "leading", "steps_offset": 5000, "sigma_min": 0.01},
+        SOLVER | {"use_karras_sigmas": True, "timestep_spacing": "leading", "steps_offset": 5000},
+        SOLVER | {"use_karras_sigmas": True, "num_train_timesteps": 50},
+    ],
+)
+def test_timesteps_that_rule_no_sigma_may_be_any(fields):
+    sigmas = np.exp(-from_fields(fields).levels(61) / 2)
+    assert sigmas[0] == pytest.approx(np.exp(-table(fields).log_snr[-1] / 2)) and np.ptp(np.diff(sigmas ** (1 / 7))) < 1e-12
+
+
+def test_tables_that_no_spec_names():
+    """exp: alpha_bar = e^(-12 u). sigmoid: the logits of the betas are evenly spaced. laplace: the logit of alpha_bar^2 is
+    -log(2 u) / 2, and in the noisier half log(2 (1 - u)) / 2."""
+    u = np.arange(1, 1001) / 1000
+    exponential = table(HEUN | {"beta_schedule": "exp"})
+    np.testing.assert_allclose(np.log(exponential.alpha_bar), -12 * u, rtol=1e-9)
+    sigmoid = table(DDPM | {"beta_schedule": "sigmoid", "beta_end": 0.01})
+    np.testing.assert_allclose(sigmoid.betas + sigmoid.betas[::-1], 0.0101, rtol=1e-9)
+    np.testing.assert_allclose(np.diff(special.logit((sigmoid.betas - 1e-4) / 0.0099)), 12 / 999, rtol=1e-6)
+    laplace = table(DDPM | {"beta_schedule": "laplace"})
+    snr = np.where(u < 0.5, (2 * u + 1e-6) ** -0.5, (2 * (1 - u) + 1e-6) ** 0.5)
+    np.testing.assert_allclose(laplace.alpha_bar, np.sqrt(snr / (1 + snr) * 1.001), rtol=1e-6)
+    zero = table(DDPM | {"beta_schedule": "sigmoid", "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"})
+    assert zero.alpha_bar[-1] == 0
+    with pytest.raises(ValueError, match="known: linear, scaled_linear, squaredcos_cap_v2"):
+        from_fields(EULER | {"beta_schedule": "sigmoid"})
+
+
 def test_flow_levels():
     """sigma in the library's sense is the time s of (1 - s) x + s eps: s shifted, from 1 to 1/T shifted twice."""
     shifted = lambda s: 3 * s / (1 + 2 * s)
@@ -269,6 +338,29 @@ def test_flow_levels():
     np.testing.assert_allclose(log_snrs[1:], 2 * np.log((1 - s[1:]) / s[1:]), rtol=1e-12)
     settings = from_fields(PUBLISHED["FLUX.1 schnell"])
     np.testing.assert_allclose(settings.levels(30), schedules.levels("flow", 30, "linspace"), rtol=1e-5)
+
+
+def times(fields, n):
+    """The times of a flow's levels."""
+    return special.expit(-from_fields(fields, image_size=512).levels(n) / 2)
+
+
+def test_a_flows_times_between_its_own_ends():
+    """stretched to a last one; or evenly spaced in s^(1/7), in log s, or in probability."""
+    shifted = FLOW | {"shift": 3.0}
+    plain, stretched = times(shifted, 9), times(shifted | {"shift_terminal": 0.1}, 9)
+    assert stretched[0] == 1 and stretched[-1] == pytest.approx(0.1)
+    np.testing.assert_allclose((1 - stretched[1:]) / (1 - plain[1:]), 0.9 / (1 - plain[-1]), rtol=1e-9)
+    for kind, even in {
+        "karras": lambda s: s ** (1 / 7),
+        "exponential": np.log,
+        "beta": lambda s: stats.beta.cdf((s - s[-1]) / (s[0] - s[-1]), 0.6, 0.6),
+    }.items():
+        found = times(shifted | {f"use_{kind}_sigmas": True}, 9)
+        assert found[0] == 1 and found[-1] == pytest.approx(plain[-1])
+        np.testing.assert_allclose(np.diff(even(found), 2), 0, atol=1e-7)
+    settings = from_fields(FLOW | {"stochastic_sampling": True})
+    assert settings.method is None and from_fields(FLOW).method == "ddim" and settings.levels(5)[0] == -math.inf
 
 
 def test_the_stand_in_for_zero_terminal_snr():
@@ -330,31 +422,71 @@ def test_steps_that_no_sampler_here_takes_are_at_levels_that_are_known(fields, s
 SIBLINGS = {  # classes that place their levels alike
     "DDIMScheduler": ["DDPMScheduler", "DDIMParallelScheduler", "DDPMParallelScheduler"],
     "EulerDiscreteScheduler": ["EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler"],
+    "HeunDiscreteScheduler": ["KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler"],
     "DPMSolverMultistepScheduler": ["DEISMultistepScheduler", "UniPCMultistepScheduler", "SASolverScheduler"],
     "LCMScheduler": ["TCDScheduler"],
     "CogVideoXDDIMScheduler": ["CogVideoXDPMScheduler"],
+    "FlowMatchEulerDiscreteScheduler": ["FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler"],
 }
 
 
 @pytest.mark.parametrize("name, other", [(name, other) for name, others in SIBLINGS.items() for other in others])
 @pytest.mark.parametrize("spacing", schedules.SPACINGS)
 def test_classes_that_place_their_levels_alike(name, other, spacing):
-    for changes in (LATENT, {"beta_schedule": "squaredcos_cap_v2"}, {"use_karras_sigmas": True}, {"steps_offset": 1}):
+    for changes in (
+        LATENT,
+        {"beta_schedule": "squaredcos_cap_v2"},
+        {"use_karras_sigmas": True},
+        {"steps_offset": 1},
+        {"shift": 3},
+    ):
         if changes.keys() <= schedulers.FIELDS[name].keys() & schedulers.FIELDS[other].keys():
             levels = [from_fields({"_class_name": n, "timestep_spacing": spacing} | changes).levels(9) for n in (name, other)]
             np.testing.assert_array_equal(*levels)
 
 
-def test_flax_classes_are_their_namesakes():
-    fields = LATENT | {"timestep_spacing": "leading", "steps_offset": 1}
-    for name in ("DDIMScheduler", "DPMSolverMultistepScheduler", "LMSDiscreteScheduler"):
-        flax, plain = (from_fields({"_class_name": each} | fields) for each in (f"Flax{name}", name))
-        assert flax.class_name == name
-        np.testing.assert_array_equal(flax.levels(10), plain.levels(10))
-    stable = PUBLISHED["Stable Diffusion 1.5"]
-    np.testing.assert_array_equal(
-        from_fields(stable | {"_class_name": "FlaxPNDMScheduler"}).levels(50), from_fields(stable).levels(50)
-    )
+def test_flax_classes_place_their_levels_as_their_sources_do():
+    """By fewer fields than their namesakes; and where these list linspace upwards, these begin at the noisiest timestep."""
+    leading, trailing, linspace = np.arange(900, -1, -100), np.arange(999, 0, -100), np.arange(999, -1, -111)
+    log_snr, fields = table(DDIM | LATENT).log_snr, LATENT | {"timestep_spacing": "trailing", "steps_offset": 3}
+    for name, steps in {
+        "DDIM": leading + 3,
+        "PNDM": leading + 3,
+        "DDPM": leading,
+        "LMSDiscrete": linspace,
+        "DPMSolverMultistep": trailing,
+    }.items():
+        scheduler = from_fields(fields | {"_class_name": f"Flax{name}Scheduler"})
+        np.testing.assert_allclose(scheduler.levels(10), log_snr[steps], rtol=1e-12)
+        assert ("timestep_spacing" in scheduler.no_effect) == (name != "DPMSolverMultistep")
+        assert ("steps_offset" in scheduler.no_effect) == (name not in ("DDIM", "PNDM"))
+    euler = {"_class_name": "FlaxEulerDiscreteScheduler"} | LATENT
+    for spacing, steps in (("leading", leading + 1), ("linspace", linspace)):
+        np.testing.assert_allclose(
+            from_fields(euler | {"timestep_spacing": spacing, "steps_offset": 3}).levels(10), log_snr[steps], rtol=1e-12
+        )
+    assert from_fields(euler).levels(1) == pytest.approx(log_snr[-1]) and from_fields(EULER | LATENT).levels(1) > 0
+    with pytest.raises(ValueError, match="known: linspace, leading"):
+        from_fields(euler | {"timestep_spacing": "trailing"})
+
+
+def test_classes_without_a_spacing():
+    expected = from_fields(DDPM).levels(25)
+    np.testing.assert_array_equal(from_fields({"_class_name": "RePaintScheduler"}).levels(25), expected)
+    unclip = from_fields({"_class_name": "UnCLIPScheduler"})
+    cosine = DDIM | {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "linspace"}
+    np.testing.assert_array_equal(unclip.levels(25), from_fields(cosine).levels(25))
+    assert unclip.method == "ancestral" and from_fields(unclip.fields | {"variance_type": "learned_range"}).method is None
+    with pytest.raises(ValueError, match="choose another number"):
+        unclip.levels(1)  # there it divides by N - 1
+
+
+def test_runge_kutta_steps_are_between_the_same_levels():
+    skipped, taken = (from_fields({"_class_name": "PNDMScheduler", "skip_prk_steps": skip}) for skip in (True, False))
+    np.testing.assert_array_equal(skipped.levels(4), taken.levels(4))
+    assert any("Runge-Kutta" in note for note in taken.notes) and skipped.levels(3)[0] < 0
+    with pytest.raises(ValueError, match="choose another number"):
+        taken.levels(3)
 
 
 def test_distilled_timesteps_are_the_published_four():
@@ -394,6 +526,17 @@ def test_solvers_of_flows(name, times):
     np.testing.assert_allclose(sigma_ve / (1 + sigma_ve), times, atol=5.1e-5)
     with pytest.raises(ValueError, match="prediction_type"):
         from_fields(fields | {"prediction_type": "epsilon"})
+    dynamic = from_fields(fields | {"use_dynamic_shifting": True}, image_size=512)
+    shift = math.exp(0.5 + 0.65 * 768 / 3840)  # the published line, whose ends the file need not state
+    np.testing.assert_allclose(dynamic.levels(5), from_fields(fields | {"flow_shift": shift}).levels(5), rtol=1e-12)
+    for sigmas in ("karras", "beta"):
+        changed = fields | {f"use_{sigmas}_sigmas": True}
+        if name.startswith("UniPC") and sigmas == "karras":  # there s / (1 - s) are the table's
+            plain = {"_class_name": name, "use_karras_sigmas": True}
+            np.testing.assert_allclose(from_fields(changed).levels(5), from_fields(plain).levels(5), rtol=1e-12)
+        else:
+            with pytest.raises(ValueError, match="a table of betas for a flow's times"):
+                from_fields(changed)
 
 
 DYNAMIC = FLOW | {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
@@ -429,13 +572,53 @@ def test_levels_that_a_written_file_does_not_give_back_are_told(tmp_path):
     said = []
     run_write(str(tmp_path / "f.json"), "discrete(linear)", "eps", spacing="linspace", n=1, say=said.append)
     assert any("1 of 1 differ" in line for line in said)  # there one level is the cleanest, here the noisiest
+    said = []
+    run_write(
+        str(tmp_path / "f.json"), "discrete(linear, num_steps=150)", "eps", say=said.append
+    )  # no number of steps: the usual
+    (line,) = (line for line in said if "visits other levels" in line)
+    assert "in 7 steps, as it rounds timesteps (1, 2, 3" in line
 
 
 def test_solvers_of_known_steps():
     assert from_fields(SOLVER).method == "dpmpp_2m" and from_fields(SOLVER | {"solver_order": 1}).method == "ddim"
-    for field, value in (("use_beta_sigmas", True), ("use_lu_lambdas", True), ("lambda_min_clipped", -5.1)):
-        settings = from_fields(SOLVER | {field: value})
-        assert settings.method == "dpmpp_2m" and settings.grid is None and any(field in note for note in settings.notes)
+    assert from_fields(SOLVER | {"solver_order": 1, "solver_type": "heun"}).method == "ddim"
+    edm = {"_class_name": "EDMDPMSolverMultistepScheduler"}
+    assert from_fields(edm).method == "dpmpp_2m" and from_fields(edm | {"solver_order": 1}).method == "ddim"
+    for changes in ({"solver_type": "heun"}, {"solver_order": 3}, {"algorithm_type": "sde-dpmsolver++"}):
+        assert from_fields(edm | changes).method is None
+
+
+def test_edms_network_predicts_v_for_data_of_std_1():
+    """x_hat = c_skip y + c_out F(c_in y), with its scalings at sigma_data = 1, is alpha z - sigma F, as v's."""
+    named = {"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction", "sigma_data": 1.0}
+    assert from_fields(named).prediction == "v" and from_fields(named).told_sigma
+    for other in ({"sigma_data": 0.5}, {"prediction_type": "epsilon"}):
+        assert from_fields(named | other).prediction is None
+    s, z, f = np.geomspace(0.01, 80, 9), 0.3, -0.7
+    log_snr, c_in = -2 * np.log(s), 1 / np.sqrt(s**2 + 1)
+    x_hat = z / c_in / (s**2 + 1) - s / np.sqrt(s**2 + 1) * f
+    np.testing.assert_allclose(x_hat, diffusion.alpha(log_snr) * z - diffusion.sigma(log_snr) * f, rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_told_sigmas_has_the_levels_that_rule_as_its_schedule():
+    """Karras' or exponential ones between given ends; without both, the table's."""
+    told = PUBLISHED["Stable Video Diffusion"]
+    assert from_fields(told).told_sigma and not from_fields(told | {"timestep_type": "discrete"}).told_sigma
+    exponential = from_fields(told | {"use_karras_sigmas": False, "use_exponential_sigmas": True})
+    assert exponential.schedule(1.0) == pytest.approx(-2 * math.log(700)) and exponential.schedule(0.0) > 12
+    assert str(from_fields(told | {"sigma_min": None}).schedule) == LATENT_SPEC
+    np.testing.assert_array_equal(from_fields(told).levels(9), from_fields(told | {"timestep_type": "discrete"}).levels(9))
+
+
+def test_a_consistency_models_levels_are_of_a_table_of_karras():
+    """Of 40 sigmas, every (40 // N)th from the noisiest."""
+    table = np.linspace(80 ** (1 / 7), 0.002 ** (1 / 7), 40) ** 7
+    scheduler = from_fields({"_class_name": "CMStochasticIterativeScheduler"})
+    for n in (1, 2, 7, 40):
+        np.testing.assert_allclose(np.exp(-scheduler.levels(n) / 2), table[:: 40 // n][:n], rtol=1e-9)
+    with pytest.raises(ValueError, match="choose another number"):
+        scheduler.levels(41)
 
 
 @pytest.mark.parametrize(
@@ -447,7 +630,7 @@ def test_solvers_of_known_steps():
         ("[" * 100_000, "is not JSON"),
         ("\x00", "is not JSON"),
         ('{"_class_name": 3}', "_class_name=3"),
-        ('{"_class_name": "KarrasVeScheduler"}', "known: DDIMScheduler"),
+        ('{"_class_name": "KarrasVeScheduler"}', "DDIM, DDIMParallel, DDPM"),
         (DDIM | {"beta_start": "low"}, 'beta_start="low" must be a number'),
         (DDIM | {"beta_end": True}, "beta_end=true"),
         (DDIM | {"beta_end": math.inf}, "finite"),
@@ -470,12 +653,13 @@ def test_solvers_of_known_steps():
         (EULER | {"use_karras_sigmas": True, "use_exponential_sigmas": True}, "both true"),
         (SOLVER | {"use_flow_sigmas": True}, "use_flow_sigmas"),
         (FLOW | {"use_dynamic_shifting": True}, "use_dynamic_shifting=true"),
+        (EULER | {"interpolation_type": "cubic"}, 'interpolation_type="cubic" is not known here; known: linear, log_linear'),
         (DDIM | {"steps_offset": -5}, "steps_offset=-5 must be from 0 to 999"),
         (DDIM | {"steps_offset": 1000}, "from 0 to 999"),
         (EULER | {"steps_offset": -1, "timestep_spacing": "leading", "num_train_timesteps": 50}, "from 0 to 49"),
         (json.dumps(DDIM)[:-1] + ', "_class_name": "DDPMScheduler"}', '"_class_name" occurs more than once'),
         (json.dumps(DDIM)[:-1] + ', "_note": {"a": 1, "a": 1}}', '"a" occurs more than once'),
-        (FLOW | {"shift": -1}, "flow(shift=-1.0)"),
+        (FLOW | {"shift": -1}, "shift=-1 must be above 0"),
         (FLOW | {"num_train_timesteps": 0}, "num_train_timesteps=0"),
     ],
 )
@@ -635,6 +819,43 @@ def test_writing_from_a_spec(main, tmp_path):
     np.testing.assert_allclose(sigmas, np.exp(-read("w.json").levels(4) / 2), rtol=1e-5)
     code, out, err = main("--read=w.json")
     assert code == 0 and "alpha_bar 0, sigma_ve inf, log-SNR -inf" in out
+
+
+def test_a_network_told_sigmas_is_read_by_the_levels_that_rule(main, tmp_path):
+    (tmp_path / "video.json").write_text(json.dumps(PUBLISHED["Stable Video Diffusion"]))
+    code, out, err = main("--read=video.json", "--steps=25")
+    assert code == 0 and "  schedule    karras(sigma_min=0.002, sigma_max=700.0, rho=7.0)\n" in out
+    assert "sigma_ve 700, log-SNR -13.1" in out and "25 levels  log-SNR -13.1 to 12.43" in out and "conditioning" not in out
+
+
+def test_a_single_level_can_be_sampled_from(main, tmp_path):
+    (tmp_path / "euler.json").write_text(json.dumps(EULER))
+    code, out, err = main("--read=euler.json", "--steps=1", "--sigmas=one.txt")
+    inference = out.partition('--schedule="')[2].partition('"')[0]
+    assert code == 0 and schedules.levels(inference, 1) == pytest.approx(from_fields(EULER).levels(1))
+    assert float((tmp_path / "one.txt").read_text().split()[0]) == pytest.approx(math.exp(-from_fields(EULER).levels(1)[0] / 2))
+
+
+def test_what_was_there_is_told_and_its_own_input_kept(main, tmp_path):
+    content = json.dumps(EULER | {"_odd\nname\ud800": 1})
+    (tmp_path / "e.json").write_text(content)
+    (tmp_path / "link.json").symlink_to("e.json")
+    for path in ("e.json", "./e.json", "link.json"):
+        code, out, err = main("--read=e.json", "--steps=3", f"--sigmas={path}")
+        assert code == 2 and "--read and --sigmas are the same file" in err
+    assert main("--read=e.json", "--steps=3", "--sigmas=x", "--betas=x")[0] == 2 and not (tmp_path / "x").exists()
+    os.mkfifo(tmp_path / "pipe")
+    for arguments in (("--read=e.json", "--betas=pipe"), ("--write=pipe", "--schedule=discrete(linear)", "--prediction=v")):
+        code, out, err = main(*arguments)
+        assert code == 2 and "pipe is not a regular file" in err
+    assert (tmp_path / "e.json").read_text() == content
+    (tmp_path / "x").write_text("mine")
+    assert main("--write=new", "--schedule=discrete(linear)", "--prediction=v", "--betas=x")[0] == 0
+    (tmp_path / "x").write_text("mine")
+    for told in (", in place of other content", ""):
+        code, out, err = main("--read=e.json", "--betas=x")
+        assert code == 0 and out.startswith(f"x: the betas of the table{told}\n")
+        assert 'of no effect here: "_odd\\nname\\ud800"\n' in out
 
 
 def test_writing_a_run(main, small, tmp_path):

@@ -17,14 +17,10 @@ from noisesched.interchange.scheduler_config import from_fields, to_fields
 diffusers = pytest.importorskip("diffusers")
 torch = pytest.importorskip("torch")
 
+EDM = {"prediction_type": "v_prediction", "sigma_data": 1.0, "sigma_max": 20.0}
 ZERO = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
 FILES = [
-    DDIM,
-    DDPM,
-    EULER,
-    ANCESTRAL,
-    HEUN,
-    SOLVER,
+    *({"_class_name": name} for name in schedulers.CLASSES if not name.startswith("Flax")),  # which the library no longer has
     *(fields for name, fields in PUBLISHED.items() if name != "Stable Diffusion 1.5"),
     *(
         fields | LATENT | {"timestep_spacing": spacing, "steps_offset": 1}
@@ -43,10 +39,30 @@ FILES = [
         for name in ("DEISMultistep", "UniPCMultistep", "LMSDiscrete", "SASolver")
         for changes in (LATENT, {"use_karras_sigmas": True}, {"timestep_spacing": "trailing"})
     ),
-    *({"_class_name": f"{name}Scheduler"} for name in ("CogVideoXDDIM", "DPMSolverSinglestep", "DDPMParallel")),
+    *({"_class_name": f"{name}Scheduler", "timestep_spacing": "leading"} for name in ("PNDM", "KDPM2Discrete")),
+    *(
+        {"_class_name": f"{name}Scheduler", "sigma_min": 0.05} | {f"use_{kind}_sigmas": True}
+        for name in ("LMSDiscrete", "KDPM2Discrete", "DPMSolverMultistep")
+        for kind in ("karras", "exponential", "beta")
+    ),
+    *(FLOW | {"shift": 3.0, f"use_{kind}_sigmas": True} for kind in ("karras", "exponential", "beta")),
+    FLOW | {"shift": 3.0, "shift_terminal": 0.1, "_class_name": "FlowMatchLCMScheduler"},
+    *(
+        {"_class_name": f"{name}MultistepScheduler", "use_flow_sigmas": True, "prediction_type": "flow_prediction"} | changes
+        for name, changes in (("DPMSolver", {"flow_shift": 3.0}), ("UniPC", {"shift_terminal": 0.1}))
+    ),
+    SOLVER | {"use_lu_lambdas": True, "sigma_min": 0.05},
+    *(SOLVER | {"lambda_min_clipped": -3.0, "timestep_spacing": spacing} for spacing in ("linspace", "leading")),
+    EULER | {"interpolation_type": "log_linear"},
+    EULER | {"use_karras_sigmas": True, "steps_offset": 5000, "sigma_min": 0.01, "timestep_spacing": "leading"},
+    *(DDPM | {"beta_schedule": name} for name in ("sigmoid", "laplace")),
+    HEUN | {"beta_schedule": "exp"},
     EULER | {"use_exponential_sigmas": True},
     DDIM | {"trained_betas": [0.1, 0.2, 0.3, 0.5] * 5, "num_train_timesteps": 20, "timestep_spacing": "trailing"},
 ]
+
+
+FLOWS = tuple(getattr(diffusers, f"FlowMatch{name}Scheduler") for name in ("EulerDiscrete", "HeunDiscrete", "LCM"))
 
 
 def named(fields):
@@ -58,22 +74,26 @@ def library(fields):
 
 
 def library_sigmas(scheduler, n):
-    """sigma_ve of the n levels that the library's own scheduler visits, noisiest first."""
+    """sigma_ve of the n levels that the library's own scheduler visits, noisiest first; some are listed twice."""
     scheduler.set_timesteps(n)
     with np.errstate(divide="ignore"):
         if not hasattr(scheduler, "sigmas"):
-            alpha_bar = scheduler.alphas_cumprod.numpy().astype(np.float64)[scheduler.timesteps.numpy()]
+            steps = (
+                scheduler._timesteps[::-1].astype(int) if isinstance(scheduler, diffusers.PNDMScheduler) else scheduler.timesteps
+            )
+            alpha_bar = np.unique(scheduler.alphas_cumprod.numpy().astype(np.float64)[np.asarray(steps)])
             return np.sqrt((1 - alpha_bar) / alpha_bar)
-        sigmas = scheduler.sigmas.numpy().astype(np.float64)[:-1]
-        if isinstance(scheduler, diffusers.HeunDiscreteScheduler):  # each but the first is listed twice
-            return np.concatenate([sigmas[:1], sigmas[1::2]])
-        return sigmas / (1 - sigmas) if isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler) else sigmas
+        sigmas = np.unique(scheduler.sigmas.numpy().astype(np.float64)[:-1])[::-1][:n]
+        sigmas = sigmas[sigmas > 0]
+        return sigmas / (1 - sigmas) if isinstance(scheduler, FLOWS) or scheduler.config.get("use_flow_sigmas") else sigmas
 
 
 @pytest.mark.parametrize("fields", FILES, ids=named)
 def test_the_same_table_and_the_same_levels(fields):
+    if fields["_class_name"] == "DPMSolverSDEScheduler":
+        pytest.importorskip("torchsde")
     scheduler, settings = library(fields), from_fields(fields)
-    if fields["_class_name"] != FLOW["_class_name"]:
+    if hasattr(scheduler, "alphas_cumprod") and settings.schedule.table:
         count = settings.num_steps - settings.grid.stand_in
         expected = settings.schedule.table.alpha_bar[:count]
         np.testing.assert_allclose(scheduler.alphas_cumprod.numpy()[:count], expected, rtol=5e-5)
@@ -82,9 +102,11 @@ def test_the_same_table_and_the_same_levels(fields):
         try:
             ours = np.exp(-settings.levels(n) / 2)
         except ValueError:
-            assert n in (61, 103, 999)  # where its arithmetic does not give n levels of the table
+            assert n in (1, 61, 103, 999) or n < settings.grid.least or n > settings.num_steps  # where it does not visit n
             continue
         theirs, compared = library_sigmas(scheduler, n), compared + 1
+        if "flow" in settings.grid.timesteps:  # times near 1 in float32
+            ours, theirs = 1 / (1 + 1 / ours), 1 / (1 + 1 / theirs)
         np.testing.assert_allclose(ours, theirs, rtol=4e-4, err_msg=str(n))  # beta_1 in float32
     assert compared >= 4
 
@@ -101,6 +123,8 @@ def test_the_same_table_and_the_same_levels(fields):
         DDIM | LATENT | ZERO,
         SOLVER | LATENT | ZERO,
         EULER | LATENT | {"prediction_type": "v_prediction"},
+        *(EDM | {"_class_name": f"EDM{name}Scheduler"} for name in ("Euler", "DPMSolverMultistep")),
+        EDM | {"_class_name": "EDMDPMSolverMultistepScheduler", "solver_order": 1, "solver_type": "heun"},
     ],
     ids=named,
 )
@@ -111,7 +135,7 @@ def test_the_same_image_from_the_same_noise(fields):
     levels = jnp.asarray(settings.levels(20), jnp.float32)
     ours = samplers.sample(estimate, jax.random.key(0), jnp.asarray(noise), levels, settings.method)
     scheduler.set_timesteps(20)
-    exploding = fields["_class_name"] in (EULER["_class_name"], HEUN["_class_name"])  # then it is z / alpha that moves
+    exploding = fields["_class_name"].startswith(("EulerDiscrete", "Heun", "EDM"))  # then it is z / alpha that moves
     sample = torch.tensor(noise / float(diffusion.alpha(levels[0])) if exploding else noise)[:, None, None, None]
     for index, step in enumerate(scheduler.timesteps):
         if hasattr(scheduler, "sigmas"):

@@ -14,7 +14,6 @@ from noisesched.interchange import scheduler_config, schedulers
 
 # The settings of a config that a file replaces.
 SAID = ("schedule", "conditioning.kind", "conditioning.table", "model.prediction", "preview.schedule", "preview.method")
-UNKNOWN = "levels of sampling"
 LONG = 150  # characters of a spec too long to read: given betas
 
 
@@ -29,11 +28,10 @@ def read(path):
             f"{path}: the networks of {scheduler.class_name} predict a velocity or EDM's F here; only networks that predict "
             f"{', '.join(scheduler_config.PREDICTIONS)} can be diagnosed"
         )
-    if scheduler_config.told_sigmas(scheduler):
+    if scheduler.told_sigma:
         raise ValueError(
-            f"{path}: with timestep_type continuous and v_prediction the network is told log(sigma_ve) / 4. Neither the table of "
-            "betas nor anything else in the file says which levels it was trained on: its levels of sampling can be read "
-            f"(noisesched interchange --read={path}), but not judged"
+            f"{path}: the network of {scheduler.class_name} is told log(sigma_ve) / 4, and nothing in the file says which levels "
+            f"it was trained on: its levels of sampling can be read (noisesched interchange --read={path}), but not judged"
         )
     return scheduler
 
@@ -46,12 +44,10 @@ def plan_of(scheduler, own):
 
 
 def inferences(scheduler, counts):
-    """The levels that the library visits in these numbers of steps, as `Inference`s; none if they are not known here.
+    """The levels that the library visits in these numbers of steps, as `Inference`s.
 
     Raises ValueError for a number of steps that the library cannot do.
     """
-    if scheduler.grid is None:
-        return []
     schedule, spacing = scheduler.schedule, scheduler.grid.spacing
     return [checks.Inference(schedule, spacing, tuple(scheduler.levels(n).tolist()), follows=True) for n in counts]
 
@@ -62,7 +58,7 @@ def examine(scheduler, own, counts, measured=None):
     training, sampling, left = _repairs(scheduler, own, counts, found)
     repaired = []
     for finding in found:
-        changes = sampling or training if _of_sampling(finding) else training
+        changes = sampling or training if "inference" in finding.figures else training
         mends = finding.severity != "fine" and finding.about not in left
         repaired.append(dataclasses.replace(finding, file_repair=_line(changes) if mends else ""))
     return [_readable(finding, scheduler) for finding in repaired]
@@ -70,13 +66,11 @@ def examine(scheduler, own, counts, measured=None):
 
 def sources(scheduler, path, name, counts, found):
     """Sentences: what comes from the file at `path`, what from the config called `name`, and what has no equivalent here."""
-    levels = ", levels" if scheduler.grid else ""
     yield (
-        f"from the file ({scheduler.class_name}): schedule, prediction{levels}, and that the network is told the schedule's "
+        f"from the file ({scheduler.class_name}): schedule, prediction, levels, and that the network is told the schedule's "
         f"timesteps; method {scheduler.method or 'none here'}, spacing {scheduler.spacing or 'none here'}"
     )
-    if scheduler.grid:
-        yield from (f"{n} levels: {scheduler_config.visited(scheduler, n)}" for n in counts)
+    yield from (f"{n} levels: {scheduler_config.visited(scheduler, n)}" for n in counts)
     yield f"from {name}: images and their size, weighting, noise_offset; nothing else"
     yield from (f"note: {note}" for note in scheduler.notes)
     if scheduler.no_effect:
@@ -92,22 +86,7 @@ def sources(scheduler, path, name, counts, found):
 
 def _examined(scheduler, own, counts, measured=None):
     found = checks.examine(plan_of(scheduler, own), inferences(scheduler, counts), measured, written=own)
-    if scheduler.grid is None:
-        found.append(
-            checks.Finding(
-                "warning",
-                UNKNOWN,
-                f"which levels {scheduler.class_name} visits is not known here (see the notes)",
-                "so whether sampling starts where training ended was not examined",
-                "--spacing=trailing",
-                {},
-            )
-        )
     return sorted(found, key=lambda finding: checks.SEVERITIES.index(finding.severity))
-
-
-def _of_sampling(finding):
-    return finding.about == UNKNOWN or "inference" in finding.figures
 
 
 # -- repairs
@@ -116,7 +95,7 @@ def _of_sampling(finding):
 def _repairs(scheduler, own, counts, found):
     """(fields that repair training, fields that repair sampling, what is still not fine with both)."""
     plan = plan_of(scheduler, own)
-    better, training, moved = checks.repaired(plan), {}, {}
+    better, training = checks.repaired(plan), {}
     if better.last < plan.last:
         training["rescale_betas_zero_snr"] = True
     if better.prediction != plan.prediction:
@@ -125,33 +104,32 @@ def _repairs(scheduler, own, counts, found):
         )
     if not training.keys() <= schedulers.FIELDS[scheduler.class_name].keys():
         training = _moved(scheduler) | training
-    elif scheduler.grid is None:
-        moved = _moved(scheduler)
     trailing = {"timestep_spacing": "trailing"}
-    table = {f"use_{scheduler.grid.sigmas}_sigmas": False} if scheduler.grid and scheduler.grid.sigmas != "table" else {}
+    chosen = {field for field, value in schedulers.CHOICES.values() if scheduler.fields.get(field) == value}
+    table = {field: value for field, value in schedulers.FIELDS[scheduler.class_name].items() if field in chosen}
     left = {finding.about for finding in found if finding.severity != "fine"}
-    for sampling in (moved, moved | trailing, moved | table, moved | trailing | table):
+    for sampling in ({}, trailing, table, trailing | table, _moved(scheduler) | trailing):
         counting = _counting(scheduler, training | sampling)
         try:
             again = _examined(scheduler_config.from_fields(scheduler.fields | training | sampling | counting), own, counts)
         except ValueError:  # a number of steps that the library cannot do in this way
             continue
         left = {finding.about for finding in again if finding.severity != "fine"}
-        if not any(_of_sampling(finding) for finding in again if finding.severity != "fine"):
+        if not any("inference" in finding.figures for finding in again if finding.severity != "fine"):
             break
     return training and training | counting, sampling and sampling | counting, left
 
 
 def _moved(scheduler):
-    """The fields that change the file's class to DDIMScheduler, which can begin at zero SNR and whose levels are known, and that
-    keep the defaults of its own class."""
-    name, other = scheduler.class_name, "DDIMScheduler"
-    before, after = schedulers.Fields(name, scheduler.fields).given, schedulers.FIELDS[other]
-    kept = {
-        field: value
-        for field, value in schedulers.FIELDS[name].items()
-        if field not in before and after.get(field, value) != value
-    }
+    """The fields that change the file's class to one that can begin at zero SNR and has a spacing, its namesake if the class is
+    one of Flax, and that keep the defaults of its own class."""
+    name = scheduler.class_name
+    namesake, wanted = name.removeprefix("Flax"), {"rescale_betas_zero_snr", "timestep_spacing"}
+    other = namesake if namesake != name and wanted <= schedulers.FIELDS[namesake].keys() else "DDIMScheduler"
+    fixed = {"clip_sample": False, "timestep_spacing": scheduler.grid.spacing, "steps_offset": scheduler.grid.offset}
+    own, after = fixed | schedulers.FIELDS[name], schedulers.FIELDS[other]
+    before = schedulers.Fields(other, scheduler.fields).given
+    kept = {field: value for field, value in own.items() if field not in before and after.get(field, value) != value}
     return {"_class_name": other} | kept
 
 

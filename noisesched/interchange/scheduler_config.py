@@ -14,8 +14,10 @@ was not needed is listed in `no_effect`; what the library does and the method he
 
 import collections
 import dataclasses
+import itertools
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,7 @@ WRITTEN = {
 }
 FLOW = "its networks predict the velocity eps - x of y = (1 - s) x + s eps, not eps, v or x: x_hat = y - s velocity"
 EULER = "its steps, Euler's for the probability-flow ODE, are ddim's here"
+USUAL = (*range(1, 11), 12, 15, 20, 25, 30, 40, 50, 100)  # numbers of steps to try where none is given
 SAME_SPACING = {"whole": schedules.SPACINGS, "fractional": ("trailing", "leading"), "of one more": ("trailing",)}  # no others
 
 
@@ -43,12 +46,13 @@ class SchedulerConfig:
     """The content of a scheduler_config.json, in this package's terms."""
 
     class_name: str
-    schedule: schedules.Schedule  # of training: a table, or a flow
+    schedule: schedules.Schedule  # of training: a table, or a flow; for a network told sigmas, the levels between their ends
     num_steps: int  # timesteps in training
     prediction: str | None  # "eps" | "v" | "x", or None if no network here predicts the same
     method: str | None  # the sampler that takes the same steps, or None
     spacing: str | None  # the spacing that visits the same steps (up to the library's rounding), or None: see `levels`
-    grid: schedulers.Grid | None  # how the library places its levels, or None if that is not known here
+    grid: schedulers.Grid  # how the library places its levels
+    told_sigma: bool  # whether the network is told log(sigma_ve) / 4, as EDM's are, and not a timestep of the table
     notes: tuple[str, ...]  # what the library does and `method` does not, and other remarks
     no_effect: tuple[str, ...]  # fields of the file without effect on any of this
     fields: dict  # the file's content
@@ -56,15 +60,13 @@ class SchedulerConfig:
     def levels(self, n):
         """The log-SNRs that the library visits in n steps: float64 [n], increasing (noisiest first; the first may be -inf).
 
-        Raises ValueError if they are not known here, or the library does not visit n increasing levels.
+        Raises ValueError if the library does not visit n increasing levels.
         """
-        if self.grid is None:
-            raise ValueError(f"{self.class_name}: the levels that it visits are not known here")
         if not 1 <= n <= 10**5:
             raise ValueError(f"the number of levels must be a whole number from 1 to 100000; got {n}")
         table = self.schedule.table
         sigmas = self.grid.sigma_ve(table.log_snr if table else np.zeros(self.num_steps), n)
-        if not (np.diff(sigmas) < 0).all() or not sigmas[-1] > 0:
+        if not (sigmas[1:] < sigmas[:-1]).all() or not sigmas[-1] > 0:
             raise ValueError(f"{self.class_name} does not visit {n} increasing levels: choose another number of steps")
         return -2 * np.log(sigmas)
 
@@ -102,14 +104,13 @@ def from_fields(fields, image_size=None):
     if not isinstance(fields, dict) or "_class_name" not in fields:
         raise ValueError("not a scheduler_config.json, which is a JSON object with a field _class_name")
     name = fields["_class_name"]
-    if isinstance(name, str) and name.startswith("Flax"):  # the library's former JAX side: the same fields
-        name = name.removeprefix("Flax")
     if not isinstance(name, str) or name not in schedulers.FIELDS:
+        known = ", ".join(name.removesuffix("Scheduler") for name in schedulers.FIELDS)
         raise ValueError(
-            f"_class_name={schedulers.quoted(name)}: this scheduler is not known here; known: {', '.join(schedulers.FIELDS)}"
+            f"_class_name={schedulers.quoted(name)}: this scheduler is not known here; known, each followed by Scheduler: {known}"
         )
     unknown = [
-        f"{field}={schedulers.quoted(value)}"
+        f"{schedulers.readable(field)}={schedulers.quoted(value)}"
         for field, value in fields.items()
         if field not in schedulers.KNOWN and not field.startswith("_")
     ]
@@ -119,50 +120,69 @@ def from_fields(fields, image_size=None):
             "remove those that you know to have none"
         )
     given, notes = schedulers.Fields(name, fields), []
-    if name == "FlowMatchEulerDiscreteScheduler":
+    if given.known.grid.timesteps == "flow" or given["use_flow_sigmas"]:
         parts = _flow(given, notes, image_size)
-    elif name.startswith("EDM"):
+    elif given.known.grid.timesteps in ("edm", "consistency"):
         parts = _edm(given, notes)
-    elif given["use_flow_sigmas"]:
-        parts = _solver_flow(given, notes)
     else:
         parts = _discrete(given, notes)
     used = {"_class_name", "_use_default_values"} | (given.asked & given.given.keys())
-    no_effect = tuple(field for field in fields if field not in used)
+    no_effect = tuple(schedulers.readable(field) for field in fields if field not in used)
     return SchedulerConfig(class_name=name, **parts, notes=tuple(notes), no_effect=no_effect, fields=fields)
 
 
 def _discrete(fields, notes):
     """The entries of `SchedulerConfig` for a table of betas."""
     schedule = _schedule(fields)
-    prediction = PREDICTIONS[fields.choice("prediction_type", PREDICTIONS)]
-    zero = schedule.table.alpha_bar[-1] == 0
+    table, zero = schedule.table, schedule.table.alpha_bar[-1] == 0
+    prediction = PREDICTIONS[fields.choice("prediction_type", PREDICTIONS) or "epsilon"]
+    told = fields["timestep_type"] == "continuous" and prediction == "v"
     if zero and prediction == "eps":
         notes.append("prediction eps: at zero SNR no image follows from the noise; use v or x with such a schedule")
-    method = _method(fields, notes)
-    grid = None
-    if fields["skip_prk_steps"] is False:
-        notes.append(f"{fields.name} without skip_prk_steps: the levels of its Runge-Kutta steps are not known here")
-    else:
-        grid = _grid(fields, notes)
-    if grid and fields["skip_prk_steps"]:
+    method, grid = _method(fields, notes), _grid(fields, table.log_snr)
+    if told:
+        notes.append("timestep_type continuous: there the network is told log(sigma_ve) / 4, not a timestep")
+        if grid.sigmas in ("karras", "exponential") and grid.sigma_min and grid.sigma_max:
+            schedule = _between(grid)
+    if grid.sigmas == "log_linear" and not told:
+        notes.append("interpolation_type log_linear: the network is told the spacing's timesteps, not those of these sigmas")
+    if fields["skip_prk_steps"]:
         notes.append(f"{fields.name} with skip_prk_steps calls the network at its second level twice")
-    if zero and grid and grid.stand_in:
+    elif fields["skip_prk_steps"] is False:
+        notes.append(
+            f"{fields.name} without skip_prk_steps: its first three steps, Runge-Kutta's, call the network twice at the next "
+            "level, and twice T // N // 2 timesteps above it"
+        )
+    if zero and grid.stand_in:
         notes.append(
             f"zero terminal SNR: log-SNR -inf here, exactly; {fields.name} puts alpha_bar 2^-24 in its place, log-SNR "
             f"{math.log(schedulers.STAND_IN / (1 - schedulers.STAND_IN)):.2f}"
         )
-    same = grid and grid.sigmas == "table" and not grid.offset and grid.spacing in SAME_SPACING.get(grid.timesteps, ())
-    if grid and not same:
-        notes.append(f"no spacing here visits the levels of {fields.name} with {grid}: take them from a file of sigmas")
+    same = grid.sigmas == "table" and not grid.offset and not grid.clipped
+    same = same and grid.spacing in SAME_SPACING.get(grid.timesteps, ())
+    if not same:
+        notes.append(_no_spacing(fields, grid))
     return {
         "schedule": schedule,
-        "num_steps": schedule.table.num_steps,
+        "num_steps": table.num_steps,
         "prediction": prediction,
         "method": method,
         "grid": grid,
+        "told_sigma": told,
         "spacing": grid.spacing if same else None,
     }
+
+
+def _no_spacing(fields, grid):
+    return f"no spacing here visits the levels of {fields.name} with {grid}: take them from a file of sigmas"
+
+
+def _between(grid):
+    """The schedule of the sigmas between a grid's ends."""
+    low, high = grid.sigma_min, grid.sigma_max
+    if grid.sigmas == "karras":
+        return schedules.make(f"karras(sigma_min={low!r}, sigma_max={high!r}, rho={grid.rho!r})")
+    return schedules.make(f"uniform_log_snr(log_snr_max={-2 * math.log(low)!r}, log_snr_min={-2 * math.log(high)!r})")
 
 
 def _schedule(fields):
@@ -170,8 +190,11 @@ def _schedule(fields):
     if (scale := fields.number("snr_shift_scale")) is None:
         return _table(fields, zero)
     table = _table(fields, ()).table  # CogVideoX: SNR / scale, before zero terminal SNR
-    shifted = tables.from_alpha_bar(table.alpha_bar / (scale + (1 - scale) * table.alpha_bar))
-    return schedules.make(str(spec.Call("betas", (tuple(shifted.betas.tolist()),), zero)))
+    return _given(tables.from_alpha_bar(table.alpha_bar / (scale + (1 - scale) * table.alpha_bar)).betas, zero)
+
+
+def _given(betas, zero):
+    return schedules.make(str(spec.Call("betas", (tuple(map(float, betas)),), zero)))
 
 
 def _table(fields, zero):
@@ -181,100 +204,107 @@ def _table(fields, zero):
             raise ValueError(f"trained_betas={schedulers.quoted(given)} must be a list of betas")
         if len(given) != num_steps:
             raise ValueError(f"trained_betas holds {len(given)} betas, but num_train_timesteps={num_steps}")
-        return schedules.make(str(spec.Call("betas", (tuple(map(float, given)),), zero)))
-    name = fields.choice("beta_schedule", ("linear", "scaled_linear", "squaredcos_cap_v2"))
+        return _given(given, zero)
+    name = fields.choice("beta_schedule", fields.known.betas)
     if name == "squaredcos_cap_v2":
         inside, ends = "cosine", ()
-    else:
+    elif name in ("linear", "scaled_linear"):
         inside, ends = name, (("beta_min", fields["beta_start"]), ("beta_max", fields["beta_end"]))
+    else:
+        ends = (fields["beta_start"], fields["beta_end"]) if name == "sigmoid" else ()
+        return _given(schedulers.betas(name, _num_steps(fields), *ends), zero)
     return schedules.make(str(spec.Call("discrete", (spec.Call(inside),), (("num_steps", num_steps), *ends, *zero))))
+
+
+STEPS = {  # the values of the fields with which a class takes the steps of a sampler here
+    "ddim": {"stochastic_sampling": (False,)},
+    "ancestral": {"variance_type": ("fixed_small", "fixed_small_log", "fixed_large")},
+    "dpmpp_2m": {
+        "solver_order": (1, 2),
+        "algorithm_type": ("dpmsolver++", "deis"),
+        "variance_type": (None,),
+        "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
+    },
+}
 
 
 def _method(fields, notes):
     """The sampler that takes the steps of this class, or None; differences are added to the notes."""
-    name = fields.name
-    method = {written: method for method, written in WRITTEN.items()}.get(
-        name.replace("Parallel", "").replace("CogVideoXDDIM", "DDIM")
-    )
-    missing = []
-    if method == "euler":
-        method = "ddim"
-        notes.append(EULER)
-    if name == "EulerAncestralDiscreteScheduler":
-        method = "ancestral"
-    elif name in ("DDPMScheduler", "DDPMParallelScheduler"):
-        variance = fields["variance_type"]
-        if variance == "fixed_large":
-            method = "ancestral(variance=1)"
-            notes.append(f"fixed_large: {name} adds noise to the final image too, unless its last timestep is 0; none here")
-        elif variance not in ("fixed_small", "fixed_small_log"):
-            missing = ["variance_type"]
-    elif name == "DPMSolverMultistepScheduler":
-        method = "ddim" if fields["solver_order"] == 1 else method
-        known = {
-            "solver_order": (1, 2),
-            "algorithm_type": ("dpmsolver++", "deis"),
-            "variance_type": (None,),
-            "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
-        }
-        missing = [field for field, choices in known.items() if fields[field] not in choices]
+    name, method = fields.name, fields.known.method
+    if fields.known.note:
+        notes.append(f"{name}: {fields.known.note}")
+    choices = {field: known for field, known in STEPS.get(method, {}).items() if field in fields.defaults}
+    if method == "dpmpp_2m" and fields["solver_order"] == 1:  # of which there is one kind
+        method, choices = "ddim", {field: known for field, known in choices.items() if field != "solver_type"}
+    missing = [field for field, known in choices.items() if fields[field] not in known]
     if method is None or missing:
         asked = "".join(f" with {field}={schedulers.quoted(fields[field])}" for field in missing)
         notes.append(f"no sampler here takes the steps of {name}{asked}; known: {', '.join(samplers.METHODS)}")
         return None
+    if fields["variance_type"] == "fixed_large":
+        method = "ancestral(variance=1)"
+        notes.append(f"fixed_large: {name} adds noise to the final image too, unless its last timestep is 0; none here")
+    if method == "ddim" and "Euler" in name:
+        notes.append(EULER)
+    if "DDIM" in name and fields["timestep_spacing"] in ("trailing", "linspace"):
+        notes.append(
+            f"{name} steps from timestep t to t - T // N, which is the next one that it visits only if N divides T "
+            "and the spacing is trailing; here every step goes to the next level"
+        )
     if fields["thresholding"]:
         notes.append(
             f"thresholding: every estimate of the image is cut at its {fields['dynamic_thresholding_ratio']:g} quantile "
             f"there, between 1 and {fields['sample_max_value']:g}, and divided by it; {method} does not"
         )
-    elif fields["clip_sample"] and not name.startswith("CogVideoX"):  # which never does
-        limit = fields["clip_sample_range"]
+    elif fields["clip_sample"]:
+        limit = fields["clip_sample_range"] or 1.0
         notes.append(f"clip_sample: every estimate of the image is cut at -{limit:g} and {limit:g} there; {method} does not")
-    if fields["set_alpha_to_one"] is False or fields["final_sigmas_type"] == "sigma_min":
+    if fields["set_alpha_to_one"] is False or fields["final_sigmas_type"] == "sigma_min" or _sigmas(fields) == "log_linear":
         notes.append("there the last step ends at the first timestep's level, still a little noisy; here in the clean image")
     return method
 
 
-def _grid(fields, notes):
-    """How this class places its levels, or None if that is not known here, with a note."""
-    name = fields.name
-    for field, usual in {
-        "use_beta_sigmas": False,
-        "use_lu_lambdas": False,
-        "interpolation_type": "linear",
-        "lambda_min_clipped": -math.inf,
-    }.items():
-        if field in fields.defaults and fields[field] != usual:
-            notes.append(f"{field}={schedulers.quoted(fields[field])}: such levels are not known here")
-            return None
-    if _told_sigmas(fields):
-        notes.append("timestep_type continuous: there the network is told log(sigma_ve) / 4, not a timestep")
-    # One class has no such field, and spaces its levels like linspace.
-    spacing = fields.choice("timestep_spacing", schedules.SPACINGS) if "timestep_spacing" in fields.defaults else "linspace"
-    if "DDIM" in name and spacing != "leading":
-        notes.append(
-            f"{name} steps from timestep t to t - T // N, which is the next one that it visits only if N divides T "
-            "and the spacing is trailing; here every step goes to the next level"
-        )
-    offset, num_steps = fields["steps_offset"] if spacing == "leading" else 0, fields["num_train_timesteps"]
-    if not 0 <= offset < num_steps:
-        raise ValueError(f"steps_offset={offset} must be from 0 to {num_steps - 1}, the last timestep")
-    timesteps = schedulers.TIMESTEPS[name]
-    grid = schedulers.Grid(timesteps, spacing, offset)
-    if timesteps == "of those distilled":
+def _grid(fields, log_snr):
+    """How this class places its levels on the table of these log-SNRs."""
+    grid, num_steps = fields.known.grid, len(log_snr)
+    spacing = fields.choice("timestep_spacing", fields.known.spacings) or grid.spacing
+    offset = grid.offset
+    if spacing == "leading" and "steps_offset" in fields.defaults:
+        offset = fields["steps_offset"]
+    grid = dataclasses.replace(
+        grid,
+        spacing=spacing,
+        offset=offset if spacing == "leading" else 0,
+        stand_in=bool(fields["rescale_betas_zero_snr"]) and grid.timesteps in ("fractional", "of one more"),
+        sigmas=_sigmas(fields),
+    )
+    if grid.timesteps == "of those distilled":
         grid = dataclasses.replace(grid, distilled=(distilled := fields["original_inference_steps"]))
         if not 1 <= distilled <= num_steps:
             raise ValueError(f"original_inference_steps={distilled} must be from 1 to {num_steps}, the number of timesteps")
-    if grid.timesteps in ("fractional", "of one more"):
-        grid = dataclasses.replace(grid, stand_in=bool(fields["rescale_betas_zero_snr"]))
-    chosen = [kind for kind in ("karras", "exponential") if fields[f"use_{kind}_sigmas"]]
-    if len(chosen) > 1:
-        raise ValueError("use_karras_sigmas and use_exponential_sigmas are both true: choose one")
-    if chosen:
-        # LMS takes the ends of its own levels, whatever the file says.
-        ends = {end: fields.number(end) for end in ("sigma_min", "sigma_max") if name != "LMSDiscreteScheduler"}
-        grid = dataclasses.replace(grid, sigmas=chosen[0], **ends)
-    return grid
+    if fields["skip_prk_steps"] is False:
+        grid = dataclasses.replace(grid, least=4)
+    sigmas = grid.table(log_snr)
+    if grid.sigmas == "table":
+        if not 0 <= grid.offset < num_steps:
+            raise ValueError(f"steps_offset={grid.offset} must be from 0 to {num_steps - 1}, the last timestep")
+        limit = fields["lambda_min_clipped"]
+        return grid if limit is None else dataclasses.replace(grid, clipped=int((-np.log(sigmas) < limit).sum()))
+    ends = {}
+    if grid.timesteps == "of one more" or fields["interpolation_type"] == "log_linear":
+        ends = {"sigma_min": float(sigmas[0]), "sigma_max": float(sigmas[-1])}
+    if grid.sigmas not in fields.known.own_ends:
+        ends |= {end: value for end in ("sigma_min", "sigma_max") if (value := fields.number(end))}
+    return dataclasses.replace(grid, **ends)
+
+
+def _sigmas(fields):
+    """Which sigmas a file chooses: one of `schedulers.CHOICES`, or "table"."""
+    fields.choice("interpolation_type", ("linear", "log_linear"))
+    chosen = [kind for kind, (field, value) in schedulers.CHOICES.items() if fields[field] == value]
+    if len(several := [kind for kind in chosen if kind in ("karras", "exponential", "beta")]) > 1:
+        raise ValueError(f"{' and '.join(schedulers.CHOICES[kind][0] for kind in several)} are both true: choose one")
+    return chosen[0] if chosen else "table"
 
 
 def _num_steps(fields):
@@ -286,52 +316,24 @@ def _num_steps(fields):
 
 def _edm(fields, notes):
     """The entries of `SchedulerConfig` for EDM's own levels, which have no table."""
-    kind = fields.choice("sigma_schedule", ("karras", "exponential"))
     low, high, rho = (fields.number(name) for name in ("sigma_min", "sigma_max", "rho"))
     if not low < high:
         raise ValueError(f"sigma_min={low:g} must be below sigma_max={high:g}")
-    num_steps = _num_steps(fields)
-    made = (
-        f"karras(sigma_min={low!r}, sigma_max={high!r}, rho={rho!r})"
-        if kind == "karras"
-        else f"uniform_log_snr(log_snr_max={-2 * math.log(low)!r}, log_snr_min={-2 * math.log(high)!r})"
-    )
-    notes.append(
-        f"its networks are told log(sigma_ve) / 4 and predict EDM's F, for data of std {fields['sigma_data']:g}, not eps, v or x"
-    )
-    notes.append(f"no spacing here visits the levels of {fields.name}: take them from a file of sigmas")
-    method = "ddim"
-    if fields.name == "EDMDPMSolverMultistepScheduler":
-        method = "dpmpp_2m" if fields["solver_order"] == 2 and fields["algorithm_type"] == "dpmsolver++" else None
-    else:
-        notes.append(EULER)
+    sigmas = fields.choice("sigma_schedule", ("karras", "exponential")) or "karras"
+    grid = dataclasses.replace(fields.known.grid, sigmas=sigmas, sigma_min=low, sigma_max=high, rho=rho)
+    method, data = _method(fields, notes), fields["sigma_data"]
+    v = data == 1 and fields.choice("prediction_type", ("epsilon", "v_prediction")) == "v_prediction"
+    predicts = "v" if v else "EDM's F, not eps, v or x"
+    told = "250 log(sigma_ve)" if grid.timesteps == "consistency" else "log(sigma_ve) / 4"
+    notes.append(f"its networks are told {told}, and predict, for data of std {data:g}, {predicts}")
+    notes.append(_no_spacing(fields, grid))
     return {
-        "schedule": schedules.make(made),
-        "num_steps": num_steps,
-        "prediction": None,
+        "schedule": _between(grid),
+        "num_steps": _num_steps(fields),
+        "prediction": "v" if v else None,
         "method": method,
-        "grid": schedulers.Grid("edm", "linspace", sigmas=kind, sigma_min=low, sigma_max=high, rho=rho),
-        "spacing": None,
-    }
-
-
-def _solver_flow(fields, notes):
-    """The entries of `SchedulerConfig` for a solver's file with use_flow_sigmas: rectified flow, without the table of betas."""
-    fields.refuse("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_dynamic_shifting", "shift_terminal")
-    if (prediction := fields["prediction_type"]) != "flow_prediction":
-        raise ValueError(f"use_flow_sigmas with prediction_type={schedulers.quoted(prediction)}: a flow's is flow_prediction")
-    shift, num_steps = fields["flow_shift"], _num_steps(fields)
-    if not shift > 0:
-        raise ValueError(f"flow_shift={shift:g} must be above 0")
-    method = _method(fields, notes)
-    notes.append(FLOW)
-    notes.append(f"no spacing here visits the levels of {fields.name} with flow_shift={shift:g}: take them from a file of sigmas")
-    return {
-        "schedule": schedules.make("flow" if shift == 1 else f"flow(shift={shift!r})"),
-        "num_steps": num_steps,
-        "prediction": None,
-        "method": method,
-        "grid": schedulers.Grid(schedulers.SOLVER_FLOWS["UniPC" in fields.name], "linspace", shift=shift),
+        "grid": grid,
+        "told_sigma": True,
         "spacing": None,
     }
 
@@ -340,29 +342,47 @@ TOKEN = 16  # pixels a side of a flow transformer's token: 8 of the autoencoder,
 
 
 def _flow(fields, notes, image_size):
-    """The entries of `SchedulerConfig` for rectified flow."""
-    fields.refuse(
-        "invert_sigmas", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "stochastic_sampling"
-    )
-    num_steps, shift, dynamic = _num_steps(fields), fields["shift"], fields["use_dynamic_shifting"]
+    """The entries of `SchedulerConfig` for rectified flow: a class of flows, or a solver with use_flow_sigmas."""
+    solver = fields.known.grid.timesteps != "flow"
+    if solver and (prediction := fields["prediction_type"]) != "flow_prediction":
+        raise ValueError(f"use_flow_sigmas with prediction_type={schedulers.quoted(prediction)}: a flow's is flow_prediction")
+    if fields["invert_sigmas"]:
+        raise ValueError("invert_sigmas=true: a time that runs from image to noise; such levels are not known here")
+    num_steps, size = _num_steps(fields), "flow_shift" if solver else "shift"
+    shift, dynamic, sigmas = fields[size], fields["use_dynamic_shifting"], _sigmas(fields)
     if dynamic:
         shift = _shift_of(fields, image_size)
         notes.append(
             f"use_dynamic_shifting: shift {shift:.6g} for {image_size} pixels a side, as {(image_size // TOKEN) ** 2} tokens of "
             f"{TOKEN}x{TOKEN} pixels; a pipeline that lists its own times before the shift (Flux: 1 to 1/N) visits other levels"
         )
-    schedule = schedules.make("flow" if shift == 1 else f"flow(shift={shift!r})")
-    notes.append(EULER)
+    elif not shift > 0:
+        raise ValueError(f"{size}={shift:g} must be above 0")
+    terminal = fields.number("shift_terminal") if fields["shift_terminal"] else None
+    grid = schedulers.Grid("flow", sigmas=sigmas, shift=shift, dynamic=bool(dynamic), terminal=terminal)
+    if not solver and sigmas != "table":
+        grid = dataclasses.replace(grid, sigma_min=fields.number("sigma_min"), sigma_max=fields.number("sigma_max"))
+    elif solver and sigmas == "table":
+        grid = dataclasses.replace(grid, timesteps=fields.known.flow)
+    elif solver:
+        if sigmas != "karras" or fields.known.flow != "UniPC's flow":
+            raise ValueError(
+                f"use_flow_sigmas with {schedulers.CHOICES[sigmas][0]}: {fields.name} takes the sigmas of a table of betas for "
+                "a flow's times, which end at 1"
+            )
+        grid = dataclasses.replace(_grid(fields, _schedule(fields).table.log_snr), timesteps="edm")
+    method = _method(fields, notes)
     notes.append(FLOW)
-    same = shift == 1 and num_steps == 1000
+    same = shift == 1 and num_steps == 1000 and not solver and sigmas == "table" and not terminal
     if not same:
-        notes.append(f"no spacing here visits the levels of {fields.name} with shift={shift:g}: take them from a file of sigmas")
+        notes.append(_no_spacing(fields, grid))
     return {
-        "schedule": schedule,
+        "schedule": schedules.make("flow" if shift == 1 else f"flow(shift={shift!r})"),
         "num_steps": num_steps,
         "prediction": None,
-        "method": "ddim",
-        "grid": schedulers.Grid("flow", "linspace", shift=shift, dynamic=dynamic),
+        "method": method,
+        "grid": grid,
+        "told_sigma": False,
         "spacing": "linspace" if same else None,
     }
 
@@ -476,6 +496,7 @@ def main(request):
         raise ValueError("give either --read=FILE or --write=FILE")
     if request.sigmas and not request.steps:
         raise ValueError("--sigmas writes the levels of a number of steps: give --steps=N")
+    _check_files({flag: path for flag in ("read", "write", "sigmas", "betas") if (path := getattr(request, flag))})
     asked = {name: getattr(request, name) for name in ("schedule", "prediction", "spacing", "method")}
     asked = {name: value for name, value in asked.items() if value is not None}
     files = {"n": request.steps, "sigmas": request.sigmas or None, "betas": request.betas or None}
@@ -493,13 +514,24 @@ def main(request):
     run_write(request.write, **asked, **files)
 
 
+def _check_files(paths):
+    """ValueError if two of these paths are of one file, or one to write is of something that is not a plain file."""
+    for flag, path in paths.items():
+        if flag != "read" and os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError(f"--{flag}={path} is not a regular file")
+    for (flag, path), (other, its) in itertools.combinations(paths.items(), 2):
+        there = os.path.exists(path) and os.path.exists(its)
+        if os.path.samefile(path, its) if there else os.path.realpath(path) == os.path.realpath(its):
+            raise ValueError(f"--{flag} and --{other} are the same file, {path}")
+
+
 def run_read(path, n=None, sigmas=None, betas=None, image_size=None, say=print):
     """Says what a scheduler_config.json means here; writes its levels in n steps to the file `sigmas`, its table to `betas`."""
     scheduler = read(path, image_size)
     schedule, levels = scheduler.schedule, scheduler.levels(n) if n else None
     _write_lists(sigmas, levels, betas, schedule, say)
     said = str(schedule)
-    if betas or len(said) > 150:  # given betas are too long to read
+    if schedule.table and (betas or len(said) > 150):  # given betas are too long to read
         said = f"betas({betas or 'FILE'!r})"
     log_snr = float(schedule(1.0))
     alpha_bar, sigma_ve = float(diffusion.alpha_bar(log_snr)), math.exp(-log_snr / 2)
@@ -508,13 +540,13 @@ def run_read(path, n=None, sigmas=None, betas=None, image_size=None, say=print):
     for name in ("prediction", "method", "spacing"):
         say(f"  {name:10}  {getattr(scheduler, name) or 'none here'}")
     if n:
-        say(f"  {n} levels  {visited(scheduler, n)}")
+        say(f"  {n} level{'s' * (n > 1)}  {visited(scheduler, n)}")
     for note in scheduler.notes:
         say(f"note: {note}")
     if scheduler.no_effect:
         say(f"of no effect here: {', '.join(scheduler.no_effect)}")
     say(f"in a config:\n  config.schedule = {said!r}")
-    if schedule.table and not told_sigmas(scheduler):
+    if schedule.table and not scheduler.told_sigma:
         say(
             "  config.conditioning.kind = 'timestep'  # counted from 1 here, from 0 there\n"
             "  config.conditioning.table = config.schedule"
@@ -523,7 +555,7 @@ def run_read(path, n=None, sigmas=None, betas=None, image_size=None, say=print):
         say(f"  config.model.prediction = {scheduler.prediction!r}")
     if scheduler.method:
         same = scheduler.spacing and (not n or _same(levels, schedules.levels(schedule, n, scheduler.spacing)))
-        inference = f"sigmas({sigmas or 'FILE'!r})" if sigmas or not same else said
+        inference = _visiting(levels, sigmas or "FILE") if sigmas or not same else said
         spacing = "" if sigmas or not same else f" --spacing={scheduler.spacing}"
         say(
             f'sampling:\n  noisesched sample --workdir=RUN --schedule="{inference}"{spacing} --steps={n or "N"} '
@@ -533,13 +565,15 @@ def run_read(path, n=None, sigmas=None, betas=None, image_size=None, say=print):
         say("  (such files: noisesched interchange --read=.. --steps=N --sigmas=FILE --betas=FILE)")
 
 
-def told_sigmas(scheduler):
-    """Whether the library tells the network log(sigma_ve) / 4 (as EDM does), so that the table of betas says nothing of it."""
-    return _told_sigmas(schedulers.Fields(scheduler.class_name, scheduler.fields))
-
-
-def _told_sigmas(fields):
-    return fields["timestep_type"] == "continuous" and fields["prediction_type"] == "v_prediction"
+def _visiting(levels, path):
+    """The spec of a schedule that visits these levels (None: unknown ones), which are in the file as sigmas."""
+    if levels is None:
+        return f"sigmas({path!r})"
+    sigma = math.exp(-levels[0] / 2)
+    kind = ", kind='ve'" * (sigma <= 1)
+    if len(levels) > 1:
+        return f"sigmas({path!r}{kind})"
+    return f"sigmas([{sigma!r}, {min(1.0, sigma / 2)!r}]{kind})"  # one level is no schedule; one step visits the first of two
 
 
 def visited(scheduler, n):
@@ -559,19 +593,25 @@ def run_write(
     """
     schedule = schedules.make(schedule)
     fields, notes = to_fields(schedule, prediction, spacing, method)
-    levels = np.asarray(schedules.levels(schedule, n, spacing), np.float64) if n else None
-    text = json.dumps(fields, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    replaced = Path(path).is_file() and Path(path).read_bytes() != text.encode()
-    Path(path).write_text(text)
-    _write_lists(sigmas, levels, betas, schedule, say)
-    say(f"{path}: {fields['_class_name']}" + ", in place of other content" * replaced)
-    if n and (other := _elsewhere(from_fields(fields), levels)):
-        notes = [other, *notes]
+    scheduler, most = from_fields(fields), schedule.table.num_steps if schedule.table else 1000
+    counts = [n] if n else [count for count in USUAL if count <= most]
+    levels = [np.asarray(schedules.levels(schedule, n, spacing), np.float64)] if n else _levels(schedule, counts, spacing)
+    replaced = _write_text(path, json.dumps(fields, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    _write_lists(sigmas, levels[0], betas, schedule, say)
+    say(f"{path}: {fields['_class_name']}{replaced}")
+    others = {count: other for count, at in zip(counts, levels, strict=True) if (other := _elsewhere(scheduler, at))}
+    if n:
+        notes = [*others.values(), *notes]
+    elif others:
+        say(
+            f"note: with this file the library visits other levels in {', '.join(map(str, others))} steps, as it rounds "
+            f"timesteps ({', '.join(map(str, counts))} were tried; --steps=N says where)"
+        )
     for note in notes:
         say(f"note: {note}")
     if told != "timestep":
         say(f"note: the network of this run is told {told}; the library tells a network timesteps from 0: translate them")
-    if sigmas and np.isneginf(levels[0]):
+    if sigmas and np.isneginf(levels[0][0]):
         say(
             f"note: the first sigma of {sigmas} is inf, which the library cannot begin with; its own schedulers put "
             f"{math.sqrt(1 / schedulers.STAND_IN - 1):.0f} in its place"
@@ -583,6 +623,13 @@ def of_run(directory):
     config = configuration.from_dict(Workdir(directory).read_config())
     told = config.conditioning
     return {"schedule": told.table or config.schedule, "prediction": config.model.prediction, "told": told.kind}
+
+
+def _levels(schedule, counts, spacing):
+    """`schedules.levels` for each of these numbers of steps, evaluated at once: float64."""
+    total = schedule.table and schedule.table.num_steps
+    u = [tables.select_steps(total, n, spacing) / total if total else schedules.positions(n, spacing) for n in counts]
+    return np.split(np.asarray(schedule(np.concatenate(u)), np.float64), np.cumsum(counts)[:-1])
 
 
 def _elsewhere(scheduler, levels):
@@ -605,22 +652,23 @@ def _elsewhere(scheduler, levels):
 
 def _write_lists(sigmas, levels, betas, schedule, say):
     """Writes the files of sigmas and of betas that are asked for."""
-    if sigmas:
-        _write_sigmas(sigmas, levels)
-        say(f"{sigmas}: the sigmas of {len(levels)} levels")
+    if sigmas:  # of the levels, noisiest first, and the 0 with which the library's own lists end
+        replaced = _write_numbers(sigmas, [*np.exp(-levels / 2).tolist(), 0.0])
+        say(f"{sigmas}: the sigmas of {len(levels)} level{'s' * (len(levels) > 1)}{replaced}")
     if betas:
-        _write_betas(betas, schedule)
-        say(f"{betas}: the betas of the table")
+        replaced = _write_numbers(betas, (schedule.table or schedules.sampled(schedule)).betas.tolist())
+        say(f"{betas}: the betas of the table{replaced}")
 
 
-def _write_sigmas(path, levels):
-    """Writes the sigma_ve of levels, noisiest first, and the 0 with which the library's own lists end."""
-    Path(path).write_text("".join(f"{sigma!r}\n" for sigma in [*np.exp(-levels / 2).tolist(), 0.0]))
+def _write_numbers(path, numbers):
+    return _write_text(path, "".join(f"{number!r}\n" for number in numbers))
 
 
-def _write_betas(path, schedule):
-    table = schedule.table or schedules.sampled(schedule)
-    Path(path).write_text("".join(f"{beta!r}\n" for beta in table.betas.tolist()))
+def _write_text(path, text):
+    """Writes a file, and returns what to say of the one that was there."""
+    replaced = Path(path).is_file() and Path(path).read_bytes() != text.encode()
+    Path(path).write_text(text)
+    return ", in place of other content" * replaced
 
 
 def _same(levels, others):
