@@ -29,6 +29,7 @@ POSITIVE = (1e-6, 1e6)
 RANGES = dict.fromkeys(("sigma_min", "sigma_max", "shift", "std", "scale", "image_size", "base"), POSITIVE)
 RANGES |= {"beta_min": (0, 1e4), "beta_max": (0, 1e4), "beta": (1e-6, 1e4), "s": (0, 10), "tau": (1e-3, 1e6)}
 RANGES |= {"rho": (0.5, 1e3), "start": (-1e3, 1e3), "end": (-1e3, 1e3)}
+RANGES |= dict.fromkeys(("log_snr_min", "log_snr_max"), (-math.inf, math.inf))
 
 ORDERED = {"sigma_min": "sigma_max", "log_snr_min": "log_snr_max", "start": "end"}  # each below the other
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from noisesched import diffusion, schedules, spec
 
 WEIGHTINGS = {}  # name -> function(log_snr, rate, **parameters) -> log of the weight on the x error
-RANGES = dict.fromkeys(("gamma", "k", "sigma_data"), (1e-6, 1e6))  # (lowest, highest) of parameters by name
+RANGES = dict.fromkeys(("gamma", "k", "sigma_data"), (1e-9, 1e9))  # (lowest, highest) of parameters by name
 
 
 def weighting(function):

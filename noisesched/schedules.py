@@ -373,6 +373,9 @@ def _checked(call, text):  # the text too, because 1, 1.0 and True are equal but
     bad = np.isnan(log_snr) | np.concatenate([[False], rise])
     if bad.any() or not log_snr[0] > log_snr[-1]:
         at = u[np.argmax(bad)] if bad.any() else 1.0
+        for name, value in given.items():
+            if isinstance(value, float) and not math.isfinite(value):  # which an end of `truncated` may be
+                raise ValueError(f"schedule {text!r}: {name} must be a finite number; got {value}")
         raise ValueError(f"schedule {text!r} does not decrease in log-SNR over u in [0, 1]: see u = {at:g}")
     return schedule
 

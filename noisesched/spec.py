@@ -90,8 +90,12 @@ def bind(call, definitions, kind, skip=1):
 
 
 def check_number(what, name, value, low=-1e9, high=1e9):
-    """Raises ValueError, in one line, unless `value`, the parameter `name` of a spec, is a number from `low` to `high`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= value <= high:
+    """Raises ValueError, in one line, unless `value`, the parameter `name` of a spec, is a number from `low` to `high`.
+
+    None is beyond 1e9 in size, except infinities where the range has them: float32 holds their differences and products.
+    """
+    known = isinstance(value, numbers.Real) and not isinstance(value, bool) and low <= value <= high
+    if not known or 1e9 < abs(value) < math.inf:
         raise ValueError(f"{what}: {name} is a number from {low:g} to {high:g}; got {shortened(show(value))}")
 
 

@@ -111,7 +111,7 @@ def refusal(function, *arguments):
         ),
         (
             {"weighting": "min_snr(gamma=0)"},
-            "weighting: weighting 'min_snr(gamma=0)': gamma is a number from 1e-06 to 1e+06; got 0",
+            "weighting: weighting 'min_snr(gamma=0)': gamma is a number from 1e-09 to 1e+09; got 0",
         ),
         ({"preview__schedule": "cosine("}, "preview.schedule: cannot read the spec 'cosine(': '(' was never closed"),
         ({"preview__steps": 10**9}, "preview.steps: the number of levels is a whole number from 1 up to 100000; got 1000000000"),

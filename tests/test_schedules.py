@@ -516,17 +516,8 @@ def with_number(name, parameter, text):
 @pytest.mark.parametrize(("name", "parameter"), NUMBERS)
 def test_a_number_out_of_range_is_named_with_its_range(name, parameter):
     low, high = RANGES.get(parameter, (-1e9, 1e9))
-    for text in [
-        "True",
-        "'1'",
-        "[1, 2]",
-        "nan",
-        "inf",
-        "-inf",
-        "1" + "0" * 400,
-        repr(high * 1.01),
-        repr(low - 0.01 * abs(low) - 1e-7),
-    ]:
+    beyond = [] if low == -math.inf else ["inf", "-inf", repr(high * 1.01), repr(low - 0.01 * abs(low) - 1e-7)]
+    for text in ["True", "'1'", "[1, 2]", "nan", "1" + "0" * 400, "1e10", *beyond]:
         with pytest.raises(ValueError) as error:
             make(with_number(name, parameter, text))
         assert f": {parameter} is a number from {low:g} to {high:g}; got " in str(error.value)
@@ -540,7 +531,7 @@ def test_every_number_in_range_makes_a_schedule_or_is_named(name, parameter):
         try:
             made = make(with_number(name, parameter, text))
         except ValueError as error:
-            assert "must be below" in str(error) or "does not decrease" in str(error)
+            assert any(words in str(error) for words in ("must be below", "does not decrease", "must be a finite number"))
         else:
             assert not np.isnan(made(np.linspace(0, 1, 99))).any()
 
