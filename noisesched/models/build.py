@@ -1,6 +1,8 @@
-"""The network that a config describes."""
+"""The network that a config describes. To add a kind of network, write its file and put it into NETWORKS."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 from flax import nnx
@@ -22,7 +24,8 @@ def make_conditioning(config, translation=None):
         raise ValueError(
             f"conditioning.table='{given.table}' is only for conditioning.kind='timestep', not {given.kind!r}: leave it empty, ''"
         )
-    return conditioning.Conditioning(given.kind, config.model.width, table, translation or given.translation)
+    width = config.model.width if NETWORKS[config.model.kind].features else None
+    return conditioning.Conditioning(given.kind, width, table, translation or given.translation)
 
 
 def make_denoiser(config, translation=None):
@@ -60,7 +63,29 @@ class Keys:
 
 
 def _denoiser(image_size, channels, model, told, uncertain, seed):
-    unet = UNet(
+    network = NETWORKS[model.kind].make(image_size, channels, model, Keys(seed))
+    return denoiser.Denoiser(network, told, model.prediction, denoiser.Uncertainty() if uncertain else None)
+
+
+# -- the kinds of network
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A kind of network, model.kind.
+
+    make      (image_size, channels, model, rngs) -> (z [B, H, W, C], told, labels, dropout_keys) -> [B, H, W, C]
+    takes     the settings of `model` that it must have, beside those that all kinds have
+    features  whether it is told model.width features of the noise level [B, width], or one number [B] (see `Conditioning`)
+    """
+
+    make: Callable
+    takes: tuple[str, ...]
+    features: bool
+
+
+def _unet(image_size, channels, model, rngs):
+    return UNet(
         image_size=image_size,
         channels=channels,
         width=model.width,
@@ -72,6 +97,8 @@ def _denoiser(image_size, channels, model, told, uncertain, seed):
         features=model.width,
         num_classes=model.num_classes,
         dtype=model.dtype,
-        rngs=Keys(seed),
+        rngs=rngs,
     )
-    return denoiser.Denoiser(unet, told, model.prediction, denoiser.Uncertainty() if uncertain else None)
+
+
+NETWORKS = {"unet": Network(_unet, ("width", "multipliers", "blocks", "attention", "heads", "dropout"), features=True)}
