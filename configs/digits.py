@@ -45,7 +45,7 @@ def get_config():
 
     # The network. Level i works at image_size / 2^i with width * multipliers[i] channels.
     config.model = ConfigDict()
-    config.model.kind = "unet"  # unet
+    config.model.kind = "unet"  # unet | unet2d: of PyTorch's diffusers, which `noisesched interchange` reads
     config.model.prediction = "v"  # what it outputs: v | x | eps (not eps if the schedule ends at zero SNR)
     config.model.width = 16
     config.model.multipliers = (1, 2, 2)

@@ -8,7 +8,8 @@ import jax
 from flax import nnx
 
 from noisesched.models import conditioning, denoiser
-from noisesched.models.unet import UNet
+from noisesched.models.unet import UNet, check_size
+from noisesched.models.unet2d import UNet2D
 
 
 def make_conditioning(config, translation=None):
@@ -101,4 +102,23 @@ def _unet(image_size, channels, model, rngs):
     )
 
 
-NETWORKS = {"unet": Network(_unet, ("width", "multipliers", "blocks", "attention", "heads", "dropout"), features=True)}
+def _unet2d(image_size, channels, model, rngs):
+    given, classes = model.architecture, model.num_classes
+    check_size(image_size, len(given.block_out_channels))
+    if given.class_embed_type is None:  # the last embedding may stand for "no label"
+        rows = given.num_class_embeds or 0
+        known = (rows, rows - 1) if rows > 1 else (rows,)
+        if classes not in known:
+            raise ValueError(f"num_classes={classes}, but architecture.num_class_embeds={rows}: choose {known[0]}")
+    elif given.class_embed_type != "timestep" or not classes:
+        raise ValueError(
+            f"architecture.class_embed_type={given.class_embed_type!r} with num_classes={classes}: classes are told as whole "
+            "numbers here, by an embedding of each or, with 'timestep', by the features of a timestep"
+        )
+    return UNet2D(given, channels, channels, dtype=model.dtype, rngs=rngs)
+
+
+NETWORKS = {
+    "unet": Network(_unet, ("width", "multipliers", "blocks", "attention", "heads", "dropout"), features=True),
+    "unet2d": Network(_unet2d, ("architecture",), features=False),
+}

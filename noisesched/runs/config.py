@@ -21,6 +21,7 @@ from PIL import ImageColor
 from noisesched import diffusion, guidance, loss, samplers, schedules
 from noisesched.loss import Weighting
 from noisesched.models import build, conditioning
+from noisesched.models.unet2d import Architecture
 from noisesched.runs.settings import ConfigError, absent, check_path, is_group, named, require, setting, shown, stated_type, typed
 from noisesched.runtime import sharding
 from noisesched.samplers import Sampler
@@ -80,6 +81,7 @@ class Model:
     attention: tuple[int, ...] | None = setting(absent=None)
     heads: int | None = setting(at_least=1, below=FAR, absent=None)
     dropout: float | None = setting(at_least=0, below=1, absent=None)
+    architecture: Architecture | None = setting(absent=None)
     num_classes: int = setting(at_least=0, below=2**24)
     label_dropout: float = setting(at_least=0, below=1)
     dtype: str = setting(choices=("float32", "bfloat16"))
