@@ -101,6 +101,12 @@ COMMANDS = {
             "--sigmas=sigmas.txt",
         ),
     ),
+    "export": Command(
+        "interchange.export",
+        requests.Export,
+        "write a network as safetensors, for PyTorch's diffusers where it has the same one",
+        ("noisesched export --workdir=runs/digits --out=exported",),
+    ),
     "benchmark": Command(
         "training.benchmark",
         requests.Benchmark,

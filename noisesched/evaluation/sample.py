@@ -142,8 +142,9 @@ def check(config, request):
 
 
 def trained_range(config, step):
-    """(lowest, highest) log-SNR that training has drawn; about one of all its images exceeded the highest."""
-    return loss.trained_range(config.schedule, max(step * config.training.batch_size, 1))
+    """(lowest, highest) log-SNR that training has drawn; about one of all its images exceeded the highest. Of step 0, parameters
+    that were trained elsewhere: the whole schedule."""
+    return loss.trained_range(config.schedule, step * config.training.batch_size or math.inf)
 
 
 def outside(config, step, levels):

@@ -71,6 +71,12 @@ def read_network(path):
     return Network(architecture, size, inputs)
 
 
+def network_fields(architecture, image_size, channels):
+    """The content of config.json: the inverse of `read_network`."""
+    images = {"sample_size": image_size, "in_channels": channels, "out_channels": channels}
+    return {"_class_name": "UNet2DModel"} | images | dataclasses.asdict(architecture)
+
+
 # -- the weights
 
 
@@ -84,6 +90,12 @@ def tensors(params):
         axes = {2: (1, 0), 4: (3, 2, 0, 1)}[leaf.ndim] if last == "kernel" else tuple(range(leaf.ndim))
         found[name] = path, axes
     return found
+
+
+def to_tensors(params):
+    """{the library's name: numpy array} of a UNet2D's parameters."""
+    leaves = dict(jax.tree_util.tree_flatten_with_path(params)[0])
+    return {name: np.asarray(leaves[path]).transpose(axes) for name, (path, axes) in tensors(params).items()}
 
 
 def read_weights(path, template):
@@ -257,6 +269,8 @@ def read(folder, directory, page="image_folder", overrides=(), schedule=None, pr
 
 def main(request):
     """The command: a folder to read becomes a run; files are `scheduler_config`'s."""
+    if request.read and request.workdir and not Path(request.read).exists():
+        raise FileNotFoundError(f"{request.read}: no such folder")
     if not (request.read and Path(request.read).is_dir()):
         require(not request.config, "--config is of the images of a run: give --read=FOLDER and --workdir=DIR")
         require(request.num_classes is None, "--num_classes is of a network: give --read=FOLDER and --workdir=DIR")

@@ -290,6 +290,20 @@ class Interchange(Request):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Export(Request):
+    """Write the parameters of a run as safetensors, and what network they are of as JSON.
+
+    Where PyTorch's diffusers has the same network, its UNet2DModel, the folder is one of that library: from_pretrained loads it.
+    Of a network told the timesteps of a table it is a whole pipeline. Other networks keep the names that parameters have here.
+    """
+
+    workdir: str = _workdir()
+    parameters: str = _parameters()
+    checkpoint: int | None = _checkpoint()
+    out: str = setting(metavar="DIR", help="folder to write to")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark(Request):
     """Measure a config's training step against the bare jitted step of the same network, loss, optimizer and EMA; sampling
     against bare network calls; the wait for input; compilation, and compilation from the persistent cache."""
