@@ -1,7 +1,6 @@
 """FID's Inception-V3: its parts against scipy, the whole against an independent implementation, and bad weights files."""
 
 import pickle
-import sys
 import zipfile
 from math import prod
 

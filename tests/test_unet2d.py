@@ -252,7 +252,7 @@ def test_classes_and_no_label(tmp_path):
         ({"sample_size": [8, 16]}, "sample_size=[8, 16]: images are square here"),
         ({"sample_size": 0}, "sample_size=0 must be a whole number above 0"),
         ({"layers_per_block": "two"}, "layers_per_block='two' must be of type int"),
-        ({"layers_per_block": 0}, "layers_per_block=0 must be above 0"),
+        ({"layers_per_block": 0}, "layers_per_block=0 must be from 1 to 255"),
         ({"norm_eps": 0}, "norm_eps=0 must be above 0"),
         ({"freq_shift": 16}, "freq_shift=16 must be from 0 to 15"),
         ({"act_fn": "elu"}, "act_fn='elu' is not known here; known: silu, swish, mish, gelu, relu"),

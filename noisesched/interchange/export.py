@@ -1,9 +1,9 @@
 """Networks written as safetensors: a folder of PyTorch's diffusers where that library has the same network.
 
 Our UNet is its `UNet2DModel`, parameter for parameter, if all its layers are normalised in one number of groups and all its heads
-have one size (`as_unet2d`). Timesteps are counted from 1 here, from 0 there: the first layer of a network told those of a table of a
-thousand is turned (`counted_from_zero`), so that the library's own count is right. Others must be told the number of which the
-library's sinusoids are ours: noisesched.json says which.
+have one size (`as_unet2d`). Timesteps are counted from 1 here, from 0 there: the first layer of a network told those of a table
+of a thousand is turned (`counted_from_zero`), so that the library's own count is right. Others must be told the number of which
+the library's sinusoids are ours: noisesched.json says which.
 
     config.json, diffusion_pytorch_model.safetensors   the network there
     model_index.json, scheduler_config.json            of a network told timesteps: the rest of a pipeline

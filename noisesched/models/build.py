@@ -104,6 +104,7 @@ def _unet(image_size, channels, model, rngs):
 
 def _unet2d(image_size, channels, model, rngs):
     given, classes = model.architecture, model.num_classes
+    given.check()
     check_size(image_size, len(given.block_out_channels))
     if given.class_embed_type is None:  # the last embedding may stand for "no label"
         rows = given.num_class_embeds or 0

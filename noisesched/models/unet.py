@@ -2,10 +2,10 @@
 
 The standard network of DDPM (Ho et al. 2020) as improved by ADM (Dhariwal & Nichol 2021): residual blocks whose second
 GroupNorm is scaled and shifted by the conditioning, self-attention at chosen image sizes, stride-2 convolutions down,
-nearest x2 and a convolution up. Parameter for parameter it is diffusers' `UNet2DModel` with `resnet_time_scale_shift="scale_shift"`
-and `attn_norm_num_groups` set, wherever two rules agree: normalised layers have `num_groups(channels)` groups here, one number there
-(as for widths that are multiples of 32); levels with attention have the same number of heads here, heads of the same size there.
-`interchange.export` writes it so.
+nearest x2 and a convolution up. Parameter for parameter it is diffusers' `UNet2DModel` with `resnet_time_scale_shift=
+"scale_shift"` and `attn_norm_num_groups` set, where two rules agree: layers are normalised in `num_groups(channels)` groups
+here, in one number there (32 for widths that are multiples of 32); levels with attention have the same number of heads here,
+heads of the same size there. `interchange.export` writes it so.
 
 Modules hold nothing but float32 `nnx.Param`s, so a `UNet` is a pytree of its weights: pass it to `jax.jit`, `jax.grad`, optax.
 Dropout takes one PRNG key per example at call time, so a result does not depend on how a batch is split over devices.

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from noisesched import spec
 from noisesched.models import unet
 
 ACTIVATIONS = {
@@ -36,6 +37,7 @@ DOWN = {
 }
 UP = {name.replace("Down", "Up"): kind for name, kind in DOWN.items()}
 EMBEDDINGS = ("positional", "fourier", "learned")
+BELOW = {"layers_per_block": 2**8, "num_class_embeds": 2**24, "num_train_timesteps": 2**24}  # limits other than 2^16
 SKIP_SCALE = math.sqrt(2.0)  # of the residual blocks in levels of kind "skip"
 
 
@@ -79,11 +81,13 @@ class Architecture:
 
     def check(self):
         """Raises ValueError, in one line, for an architecture that the library does not build, or builds and cannot run."""
-        levels = len(self.block_out_channels)
+        levels, shown = len(self.block_out_channels), lambda value: spec.shortened(repr(value), 80)
         for name, known in (("down_block_types", DOWN), ("up_block_types", UP)):
             types = getattr(self, name)
             for each in types:
-                _require(each.removeprefix("UNetRes") in known, f"{name}: {each!r} is not known here; known: {', '.join(known)}")
+                _require(
+                    each.removeprefix("UNetRes") in known, f"{name}: {shown(each)} is not known here; known: {', '.join(known)}"
+                )
             _require(len(types) == levels, f"{name} has {len(types)} levels, block_out_channels has {levels}")
         _require(levels, "block_out_channels is empty")
         for name, known in (
@@ -96,12 +100,15 @@ class Architecture:
             ("class_embed_type", (None, "timestep", "identity")),
         ):
             value = getattr(self, name)
-            _require(value in known, f"{name}={value!r} is not known here; known: {', '.join(map(str, known))}")
-        _require(self.act_fn.lower() in ACTIVATIONS, f"act_fn={self.act_fn!r} is not known here; known: {', '.join(ACTIVATIONS)}")
+            _require(value in known, f"{name}={shown(value)} is not known here; known: {', '.join(map(str, known))}")
+        _require(
+            self.act_fn.lower() in ACTIVATIONS, f"act_fn={shown(self.act_fn)} is not known here; known: {', '.join(ACTIVATIONS)}"
+        )
         for name, value in dataclasses.asdict(self).items():
             numbers = value if isinstance(value, tuple) else (value,)
             whole = [number for number in numbers if type(number) is int and name not in ("freq_shift", "downsample_padding")]
-            _require(all(0 < number < 2**24 for number in whole), f"{name}={value} must be above 0")
+            below = BELOW.get(name, 2**16)
+            _require(all(0 < number < below for number in whole), f"{name}={shown(value)} must be from 1 to {below - 1}")
         _require(self.norm_eps > 0, f"norm_eps={self.norm_eps:g} must be above 0")
         _require(self.mid_block_scale_factor > 0, f"mid_block_scale_factor={self.mid_block_scale_factor:g} must be above 0")
         _require(0 <= self.dropout < 1, f"dropout={self.dropout:g} is not in [0, 1)")

@@ -94,7 +94,7 @@ def typed(kind, value, where="", known=types.MappingProxyType({})):
         value = absent(kind) | value
         unknown, missing = [k for k in value if k not in fields], [k for k in fields if k not in value]
         group = f"{where}." if where else ""
-        require(not unknown, f"unknown setting {group}{next(iter(unknown), '')}; known: {', '.join(fields)}")
+        require(not unknown, f"unknown setting {group}{next(iter(unknown), '')}; known: {shortened(', '.join(fields), 250)}")
         require(not missing, f"missing setting {group}{next(iter(missing), '')}")
         return kind(**{name: typed(field.type, value[name], group + name, field.metadata) for name, field in fields.items()})
     if isinstance(kind, types.GenericAlias):  # tuple[int, ...]
