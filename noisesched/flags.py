@@ -90,15 +90,22 @@ COMMANDS = {
         ("schedules",),
     ),
     "interchange": Command(
-        "interchange.scheduler_config",
+        "interchange.pipelines",
         requests.Interchange,
-        "read and write the scheduler_config.json of PyTorch's diffusers",
+        "read networks, and read and write the scheduler_config.json, of PyTorch's diffusers",
         (
+            "noisesched interchange --read=ddpm-cifar10-32 --workdir=runs/ddpm",
             "noisesched interchange --read=scheduler_config.json",
             "noisesched interchange --write=scheduler_config.json --workdir=runs/digits",
             'noisesched interchange --write=scheduler_config.json --schedule="discrete(linear)" --prediction=eps --steps=20 '
             "--sigmas=sigmas.txt",
         ),
+    ),
+    "export": Command(
+        "interchange.export",
+        requests.Export,
+        "write a network as safetensors, for PyTorch's diffusers where it has the same one",
+        ("noisesched export --workdir=runs/digits --out=exported",),
     ),
     "benchmark": Command(
         "training.benchmark",

@@ -16,7 +16,9 @@ from noisesched.training.step import learning_rate
 
 HUGE = 10**400  # JSON may hold it
 GROUPS = "seed, data, schedule, weighting, noise_offset, conditioning, model, optimizer, training, preview"
-IN_MODEL = "prediction, width, multipliers, blocks, attention, heads, dropout, num_classes, label_dropout, dtype"
+IN_MODEL = (
+    "kind, prediction, width, multipliers, blocks, attention, heads, dropout, architecture, num_classes, label_dropout, dtype"
+)
 NO_IMAGE = (
     "which ends at zero SNR: there z holds nothing of the image, and no image follows from the noise; set "
     "model.prediction to 'v' (or 'x'), or truncate the schedule"
@@ -334,7 +336,7 @@ def test_a_file_that_misspells_a_setting(tmp_path):
     path = tmp_path / "page.py"
     begin = "from configs import digits\ndef get_config():\n    config = digits.get_config()\n"
     for line, says in (
-        ("config.model.wdith = 8", "unknown setting model.wdith; known: prediction, width"),
+        ("config.model.wdith = 8", "unknown setting model.wdith; known: kind, prediction, width"),
         ("config.model.width = 'wide'", f"config {path}, line 4: TypeError: "),
         ("del config.model.width", "missing setting model.width"),
     ):

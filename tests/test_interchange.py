@@ -872,6 +872,10 @@ def test_writing_a_run(main, small, tmp_path):
         "discrete(cosine, num_steps=100)",
         "x",
     ) and settings.method == "dpmpp_2m"
+    for schedule in ("discrete(linear, num_steps=100)", "discrete(cosine)", "cosine"):  # another table, or of another length
+        out = main("--workdir=run", f"--schedule={schedule}", "--write=w.json")[1]
+        assert "this network is told the timesteps of discrete(cosine, num_steps=100), and with this file the library" in out
+    assert "this network" not in main("--workdir=run", "--schedule=discrete(cosine, num_steps=100)", "--write=w.json")[1]
 
     Workdir(tmp_path / "other").write_config(config.to_dict(small({"conditioning.kind": "sigma"})))
     assert "network of this run is told sigma" in main("--workdir=other", "--write=w.json")[1]
@@ -884,7 +888,7 @@ def test_writing_a_run(main, small, tmp_path):
         (("--read=none.json",), "none.json: No such file"),
         (("--read=a", "--write=b"), "give either --read=FILE or --write=FILE"),
         (("--read=a", "--schedule=linear"), "--schedule is for --write"),
-        (("--read=a", "--workdir=w"), "--workdir is for --write"),
+        (("--read=a", "--workdir=w"), "a: no such folder"),
         (("--write=b",), "--write needs --schedule"),
         (("--write=b", "--schedule=linear"), "--write needs --prediction"),
         (("--write=b", "--schedule=linear", "--prediction=v", "--sigmas=s"), "give --steps=N"),

@@ -251,8 +251,6 @@ def load(path):
         _check_values(arrays)
     except _Unfit as fault:
         raise ValueError(f"{path}: {fault}; wanted: the tensors of pytorch-fid's pt_inception-2015-12-05-6726825d.pth") from None
-    except ImportError:
-        raise ValueError(f'{path}: to read it, pip install "noisesched[inception]"; a .npz needs nothing more') from None
     except Exception as error:  # damaged files raise almost anything
         said = " ".join([f"{type(error).__name__}:", *str(error).split()])
         raise ValueError(f"{path}: not a {path.suffix} file, or damaged, or cut short: {said}") from None

@@ -1,1 +1,1 @@
-"""PyTorch's diffusers: its schedulers and their files."""
+"""PyTorch's diffusers: its schedulers, its networks, and their files."""

@@ -585,11 +585,21 @@ def visited(scheduler, n):
 
 
 def run_write(
-    path, schedule, prediction, spacing="trailing", method="ddim", told="timestep", n=None, sigmas=None, betas=None, say=print
+    path,
+    schedule,
+    prediction,
+    spacing="trailing",
+    method="ddim",
+    told="timestep",
+    table=None,
+    n=None,
+    sigmas=None,
+    betas=None,
+    say=print,
 ):
     """Writes a scheduler_config.json, the levels that sampling visits in n steps to the file `sigmas`, the table to `betas`.
 
-    `told`: what the network is told of the level, one of conditioning.KINDS.
+    `told`: what the network is told of the level, one of conditioning.KINDS; `table`: the schedule whose timesteps it is told.
     """
     schedule = schedules.make(schedule)
     fields, notes = to_fields(schedule, prediction, spacing, method)
@@ -609,6 +619,8 @@ def run_write(
         )
     for note in notes:
         say(f"note: {note}")
+    if table and (wrong := _told_wrongly(table, schedule)):
+        say(f"note: {wrong}")
     if told != "timestep":
         say(f"note: the network of this run is told {told}; the library tells a network timesteps from 0: translate them")
     if sigmas and np.isneginf(levels[0][0]):
@@ -622,7 +634,24 @@ def of_run(directory):
     """The arguments of `run_write` for the run in a workdir; the schedule is the table that its network is told, if any."""
     config = configuration.from_dict(Workdir(directory).read_config())
     told = config.conditioning
-    return {"schedule": told.table or config.schedule, "prediction": config.model.prediction, "told": told.kind}
+    return {
+        "schedule": told.table or config.schedule,
+        "prediction": config.model.prediction,
+        "told": told.kind,
+        "table": told.table,
+    }
+
+
+def _told_wrongly(table, schedule):
+    """A note if the library, with the steps of `schedule`, tells a network other timesteps than those of its `table`; else ""."""
+    own, written = table.table.log_snr, (schedule.table or schedules.sampled(schedule)).log_snr
+    if len(own) == len(written) and np.allclose(own, written, rtol=1e-5, atol=1e-3):
+        return ""
+    at = min(len(own), len(written)) // 2
+    return (
+        f"this network is told the timesteps of {spec.shortened(str(table))}, and with this file the library tells it those of "
+        f"another table: its timestep {at} is log-SNR {written[at]:.4g}, where the network takes it for {own[at]:.4g}"
+    )
 
 
 def _levels(schedule, counts, spacing):

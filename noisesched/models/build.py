@@ -1,12 +1,16 @@
-"""The network that a config describes."""
+"""The network that a config describes. To add a kind of network, write its file and put it into NETWORKS."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 from flax import nnx
 
 from noisesched.models import conditioning, denoiser
-from noisesched.models.unet import UNet
+from noisesched.models.dit import DiT
+from noisesched.models.unet import UNet, check_size
+from noisesched.models.unet2d import UNet2D
 
 
 def make_conditioning(config, translation=None):
@@ -22,7 +26,8 @@ def make_conditioning(config, translation=None):
         raise ValueError(
             f"conditioning.table='{given.table}' is only for conditioning.kind='timestep', not {given.kind!r}: leave it empty, ''"
         )
-    return conditioning.Conditioning(given.kind, config.model.width, table, translation or given.translation)
+    width = config.model.width if NETWORKS[config.model.kind].features else None
+    return conditioning.Conditioning(given.kind, width, table, translation or given.translation)
 
 
 def make_denoiser(config, translation=None):
@@ -67,7 +72,29 @@ class Keys:
 
 
 def _denoiser(image_size, channels, model, told, uncertain, seed):
-    unet = UNet(
+    network = NETWORKS[model.kind].make(image_size, channels, model, Keys(seed))
+    return denoiser.Denoiser(network, told, model.prediction, denoiser.Uncertainty() if uncertain else None)
+
+
+# -- the kinds of network
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A kind of network, model.kind.
+
+    make      (image_size, channels, model, rngs) -> (z [B, H, W, C], told, labels, dropout_keys) -> [B, H, W, C]
+    takes     the settings of `model` that it must have, beside those that all kinds have
+    features  whether it is told model.width features of the noise level [B, width], or one number [B] (see `Conditioning`)
+    """
+
+    make: Callable
+    takes: tuple[str, ...]
+    features: bool
+
+
+def _unet(image_size, channels, model, rngs):
+    return UNet(
         image_size=image_size,
         channels=channels,
         width=model.width,
@@ -79,6 +106,44 @@ def _denoiser(image_size, channels, model, told, uncertain, seed):
         features=model.width,
         num_classes=model.num_classes,
         dtype=model.dtype,
-        rngs=Keys(seed),
+        rngs=rngs,
     )
-    return denoiser.Denoiser(unet, told, model.prediction, denoiser.Uncertainty() if uncertain else None)
+
+
+def _unet2d(image_size, channels, model, rngs):
+    given, classes = model.architecture, model.num_classes
+    given.check()
+    check_size(image_size, len(given.block_out_channels))
+    if given.class_embed_type is None:  # the last embedding may stand for "no label"
+        rows = given.num_class_embeds or 0
+        known = (rows, rows - 1) if rows > 1 else (rows,)
+        if classes not in known:
+            raise ValueError(f"num_classes={classes}, but architecture.num_class_embeds={rows}: choose {known[0]}")
+    elif given.class_embed_type != "timestep" or not classes:
+        raise ValueError(
+            f"architecture.class_embed_type={given.class_embed_type!r} with num_classes={classes}: classes are told as whole "
+            "numbers here, by an embedding of each or, with 'timestep', by the features of a timestep"
+        )
+    return UNet2D(given, channels, channels, dtype=model.dtype, rngs=rngs)
+
+
+def _dit(image_size, channels, model, rngs):
+    return DiT(
+        image_size=image_size,
+        channels=channels,
+        patch=model.patch,
+        width=model.width,
+        blocks=model.blocks,
+        heads=model.heads,
+        features=model.width,
+        num_classes=model.num_classes,
+        dtype=model.dtype,
+        rngs=rngs,
+    )
+
+
+NETWORKS = {
+    "unet": Network(_unet, ("width", "multipliers", "blocks", "attention", "heads", "dropout"), features=True),
+    "dit": Network(_dit, ("width", "blocks", "heads", "patch"), features=True),
+    "unet2d": Network(_unet2d, ("architecture",), features=False),
+}

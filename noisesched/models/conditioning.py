@@ -20,14 +20,14 @@ class Conditioning:
     """What the network is told of the noise level.
 
     kind         one of KINDS: "log_snr" | "sigma" | "timestep" | "none"
-    width        number of features, even
+    width        number of features, even; None for a network that makes its own, of one number (see `number`)
     table        log-SNRs of timesteps 1..T, decreasing (kind "timestep" only): a tuple, so that it is no parameter
     translation  how a level is turned into a timestep: "nearest" or "interpolated"; levels beyond the table's ends are
                  told as its first or last step
     """
 
     kind: str
-    width: int
+    width: int | None
     table: tuple[float, ...] = ()
     translation: str = "nearest"
 
@@ -36,7 +36,7 @@ class Conditioning:
             raise ValueError(f"unknown conditioning.kind {self.kind!r}; known: {', '.join(KINDS)}")
         if self.translation not in TRANSLATIONS:
             raise ValueError(f"unknown conditioning.translation {self.translation!r}; known: {', '.join(TRANSLATIONS)}")
-        if self.width < 2 or self.width % 2:
+        if self.width is not None and (self.width < 2 or self.width % 2):
             raise ValueError(f"the noise level is told by an even number of features, 2 or more; got {self.width}")
         if (self.kind == "timestep") != bool(self.table):
             raise ValueError(
@@ -45,8 +45,17 @@ class Conditioning:
             )
 
     def __call__(self, log_snr):
-        """log_snr [B] -> features [B, width], float32, each in [-1, 1]."""
+        """log_snr [B] -> features [B, width], float32, each in [-1, 1]; the `number` [B] if width is None."""
+        if self.width is None:
+            return self.number(log_snr)
         return sinusoids(KINDS[self.kind](self, log_snr.astype(jnp.float32)), self.width)
+
+    def number(self, log_snr):
+        """log_snr [B] -> [B], float32: the timestep from 0, as diffusers counts; of other kinds 1000 times the position."""
+        log_snr = log_snr.astype(jnp.float32)
+        if self.kind == "timestep":
+            return timestep(log_snr, self.table, self.translation) - 1
+        return 1000.0 * KINDS[self.kind](self, log_snr)
 
 
 def sinusoids(position, width):

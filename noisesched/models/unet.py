@@ -2,8 +2,10 @@
 
 The standard network of DDPM (Ho et al. 2020) as improved by ADM (Dhariwal & Nichol 2021): residual blocks whose second
 GroupNorm is scaled and shifted by the conditioning, self-attention at chosen image sizes, stride-2 convolutions down,
-nearest x2 and a convolution up. Parameter for parameter the same as diffusers' `UNet2DModel` with `resnet_time_scale_shift=
-"scale_shift"`, attention at the same sizes, `attn_norm_num_groups` set and a noise-level feature vector of the same width.
+nearest x2 and a convolution up. Parameter for parameter it is diffusers' `UNet2DModel` with `resnet_time_scale_shift=
+"scale_shift"` and `attn_norm_num_groups` set, where two rules agree: layers are normalised in `num_groups(channels)` groups
+here, in one number there (32 for widths that are multiples of 32); levels with attention have the same number of heads here,
+heads of the same size there. `interchange.export` writes it so.
 
 Modules hold nothing but float32 `nnx.Param`s, so a `UNet` is a pytree of its weights: pass it to `jax.jit`, `jax.grad`, optax.
 Dropout takes one PRNG key per example at call time, so a result does not depend on how a batch is split over devices.
@@ -27,8 +29,8 @@ class Conv(nnx.Conv):
     There most of the kernel falls on the border, and XLA turns such a convolution around (image as kernel), which is slow.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs, strides: int = 1, kernel_init=_default):
-        super().__init__(inputs, outputs, (3, 3), strides, padding=1, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
+    def __init__(self, inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs, strides: int = 1, padding=1, kernel_init=_default):
+        super().__init__(inputs, outputs, (3, 3), strides, padding=padding, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
 
     def __call__(self, x):
         b, h, w, c = x.shape
@@ -42,20 +44,21 @@ class Conv(nnx.Conv):
 
 
 class GroupNorm(nnx.Module):
-    """GroupNorm over `num_groups(channels)` groups, optionally scaled and shifted by a conditioning, in one pass.
+    """GroupNorm over `groups` (`num_groups(channels)`) groups, optionally scaled and shifted by a conditioning, in one pass.
 
     Statistics are float32 whatever the compute dtype. Normalisation, its own scale and bias and the conditioning are folded
     into one multiplication and one addition for each example and channel.
     """
 
-    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, groups: int | None = None, eps: float = 1e-5, *, rngs: nnx.Rngs):
+        self.groups, self.eps = groups or num_groups(channels), eps
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
 
     def __call__(self, x, scale=None, shift=None):
         """x [B, H, W, C]; scale, shift [B, C] -> normalised x * (1 + scale) + shift, in x's dtype."""
         b, h, w, c = x.shape
-        groups, size = num_groups(c), c // num_groups(c)
+        groups, size = self.groups, c // self.groups
         pixels = x.reshape(b, h * w, c).astype(jnp.float32)
         # Both moments in one pass over x, per channel, then averaged over each group. They are taken about one value of the
         # group itself, so they do not cancel however far its mean is from zero; that value drops out of the result, hence of
@@ -65,11 +68,19 @@ class GroupNorm(nnx.Module):
         over_group = lambda moment: jnp.repeat(moment.reshape(b, groups, size).mean(2), size, axis=1)  # [B, C]
         mean = over_group(centred.mean(1))
         variance = over_group((centred * centred).mean(1)) - mean * mean
-        gain = self.scale[None] * jax.lax.rsqrt(jnp.maximum(variance, 0.0) + 1e-5)
+        gain = self.scale[None] * jax.lax.rsqrt(jnp.maximum(variance, 0.0) + self.eps)
         offset = self.bias[None] - (mean + pivot) * gain
         if scale is not None:
             gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
         return (x.astype(jnp.float32) * gain[:, None, None] + offset[:, None, None]).astype(x.dtype)
+
+
+def drop(h, rate: float, keys, index: int):
+    """h [B, ...] with activations dropped at `rate`; keys [B], or None for no dropout; `index` tells a block from the others."""
+    if not rate or keys is None:
+        return h
+    keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, index), 1 - rate, h.shape[1:]))(keys)
+    return jnp.where(keep, h / (1 - rate), 0)
 
 
 class Attention(nnx.Module):
@@ -115,11 +126,7 @@ class Block(nnx.Module):
         scale, shift = jnp.split(self.condition(embedding).astype(jnp.float32), 2, axis=-1)
         h = self.conv1(jax.nn.silu(self.norm1(x)))
         h = jax.nn.silu(self.norm2(h, scale, shift))
-        if self.dropout and dropout_keys is not None:
-            keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, self.index), 1 - self.dropout, h.shape[1:]))(
-                dropout_keys
-            )
-            h = jnp.where(keep, h / (1 - self.dropout), 0)
+        h = drop(h, self.dropout, dropout_keys, self.index)
         h = (x if self.skip is None else self.skip(x)) + self.conv2(h)
         return h if self.attention is None else self.attention(h)
 
@@ -134,6 +141,12 @@ class Downsample(nnx.Module):
         return self.conv(x)
 
 
+def nearest(x):
+    """[B, H, W, C] -> [B, 2H, 2W, C]: every pixel four times."""
+    b, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
 class Upsample(nnx.Module):
     """Nearest x2, then a convolution: [B, H, W, C] -> [B, 2H, 2W, C]."""
 
@@ -141,9 +154,7 @@ class Upsample(nnx.Module):
         self.conv = Conv(channels, channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
-        b, h, w, c = x.shape
-        x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
-        return self.conv(x)
+        return self.conv(nearest(x))
 
 
 def check_size(image_size: int, levels: int) -> None:

@@ -20,8 +20,9 @@ from PIL import ImageColor
 
 from noisesched import diffusion, loss, samplers, schedules
 from noisesched.loss import Weighting
-from noisesched.models import build, conditioning
-from noisesched.runs.settings import ConfigError, absent, check_path, is_group, named, require, setting, shown, typed
+from noisesched.models import build, conditioning, dit
+from noisesched.models.unet2d import Architecture
+from noisesched.runs.settings import ConfigError, absent, check_path, is_group, named, require, setting, shown, stated_type, typed
 from noisesched.runtime import sharding
 from noisesched.samplers import Sampler
 from noisesched.schedules import Schedule
@@ -68,15 +69,20 @@ class Conditioning:
     translation: str = setting(choices=conditioning.TRANSLATIONS)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
+    """Settings that only some kinds of network take (`build.NETWORKS`) are None where they are not stated."""
+
+    kind: str = setting(choices=tuple(build.NETWORKS), absent="unet")
     prediction: str = setting(choices=diffusion.PREDICTIONS)
-    width: int = setting(at_least=1, below=FAR)
-    multipliers: tuple[int, ...] = setting(at_least=1, below=1025)
-    blocks: int = setting(at_least=1, below=257)
-    attention: tuple[int, ...]
-    heads: int = setting(at_least=1, below=FAR)
-    dropout: float = setting(at_least=0, below=1)
+    width: int | None = setting(at_least=1, below=FAR, absent=None)
+    multipliers: tuple[int, ...] | None = setting(at_least=1, below=1025, absent=None)
+    blocks: int | None = setting(at_least=1, below=257, absent=None)
+    attention: tuple[int, ...] | None = setting(absent=None)
+    heads: int | None = setting(at_least=1, below=FAR, absent=None)
+    dropout: float | None = setting(at_least=0, below=1, absent=None)
+    patch: int | None = setting(choices=dit.PATCHES, absent=None)
+    architecture: Architecture | None = setting(absent=None)
     num_classes: int = setting(at_least=0, below=2**24)
     label_dropout: float = setting(at_least=0, below=1)
     dtype: str = setting(choices=("float32", "bfloat16"))
@@ -199,7 +205,7 @@ def to_dict(config, short=False):
         if field.metadata.get("parse"):
             plain[field.name] = "" if value is None else str(value)
         else:
-            plain[field.name] = to_dict(value, short) if is_group(field) else value
+            plain[field.name] = to_dict(value, short) if is_group(field) and value is not None else value
     return {name: value for name, value in plain.items() if name not in unstated or value != unstated[name]}
 
 
@@ -209,8 +215,10 @@ def check(config):
     check_path("data.path", config.data.path)
     check_path("data.data_dir", config.data.data_dir)
     log_snrs = named("preview.steps", schedules.levels, preview.schedule, preview.steps)
+    for name in build.NETWORKS[config.model.kind].takes:
+        require(getattr(config.model, name) is not None, f"missing setting model.{name}")
     named("conditioning", build.make_conditioning, config)
-    require(config.model.multipliers, "model.multipliers=() must be one whole number for each level")
+    require(config.model.multipliers != (), "model.multipliers=() must be one whole number for each level")
     named("model", build.abstract_denoiser, config)
     require(
         not (config.model.prediction == "eps" and math.isinf(float(config.schedule(1.0)))),
@@ -341,8 +349,8 @@ def _check_override(kind, name):
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         group = f" in {'.'.join(where)}" if where else ""
         require(part in fields, f"unknown setting {name!r}{hint}; known{group}: {', '.join(fields) or 'none'}")
-        given = None if fields[part].metadata.get("parse") else fields[part].type
-        kind = fields[part].type if is_group(fields[part]) else None
+        given = None if fields[part].metadata.get("parse") else stated_type(fields[part].type)
+        kind = stated_type(fields[part].type) if is_group(fields[part]) else None
         where.append(part)
     require(not kind or kind is dict, f"{name!r} is a group of settings: give one of them, --config.{name}.NAME=value")
     return given

@@ -268,21 +268,53 @@ class Report(Request):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Interchange(Request):
     """Read a scheduler_config.json into a schedule, a prediction, a spacing and a sampler here, and say what does not carry over;
-    or write one with which PyTorch's diffusers samples as we do. Neither that library nor PyTorch is needed."""
+    or write one with which PyTorch's diffusers samples as we do. Neither that library nor PyTorch is needed.
 
-    read: str = setting("", metavar="FILE", help="a scheduler_config.json to explain")
+    Read the folder of a pipeline, or of a UNet2DModel alone, into a run in --workdir, which then can be sampled, evaluated and
+    compared. Weights are read from safetensors only.
+    """
+
+    read: str = setting("", metavar="FILE", help="a scheduler_config.json to explain; or a folder to read into --workdir")
     write: str = setting("", metavar="FILE", help="a scheduler_config.json to write, of a --workdir or a --schedule")
-    workdir: str | None = setting(None, metavar="DIR", help="folder of a run, whose schedule and prediction to write")
-    schedule: str | None = setting(None, metavar="SPEC", help="schedule to write (the run's)")
+    workdir: str | None = setting(
+        None, metavar="DIR", help="folder of a run, whose schedule and prediction to write; or to make of the network read"
+    )
+    config: str = setting(
+        "",
+        metavar="FILE",
+        help="of a run to make: the config file that says where its images are (image_folder); --config.NAME=value changes a "
+        "setting",
+    )
+    overrides: tuple[str, ...] = ()
+    num_classes: int | None = setting(
+        None, at_least=1, metavar="N", help="of a network whose last class embedding stands for no label: the classes without it"
+    )
+    schedule: str | None = setting(None, metavar="SPEC", help="schedule to write (the run's), or of a folder that states none")
     prediction: str | None = setting(None, choices=PREDICTIONS, help="of the network (the run's)")
     spacing: str | None = setting(None, choices=SPACINGS, help="of the steps to write (trailing)")
     method: str | None = setting(None, metavar="SPEC", help="sampler to write, or euler (ddim)")
     steps: int | None = setting(None, at_least=1, metavar="N", help="number of steps, for --sigmas")
-    image_size: int | None = setting(None, at_least=1, metavar="PIXELS", help="of a side, for a file with use_dynamic_shifting")
+    image_size: int | None = setting(
+        None, at_least=1, metavar="PIXELS", help="of a side, where neither file nor folder states it"
+    )
     sigmas: str = setting(
         "", metavar="FILE", help="write the levels of these steps, as sigmas, for that library, and for \"sigmas('FILE')\" here"
     )
     betas: str = setting("", metavar="FILE", help="write the table's betas, for \"betas('FILE')\" here")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export(Request):
+    """Write the parameters of a run as safetensors, and what network they are of as JSON.
+
+    Where PyTorch's diffusers has the same network, its UNet2DModel, the folder is one of that library: from_pretrained loads it.
+    Of a network told the timesteps of a table it is a whole pipeline. Other networks keep the names that parameters have here.
+    """
+
+    workdir: str = _workdir()
+    parameters: str = _parameters()
+    checkpoint: int | None = _checkpoint()
+    out: str = setting(metavar="DIR", help="folder to write to")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,13 @@ def setting(
 
 def is_group(field):
     """Whether a field holds further settings."""
-    return field.type is dict or dataclasses.is_dataclass(field.type) and not field.metadata.get("parse")
+    kind = stated_type(field.type)
+    return kind is dict or dataclasses.is_dataclass(kind) and not field.metadata.get("parse")
+
+
+def stated_type(kind):
+    """The type of a setting where it is stated: X of X | None."""
+    return next(each for each in kind.__args__ if each is not types.NoneType) if isinstance(kind, types.UnionType) else kind
 
 
 def absent(kind):
@@ -69,7 +75,7 @@ def stated(key, kind, prefix=""):
         if field.metadata.get(key):
             found[name] = field.metadata[key]
         elif is_group(field) and field.type is not dict:
-            found |= stated(key, field.type, f"{name}.")
+            found |= stated(key, stated_type(field.type), f"{name}.")
     return found
 
 
@@ -80,13 +86,15 @@ def typed(kind, value, where="", known=types.MappingProxyType({})):
     """
     if known.get("parse"):
         return named(where, known["parse"], typed(str, value, where))
+    if isinstance(kind, types.UnionType):  # X | None
+        return None if value is None else typed(stated_type(kind), value, where, known)
     if dataclasses.is_dataclass(kind):
         require(isinstance(value, dict), f"{where or 'a configuration'} must be a group of settings; got {shown(value)}")
         fields = {field.name: field for field in dataclasses.fields(kind)}
         value = absent(kind) | value
         unknown, missing = [k for k in value if k not in fields], [k for k in fields if k not in value]
         group = f"{where}." if where else ""
-        require(not unknown, f"unknown setting {group}{next(iter(unknown), '')}; known: {', '.join(fields)}")
+        require(not unknown, f"unknown setting {group}{next(iter(unknown), '')}; known: {shortened(', '.join(fields), 250)}")
         require(not missing, f"missing setting {group}{next(iter(missing), '')}")
         return kind(**{name: typed(field.type, value[name], group + name, field.metadata) for name, field in fields.items()})
     if isinstance(kind, types.GenericAlias):  # tuple[int, ...]

@@ -26,8 +26,6 @@ from noisesched.runs.settings import ConfigError, named, require
 from noisesched.runs.workdir import Workdir
 from noisesched.runtime import sharding
 
-OFTEN = 10**8  # levels that the training of somebody's own network is taken to have drawn: nobody knows
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subject:
@@ -35,7 +33,7 @@ class Subject:
 
     name         the workdir, or FILE.py:NAME
     network      with its parameters; None until `loaded`
-    schedule     that training drew its levels from; `num_draws` times
+    schedule     that training drew its levels from, `num_draws` times; 0 where it is not known how often
     told         what the network is told of the level: a conditioning.kind, or what `wrap` calls it
     table        log-SNRs of the timesteps that it is told; () for none
     translation  how a level becomes one of them
@@ -61,8 +59,9 @@ class Subject:
 
     @property
     def trained_range(self):
-        """(lowest, highest) log-SNR that training has drawn; about one of all its images exceeded the highest."""
-        return loss.trained_range(self.schedule, max(self.num_draws, 1))
+        """(lowest, highest) log-SNR that training has drawn; about one of all its images exceeded the highest. The whole schedule
+        where it is not known how often it drew."""
+        return loss.trained_range(self.schedule, self.num_draws or math.inf)
 
     def check_levels(self, schedule, log_snrs):
         """Raises ConfigError for sampling levels (of `schedule`, or its spec) at which this network estimates no image."""
@@ -192,7 +191,7 @@ def of_file(text, data):
         network=network,
         data=images(data, shape),
         schedule=drawn,
-        num_draws=OFTEN,
+        num_draws=0,
         told=network.told,
         table=network.table,
         translation=network.translation,
