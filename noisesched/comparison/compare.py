@@ -373,7 +373,7 @@ def describe(runs, evaluated):
         "workdirs": [str(each.workdir.path) for each in runs],
         "train_seeds": [each.seed for each in runs],
         "num_parameters": denoiser.num_parameters(params),
-        "train_steps": config.training.num_steps,
+        "train_steps": latest(runs[0]),
         "batch_size": config.training.batch_size,
         "seconds": [round(seconds_spent(each), 1) for each in runs],
     }
