@@ -43,7 +43,7 @@ def get_config():
     config.conditioning.table = ""  # for timestep: the table it counts in, e.g. "discrete(linear, num_steps=1000)"
     config.conditioning.translation = "nearest"  # for timestep: how a level becomes one, nearest | interpolated
 
-    # The network. Level i works at image_size / 2^i with width * multipliers[i] channels.
+    # The network. Level i of the UNet works at image_size / 2^i with width * multipliers[i] channels.
     config.model = ConfigDict()
     config.model.kind = (
         "unet"  # unet | dit (`digits_dit.py`) | unet2d: of PyTorch's diffusers, which `noisesched interchange` reads
@@ -51,9 +51,10 @@ def get_config():
     config.model.prediction = "v"  # what it outputs: v | x | eps (not eps if the schedule ends at zero SNR)
     config.model.width = 16
     config.model.multipliers = (1, 2, 2)
-    config.model.blocks = 1  # residual blocks per level
+    config.model.blocks = 1  # residual blocks per level; of dit: how many
     config.model.attention = ()  # the sizes, image_size / 2^i, at which blocks are followed by self-attention, e.g. (4,)
     config.model.heads = 4
+    config.model.patch = 2  # of dit: pixels per side of a token, 1 | 2 | 4
     config.model.dropout = 0.0
     config.model.num_classes = 0  # 0: no labels; K: it is told one of K classes
     config.model.label_dropout = 0.1  # with classes: the fraction of images trained without their label

@@ -10,10 +10,7 @@ from configs import digits
 
 def get_config():
     config = digits.get_config()
-    for name in ("multipliers", "attention", "dropout"):  # a transformer has none
-        del config.model[name]
     config.model.kind = "dit"
-    config.model.patch = 2  # pixels per side of a token, 1 | 2 | 4
     config.model.width = 96  # of the tokens
     config.model.blocks = 4
     config.model.heads = 4

@@ -331,6 +331,8 @@ def test_a_workdir_from_before_the_package_had_folders_is_still_read(main, tmp_p
     code, out, err = main("train", f"--workdir={workdir}", *longer)
     assert code == 0 and "resuming at step 4" in out, err
     assert [line["step"] for line in read_metrics(workdir / "metrics.jsonl")] == [2, 4, 6]
+    old = ("--checkpoint=4", "--steps=2", "--num_images=3", f"--out={tmp_path / 'older'}")
+    assert main("sample", f"--workdir={workdir}", *old)[0] == 0  # config.json states settings now that were not there at step 4
 
 
 # -- the one place where exceptions become words

@@ -17,7 +17,8 @@ from noisesched.training.step import learning_rate
 HUGE = 10**400  # JSON may hold it
 GROUPS = "seed, data, schedule, weighting, noise_offset, conditioning, model, optimizer, training, preview"
 IN_MODEL = (
-    "kind, prediction, width, multipliers, blocks, attention, heads, dropout, architecture, num_classes, label_dropout, dtype"
+    "kind, prediction, width, multipliers, blocks, attention, heads, patch, dropout, architecture, num_classes, "
+    "label_dropout, dtype"
 )
 NO_IMAGE = (
     "which ends at zero SNR: there z holds nothing of the image, and no image follows from the noise; set "

@@ -1,5 +1,6 @@
 """UNet2DModel against numbers that PyTorch's diffusers computed (tests/data/unet2d.npz), and the reading of its folders."""
 
+import dataclasses
 import json
 import zlib
 from functools import partial
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from noisesched import samplers, schedules
 from noisesched.interchange import pipelines
 from noisesched.models import build, denoiser
-from noisesched.models.unet2d import UNet2D
+from noisesched.models.unet2d import Architecture, UNet2D
 from noisesched.runs import config as configuration
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.workdir import Workdir
@@ -33,9 +34,9 @@ DDPM = {
     "_class_name": "UNet2DModel",
     "act_fn": "silu",
     "attention_head_dim": None,
-    "block_out_channels": [32, 64, 64],
+    "block_out_channels": [32, 64],
     "center_input_sample": False,
-    "down_block_types": blocks("Down", "AttnDown", "Down"),
+    "down_block_types": blocks("AttnDown", "Down"),
     "downsample_padding": 0,
     "flip_sin_to_cos": False,
     "freq_shift": 1,
@@ -47,7 +48,7 @@ DDPM = {
     "out_channels": 3,
     "sample_size": 8,
     "time_embedding_type": "positional",
-    "up_block_types": blocks("Up", "AttnUp", "Up"),
+    "up_block_types": blocks("Up", "AttnUp"),
 }
 CASES = {
     "ddpm": DDPM,
@@ -191,7 +192,7 @@ def test_a_pipeline_becomes_a_run_that_makes_the_librarys_images(main, pipeline,
     given = (f"--read={pipeline}", f"--workdir={tmp_path / 'run'}")
     code, out, err = main("interchange", *given, "--config=digits", "--config.seed=3")
     assert (code, err) == (0, "")
-    assert "1,113,955 parameters, 8x8x3; it predicts eps and is told the timestep of discrete(linear" in out
+    assert "665,059 parameters, 8x8x3; it predicts eps and is told the timestep of discrete(linear" in out
     assert "note: clip_sample" in out and "--method=ancestral --spacing=leading" in out
     config, denoise = denoiser_of(tmp_path / "run")
     assert (config.seed, config.data.name, config.model.prediction) == (3, "digits", "eps")
@@ -203,9 +204,6 @@ def test_a_pipeline_becomes_a_run_that_makes_the_librarys_images(main, pipeline,
     np.testing.assert_allclose(made, expected, atol=2e-5 * np.abs(expected).max())  # five calls
     code, out, err = main("interchange", *given)
     assert (code, err) == (2, f"noisesched: error: {tmp_path / 'run'} holds a run already: take another --workdir\n")
-    code, out, err = main("sample", f"--workdir={tmp_path / 'run'}", "--steps=5", "--num_images=8", f"--out={tmp_path / 'out'}")
-    assert (code, err) == (0, "") and "cleaner than training" not in out
-    assert np.load(tmp_path / "out" / "samples.npy").shape == (8, 8, 8, 3)
 
 
 def test_a_network_alone_is_taken_as_ddpms(tmp_path):
@@ -234,6 +232,28 @@ def test_classes_and_no_label(tmp_path):
         pipelines.read(folder, tmp_path / "third", num_classes=8)
 
 
+def test_a_run_that_was_read_is_sampled_and_trained_further(main, tmp_path):
+    gray = DDPM | {"in_channels": 1, "out_channels": 1, "block_out_channels": [32], "mid_block_type": None}
+    folder = write_folder(tmp_path / "gray", gray | {"down_block_types": blocks("Down"), "up_block_types": blocks("Up")})
+    short = [f"--config.{name}" for name in ("training.num_steps=2", "training.batch_size=16", "preview.every=0")]
+    words = (f"--read={folder}", f"--workdir={tmp_path / 'run'}", "--config=digits", *short)
+    for setting in ("model.width=8", "data.channels=3", "schedule=cosine"):
+        refused = f"noisesched: error: --config.{setting} cannot be chosen: the network that is read decides it\n"
+        assert main("interchange", *words, f"--config.{setting}")[2] == refused
+    code, out, err = main("interchange", *words, "--config.optimizer.warmup_steps=0")
+    assert (code, err) == (0, "")
+    before = denoiser.split(denoiser_of(tmp_path / "run")[1])[1]
+    code, out, err = main("sample", f"--workdir={tmp_path / 'run'}", "--steps=5", "--num_images=8", f"--out={tmp_path / 'out'}")
+    assert (code, err) == (0, "") and "cleaner than training" not in out
+    assert np.load(tmp_path / "out" / "samples.npy").shape == (8, 8, 8, 1)
+    code, out, err = main("train", f"--workdir={tmp_path / 'run'}")
+    assert code == 0 and "resuming" not in out
+    with Checkpoints(Workdir(tmp_path / "run"), max_to_keep=None) as checkpoints:
+        step, items = checkpoints.restore({"params": before})
+    change = jax.tree.map(lambda new, old: float(jnp.abs(new - old).max()), items["params"], before)
+    assert step == 2 and 0 < max(jax.tree.leaves(change)) < 0.02  # two steps of Adam
+
+
 # -- what is refused, before any weights are read
 
 
@@ -260,17 +280,18 @@ def test_classes_and_no_label(tmp_path):
             {"resnet_time_scale_shift": "spatial"},
             "resnet_time_scale_shift='spatial' is not known here; known: default, scale_shift",
         ),
-        (
-            {"down_block_types": blocks("Down", "K", "Down")},
-            "down_block_types: 'KBlock2D' is not known here; known: DownBlock2D, ",
-        ),
-        ({"up_block_types": blocks("Up")}, "up_block_types has 1 levels, block_out_channels has 3"),
+        ({"down_block_types": blocks("Down", "K")}, "down_block_types: 'KBlock2D' is not known here; known: DownBlock2D, "),
+        ({"up_block_types": blocks("Up")}, "up_block_types has 1 levels, block_out_channels has 2"),
         ({"time_embedding_type": "learned"}, "time_embedding_type='learned' needs num_train_timesteps"),
         (
-            {"down_block_types": blocks("Down", "SkipDown", "Down")},
+            {
+                "down_block_types": blocks("Down", "SkipDown", "Down"),
+                "up_block_types": blocks("Up", "Up", "Up"),
+                "block_out_channels": [32] * 3,
+            },
             "down_block_types: a level of Skip blocks follows one of others",
         ),
-        ({"up_block_types": blocks("SkipUp", "Up", "Up")}, "up_block_types: a level of other blocks follows one of Skip blocks"),
+        ({"up_block_types": blocks("SkipUp", "Up")}, "up_block_types: a level of other blocks follows one of Skip blocks"),
     ],
 )
 def test_architectures_that_cannot_be_read_are_named(changes, says, tmp_path):
@@ -281,12 +302,30 @@ def test_architectures_that_cannot_be_read_are_named(changes, says, tmp_path):
     assert str(error.value).startswith(f"{path}: {says}")
 
 
+def test_every_field_withstands_every_value(small):
+    """A workdir's config.json may come from anybody."""
+    least = Architecture((32,), ("DownBlock2D",), up_block_types=("UpBlock2D",), layers_per_block=1)
+    values = configuration.to_dict(small())
+    values["model"] |= {"kind": "unet2d", "architecture": dataclasses.asdict(least)}
+    assert configuration.from_dict(values).model.architecture == least
+    refused = 0
+    for name in values["model"]["architecture"]:
+        for value in (None, True, -1, 0, 10**400, 0.5, 1e308, float("nan"), "", "x\n" * 500, [], [-1], [[]], ["a"], {"x": {}}):
+            architecture = values["model"]["architecture"] | {name: value}
+            try:
+                configuration.from_dict(values | {"model": values["model"] | {"architecture": architecture}})
+            except configuration.ConfigError as error:
+                refused += 1
+                assert "\n" not in str(error) and len(str(error)) < 400
+    assert refused > 300
+
+
 @pytest.mark.parametrize(
     "changes, says",
     [
         ({"norm_num_groups": 24}, "model: 32 channels cannot be normalised in 24 groups"),
-        ({"attention_head_dim": 96}, "model: attention_head_dim=96 at a level of 64 channels leaves no head"),
-        ({"sample_size": 10}, "model: image_size=10 is not a multiple of 4, as 3 levels need; nearest valid: 8 or 12"),
+        ({"attention_head_dim": 96}, "model: attention_head_dim=96 at a level of 32 channels leaves no head"),
+        ({"sample_size": 9}, "model: image_size=9 is not a multiple of 2, as 2 levels need; nearest valid: 8 or 10"),
         ({"in_channels": 4, "out_channels": 4}, "data.channels=4: choose one of 1, 3"),
         ({"class_embed_type": "identity"}, "model: architecture.class_embed_type='identity' with num_classes=0"),
         ({"sample_size": None}, "states no sample_size: give --image_size=PIXELS, of a side"),
@@ -347,7 +386,7 @@ def test_tensors_of_another_network_are_named(pipeline, tmp_path):
 
     bias = tensors["conv_in.bias"]
     without = {name: array for name, array in tensors.items() if not name.startswith("conv_")}
-    lacks = "lacks 6 of 182 tensors: conv_in.bias [32], conv_in.weight [32, 3, 3, 3], conv_norm_out.bias [32], .."
+    lacks = "lacks 6 of 144 tensors: conv_in.bias [32], conv_in.weight [32, 3, 3, 3], conv_norm_out.bias [32], .."
     assert refusal(without | {"more": bias}) == f"{lacks}; has 1 that are not the network's: more"
     assert refusal(tensors | {"conv_in.bias": bias[1:]}) == "has 1 of another shape: conv_in.bias [31], not [32]"
     assert refusal(tensors | {"conv_in.bias": bias.astype(np.int32)}) == "tensors of type F32, I32 are no weights"

@@ -371,7 +371,7 @@ def describe(runs, evaluated):
         "workdirs": [each.place for each in runs],
         "train_seeds": [each.seed for each in runs],
         "num_parameters": subject.num_parameters,
-        "train_steps": config.training.num_steps if config else 0,
+        "train_steps": latest(runs[0]),
         "batch_size": config.training.batch_size if config else 0,
         "seconds": [round(seconds_spent(each), 1) for each in runs],
     }

@@ -25,6 +25,8 @@ from noisesched.runs.workdir import Workdir
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 IMAGES = ("sample_size", "in_channels", "out_channels")  # fields of config.json that are settings of the images here
+# Settings that a network decides, as a pattern.
+DECIDED = r"schedule|weighting|noise_offset|conditioning|model\.(?!dtype)\w+|data\.(image_size|channels)"
 DDPM = ("discrete(linear, num_steps=1000)", "eps")  # of a network without a scheduler's file
 # Attention's tensors under their names before version 0.15, which published weights still have.
 OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -196,10 +198,13 @@ def run_config(network, schedule, prediction, page, overrides=(), num_classes=No
     """The checked Config of a run with this network.
 
     schedule     a table of timesteps, which training drew and the network is told
-    page         a config file, from which the images are taken, and with `overrides` all that is no part of the network
+    page         a config file, from which, with `overrides`, all is taken that the network does not decide: its images, above all
     num_classes  of a network whose last class stands for "no label"
     """
+    decided = [word for word in overrides if re.match(rf"--(no)?config\.({DECIDED})\b", word)]
+    require(not decided, f"{next(iter(decided), '')} cannot be chosen: the network that is read decides it")
     values = configuration.read(page, configuration.Config, overrides)
+    computed = any(word.startswith("--config.model.dtype=") for word in overrides)  # else as the library computes
     rows = network.architecture.num_class_embeds or 0
     values |= {"schedule": schedule, "weighting": prediction, "noise_offset": 0.0}
     values["data"] |= {"image_size": network.image_size, "channels": network.channels}
@@ -210,7 +215,7 @@ def run_config(network, schedule, prediction, page, overrides=(), num_classes=No
         "architecture": dataclasses.asdict(network.architecture),
         "num_classes": rows if num_classes is None else num_classes,
         "label_dropout": 0.0 if num_classes in (None, rows) else 0.1,
-        "dtype": "float32",
+        "dtype": values["model"]["dtype"] if computed else "float32",
     }
     return configuration.from_dict(values)
 
@@ -227,7 +232,7 @@ def read(folder, directory, page="image_folder", overrides=(), schedule=None, pr
     stated = scheduler_config.read(scheduler_path) if scheduler_path else None
     if stated:
         require(not schedule and not prediction, f"--schedule and --prediction are stated by {scheduler_path}: leave them out")
-        told = not scheduler_config.told_sigmas(stated) and stated.schedule.table
+        told = not stated.told_sigma and stated.schedule.table
         require(
             stated.prediction and told,
             f"{scheduler_path}: a network of {stated.class_name} with these fields is not read: {'; '.join(stated.notes)}",

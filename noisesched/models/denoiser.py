@@ -1,4 +1,4 @@
-"""A denoiser: (z, log_snr) -> x_hat. What its UNet outputs, and how it is told the noise level, are its private business."""
+"""A denoiser: (z, log_snr) -> x_hat. What its network outputs, and how it is told the noise level, are its private business."""
 
 import dataclasses
 from typing import Any
@@ -10,7 +10,6 @@ from flax import nnx
 
 from noisesched import diffusion
 from noisesched.models.conditioning import Conditioning, angle
-from noisesched.models.unet import UNet
 
 NO_IMAGE = "it predicts eps, from which no image follows where z is all noise"
 
@@ -32,12 +31,13 @@ class Uncertainty(nnx.Module):
 
 
 class Denoiser(nnx.Module):
-    """A UNet, what it is told of the noise level, and what it predicts ("eps", "x" or "v"). It holds no schedule.
+    """A network, what it is told of the noise level, and what it predicts ("eps", "x" or "v"). It holds no schedule.
 
-    `uncertainty`: of its loss, for training with the weighting "uncertain"; None with others. Sampling does without.
+    `unet`: a network of any kind. `uncertainty`: of its loss, for training with the weighting "uncertain"; None with others.
+    Sampling does without.
     """
 
-    def __init__(self, unet: UNet, conditioning: Conditioning, prediction: str, uncertainty: Uncertainty | None = None):
+    def __init__(self, unet: nnx.Module, conditioning: Conditioning, prediction: str, uncertainty: Uncertainty | None = None):
         if prediction not in diffusion.PREDICTIONS:
             raise ValueError(f"unknown prediction {prediction!r}; known: {', '.join(diffusion.PREDICTIONS)}")
         self.unet, self.conditioning, self.prediction, self.uncertainty = unet, conditioning, prediction, uncertainty

@@ -24,7 +24,7 @@ from noisesched.runtime.files import writing
 from noisesched.runtime.pictures import grid, write_png
 from noisesched.training import resume
 from noisesched.training.monitor import BEFORE, Preempted, Profile, Progress, Recorder, Signals, TrainingStopped
-from noisesched.training.step import State, init, learning_rate, make_loss, make_step, with_stop
+from noisesched.training.step import init, learning_rate, make_loss, make_step, with_stop
 
 STOPPED = "stopped by a signal at step {}, which is saved; the same command continues from it"
 JUDGED = 1024  # held-out images on which checkpoints are compared
@@ -82,10 +82,12 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
             Checkpoints(workdir, training.keep_checkpoints, keep_every=training.keep_every, keep_best=training.keep_best, say=say)
         )
         start = 0
-        if cluster.by_first(checkpoints.steps):
+        if steps := cluster.by_first(checkpoints.steps):
+            # Of step 0 there are the parameters alone, which were trained elsewhere.
+            wanted = state._asdict() if steps[-1] else {"params": state.params, "ema": state.ema}
             with progress.doing("restoring the last checkpoint"):
-                start, items = checkpoints.restore(state._asdict())
-            state = State(**items)
+                start, items = checkpoints.restore(wanted)
+            state = state._replace(**items)
         cluster.agree("checkpoint to continue from", start)
         if changes:
             cluster.by_first(lambda: resume.change(workdir, config, start, changes, say))
