@@ -13,6 +13,5 @@ def get_config():
     config.model.kind = "dit"
     config.model.width = 96  # of the tokens
     config.model.blocks = 4
-    config.model.heads = 4
     config.optimizer.learning_rate = 1e-3
     return config

@@ -327,7 +327,13 @@ def test_a_workdir_from_before_the_package_had_folders_is_still_read(main, tmp_p
         for group, values in kept.items()
         for name, value in (values.items() if isinstance(values, dict) else [(None, None)])
     ]
-    longer = [f"--config={BASE}", *settings, "--config.training.num_steps=6", "--accept_changes"]
+    longer = [
+        f"--config={BASE}",
+        *settings,
+        "--config.training.num_steps=6",
+        "--config.training.keep_checkpoints=3",
+        "--accept_changes",
+    ]
     code, out, err = main("train", f"--workdir={workdir}", *longer)
     assert code == 0 and "resuming at step 4" in out, err
     assert [line["step"] for line in read_metrics(workdir / "metrics.jsonl")] == [2, 4, 6]

@@ -18,6 +18,7 @@ from noisesched.interchange import pipelines
 from noisesched.models import build, denoiser
 from noisesched.models.unet2d import Architecture, UNet2D
 from noisesched.runs import config as configuration
+from noisesched.runs import subject
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.workdir import Workdir
 
@@ -227,7 +228,7 @@ def test_classes_and_no_label(tmp_path):
     assert (model.prediction, model.num_classes, model.label_dropout) == ("v", 10, 0.0)
     config, _ = pipelines.read(folder, tmp_path / "other", num_classes=9)
     assert (config.model.num_classes, config.model.label_dropout) == (9, 0.1)
-    configuration.check_guidance(config, "cfg(2)")
+    subject.of_config(config).check_guidance("cfg(2)")
     with pytest.raises(ValueError, match="^model: num_classes=8, but architecture.num_class_embeds=10: choose 10$"):
         pipelines.read(folder, tmp_path / "third", num_classes=8)
 
