@@ -51,6 +51,14 @@ DDPM = {
     "time_embedding_type": "positional",
     "up_block_types": blocks("Up", "AttnUp"),
 }
+TINY = DDPM | {
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": [32],
+    "down_block_types": blocks("Down"),
+    "mid_block_type": None,
+    "up_block_types": blocks("Up"),
+}
 CASES = {
     "ddpm": DDPM,
     "adm": {
@@ -223,7 +231,7 @@ def test_a_network_alone_is_taken_as_ddpms(tmp_path):
 
 
 def test_classes_and_no_label(tmp_path):
-    folder = write_folder(tmp_path / "adm", CASES["adm"], SCHEDULER | {"prediction_type": "v_prediction"})
+    folder = write_folder(tmp_path / "net", TINY | {"num_class_embeds": 10}, SCHEDULER | {"prediction_type": "v_prediction"})
     model = pipelines.read(folder, tmp_path / "run")[0].model
     assert (model.prediction, model.num_classes, model.label_dropout) == ("v", 10, 0.0)
     config, _ = pipelines.read(folder, tmp_path / "other", num_classes=9)
@@ -234,8 +242,7 @@ def test_classes_and_no_label(tmp_path):
 
 
 def test_a_run_that_was_read_is_sampled_and_trained_further(main, tmp_path):
-    gray = DDPM | {"in_channels": 1, "out_channels": 1, "block_out_channels": [32], "mid_block_type": None}
-    folder = write_folder(tmp_path / "gray", gray | {"down_block_types": blocks("Down"), "up_block_types": blocks("Up")})
+    folder = write_folder(tmp_path / "net", TINY)
     short = [f"--config.{name}" for name in ("training.num_steps=2", "training.batch_size=16", "preview.every=0")]
     words = (f"--read={folder}", f"--workdir={tmp_path / 'run'}", "--config=digits", *short)
     for setting in ("model.width=8", "data.channels=3", "schedule=cosine"):
