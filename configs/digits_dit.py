@@ -2,7 +2,7 @@
 
     noisesched train --config=configs/digits_dit.py --workdir=runs/digits_dit
 
-About 4 minutes on 2 CPU cores. Compare with the UNet of `digits.py` by configs/compare.py.
+About 5 minutes on 2 CPU cores. Compare with the UNet of `digits.py` by configs/compare.py.
 """
 
 from configs import digits
