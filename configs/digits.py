@@ -16,8 +16,11 @@ def get_config():
 
     # The images. Scaled to [-1, 1] on the device.
     config.data = ConfigDict()
-    config.data.name = "digits"  # digits | brightness | image_folder | a prepared data set of tensorflow-datasets
-    config.data.path = ""  # for image_folder: the folder that holds split/class/*.jpg (png, webp, ..: what Pillow reads)
+    # digits | brightness | image_folder | cifar10_binary | a prepared data set of tensorflow-datasets
+    config.data.name = "digits"
+    # For image_folder: the folder that holds *.jpg, class/*.jpg or split/class/*.jpg (png, webp, ..: what Pillow reads); for
+    # cifar10_binary: cifar-10-binary.tar.gz.
+    config.data.path = ""
     config.data.data_dir = ""  # where prepared data sets are, a folder or gs:// bucket; "": a cache in the home folder
     config.data.split = "train"  # tensorflow-datasets' notation, e.g. "train[:90%]"
     config.data.image_size = 8  # pixels per side; other images are cropped to a square and resized

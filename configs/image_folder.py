@@ -1,4 +1,5 @@
-"""Your own photographs, from a folder of split/class/*.jpg (png, webp, ..); the network is small enough to try on a CPU.
+"""Your own photographs, from a folder of *.jpg, class/*.jpg or split/class/*.jpg (png, webp, ..); the
+network is small enough to try on a CPU.
 
 noisesched train --config=configs/image_folder.py --workdir=runs/photos --config.data.path=FOLDER
 """

@@ -1,5 +1,6 @@
 """Data: what is stored is what was given, and a batch is a function of (seed, step)."""
 
+import collections
 import dataclasses
 import fcntl
 import os
@@ -9,6 +10,7 @@ import resource
 import shutil
 import socket
 import struct
+import tarfile
 import threading
 import time
 import zlib
@@ -440,7 +442,7 @@ def test_what_is_passed_over_is_told_once(tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
         f"warning: image folder {root}: passed over 17 files: 3 .txt in train/a and 1 more; 2 .png (a broken link) in train/a; "
-        "2 .png (not in <split>/<class>/) in the folder itself and 1 more; 1 .html in train/b; 1 .png (a device) in train/a; "
+        "2 .png (not in <split>/<class>/) in train/a/deeper and 1 more; 1 .html in train/b; 1 .png (a device) in train/a; "
         "1 .png (a pipe) in train/a; 1 .png (a socket) in train/a; 1 .png (the folder's name cannot be that of a split) in "
         "caf\\xe9/a; 1 hidden .jpg in train/a; 1 hidden .png in train/a/.hidden; 1 hidden without suffix in train/a; "
         "1 without suffix in train/b; 1 without suffix (a linked folder) in train/a"
@@ -633,14 +635,84 @@ def test_image_folder_splits(tmp_path):
     assert set(rest["label"]) == {0, 1}  # the order is not the folder's: both classes are in both parts
 
 
-@pytest.mark.parametrize("file", [None, "train/1.png", "1.png"])
-def test_folder_without_classes(tmp_path, file):
+@pytest.mark.parametrize(
+    ("files", "splits"),
+    [
+        (["1.png", "2.png"], {"train": {"images": 2}}),
+        (["cat/1.png", "dog/1.png", "dog/2.png"], {"train": {"cat": 1, "dog": 2}}),
+        (["train/1.png", "test/1.png", "test/2.png"], {"train": {"images": 1}, "test": {"images": 2}}),
+        (["train/1.png", "car/1.png"], {"train": {"car": 1, "train": 1}}),
+        (["train/a/1.png", "test/b/1.png", "c/3.png", "4.png"], {"train": {"a": 1}, "test": {"b": 1}}),
+        (["a/1.png", "2.png"], {"train": {"a": 1}}),
+    ],
+)
+def test_layouts_of_folders(tmp_path, capsys, files, splits):
     root = tmp_path / "images"
-    root.mkdir()
-    if file:
-        save(np.zeros((8, 8), np.uint8), root / file)
-    with pytest.raises(ValueError, match=r"no images in .*: expected <split>/<class>/"):
-        open_folder(root, tmp_path)
+    for number, file in enumerate(files):
+        save(np.full((8, 8), number, np.uint8), root / file)
+    listing = datasets.list_folder(str(root))
+    passed = len(files) - sum(map(len, listing.values()))
+    assert (f"passed over {passed} file" in capsys.readouterr().err) == bool(passed)
+    classes = datasets._classes(listing)
+    found = {split: collections.Counter(classes[file] for file, *_ in given) for split, given in listing.items()}
+    assert found == splits
+    split = open_folder(root, tmp_path)
+    assert len(split) == sum(splits["train"].values()) and split.num_classes == len(set().union(*splits.values()))
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"no images in .*: expected some in it, in <class>/ or in <split>/<class>/"):
+        open_folder(tmp_path, tmp_path / "data")
+
+
+@pytest.fixture
+def cifar(tmp_path, monkeypatch):
+    """A folder like that of CIFAR-10's binary version, with 7 images a file."""
+    monkeypatch.setattr(datasets, "CIFAR10_IMAGES", 7)
+    rng, folder = np.random.default_rng(0), tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    for name in datasets.CIFAR10:
+        records = rng.integers(0, 256, (7, 3073), np.uint8)
+        records[:, 0] %= 10
+        (folder / name).write_bytes(records.tobytes())
+    return folder
+
+
+def test_cifar10_without_tensorflow(cifar, tmp_path):
+    with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz") as archive:
+        archive.add(cifar, cifar.name)
+    for number, path in enumerate((cifar, tmp_path / "cifar-10-binary.tar.gz")):
+        opened = {
+            split: pipeline.open_split(
+                "cifar10_binary", split=split, image_size=32, channels=3, path=str(path), data_dir=str(tmp_path / str(number))
+            )
+            for split in ("train", "test")
+        }
+        assert (len(opened["train"]), len(opened["test"]), opened["test"].num_classes) == (35, 7, 10)
+        record = (cifar / "data_batch_2.bin").read_bytes()[3 * 3073 : 4 * 3073]
+        example = opened["train"][7 + 3]
+        assert example["label"] == record[0]
+        for channel in range(3):  # 1024 bytes of each colour, row by row
+            assert example["image"][..., channel].tobytes() == record[1 + 1024 * channel : 1 + 1024 * (channel + 1)]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "test_batch.bin").unlink(),
+        lambda folder: os.truncate(folder / "data_batch_3.bin", 5 * 3073),
+        lambda folder: (folder / "data_batch_3.bin").write_bytes(bytes([10]) * 7 * 3073),
+        lambda folder: [path.unlink() for path in folder.iterdir()],
+    ],
+)
+def test_what_is_not_cifar10_is_told(cifar, tmp_path, damage):
+    damage(cifar)
+    with pytest.raises(ValueError, match=r"CIFAR-10.*: get cifar-10-binary\.tar\.gz") as error:
+        datasets.cifar10_binary(str(cifar), str(tmp_path / "data"))
+    assert "\n" not in str(error.value) and not list((tmp_path / "data").glob("*/incomplete-*"))
+    for path in ("", str(tmp_path / "nothing.tar.gz"), __file__):
+        with pytest.raises(ValueError, match=r"get cifar-10-binary\.tar\.gz"):
+            datasets.cifar10_binary(path, str(tmp_path / "data"))
 
 
 def test_folder_is_converted_once_and_anew_when_it_changes(tmp_path, monkeypatch):

@@ -21,9 +21,11 @@ import re
 import shutil
 import stat
 import sys
+import tarfile
 import tempfile
 import time
 import warnings
+import zlib
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -41,7 +43,11 @@ _CONVERSION = 3
 # Pillow only recognises or writes these, or (EPS) has another program run them.
 _NOT_DECODED = {"BUFR", "EMF", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}
 # What `_prepare` works in, below the folder of prepared data, and the machine's name in it, which older ones lack.
-_UNFINISHED = re.compile(r"(?:digits|brightness|image_folder_\d+x[13]_[0-9a-f]{16})/incomplete-(?:(.*)@)?[a-z0-9_]{8}")
+_OURS = r"digits|brightness|cifar10_binary|image_folder_\d+x[13]_[0-9a-f]{16}"
+_UNFINISHED = re.compile(rf"(?:{_OURS})/incomplete-(?:(.*)@)?[a-z0-9_]{{8}}")
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}  # folders of images that are no classes
+CIFAR10 = (*(f"data_batch_{n}.bin" for n in range(1, 6)), "test_batch.bin")  # the files of its binary version
+CIFAR10_IMAGES, CIFAR10_RECORD = 10_000, 3073  # images of each file, bytes of each
 _KINDS = 20  # of files passed over, which are told one by one
 _COUNTED = 100_000  # files passed over that are counted, where a folder holds far more than images
 _TOLD = 0.01  # the fraction of repeated or enlarged images from which a folder is said to have them
@@ -100,6 +106,31 @@ class _Brightness(_Digits, skip_registration=True):
             yield i, {"image": np.round(image * 255).astype(np.uint8)[..., None], "label": label}
 
 
+class _Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """CIFAR-10 from its binary archive (Krizhevsky 2009): records of a label and 32x32 pixels, red first."""
+
+    VERSION = tfds.core.Version(_VERSION)
+    name = "cifar10_binary"
+
+    def __init__(self, files, **kwargs):
+        self.files = files  # {name: bytes}
+        super().__init__(**kwargs)
+
+    def _info(self):
+        classes = "airplane automobile bird cat deer dog frog horse ship truck".split()
+        features = _features(32, 3, tfds.features.ClassLabel(names=classes))
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        train, test = list(CIFAR10[:-1]), list(CIFAR10[-1:])
+        return {"train": self._generate_examples(train), "test": self._generate_examples(test)}
+
+    def _generate_examples(self, names):
+        content = np.frombuffer(b"".join(self.files[name] for name in names), np.uint8).reshape(-1, CIFAR10_RECORD)
+        for i, record in enumerate(content):
+            yield i, {"image": record[1:].reshape(3, 32, 32).transpose(1, 2, 0), "label": int(record[0])}
+
+
 class _ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Converts the images of a `list_folder` to square uint8 images of one size.
 
@@ -110,7 +141,8 @@ class _ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def __init__(self, root, listing, image_size, channels, background, name, **kwargs):
         self.root, self.listing, self.name = root, listing, name
-        classes = sorted({file.split("/")[1] for files in listing.values() for file, *_ in files})
+        self.class_of = _classes(listing)
+        classes = sorted(set(self.class_of.values()))
         self.labels = {name: label for label, name in enumerate(classes)}
         self.convert = functools.partial(read_image, size=image_size, channels=channels, background=background)
         self.features = _features(image_size, channels, tfds.features.ClassLabel(names=list(map(_class_name, classes))))
@@ -138,7 +170,7 @@ class _ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     counts[digest] += 1
                     firsts.setdefault(digest, file)
                     enlarged += [file] * smaller
-                    yield os.fsencode(file), {"image": image, "label": self.labels[file.split("/")[1]]}
+                    yield os.fsencode(file), {"image": image, "label": self.labels[self.class_of[file]]}
                     bar.update()
         digest, most = counts.most_common(1)[0]
         self.info.metadata[split] = {
@@ -252,16 +284,19 @@ def _formats() -> tuple[tuple[str, ...], frozenset[str]]:
 
 
 def list_folder(path: str) -> dict[str, list[tuple[str, int, int]]]:
-    """`{split: [("split/class/file", bytes, mtime in ns), ..]}` of a folder of images, sorted by name.
+    """`{split: [(file, bytes, mtime in ns), ..]}` of a folder of images, sorted by name; `file` is its path in the folder.
 
-    Says, once, which files are passed over. Raises FileNotFoundError if the folder does not exist, ValueError if it holds no
-    `split/class/image`.
+    The images are those in <split>/<class>/. Where there are none, those in <class>/, as one split "train"; if all these folders
+    have names of splits, they are splits, of one class. Where there are none either, those in the folder itself. Says, once,
+    which files are passed over. Raises FileNotFoundError if the folder does not exist, ValueError if it holds no image.
     """
     if not path:
-        raise ValueError("'image_folder' needs a path: a folder laid out as split/class/image.jpg (or png, webp, ..)")
+        raise ValueError(
+            "'image_folder' needs a path: a folder of images, as image.jpg, class/image.jpg or split/class/image.jpg"
+        )
     if not os.path.isdir(path):
         raise FileNotFoundError(f"no such image folder: {readable(path)}")
-    listing, passed = {}, collections.defaultdict(collections.Counter)
+    images, passed = collections.defaultdict(list), collections.defaultdict(collections.Counter)
     count = 0
     for folders, entry in _files(path):
         if why := _passed_over(folders, entry) if entry else "folder(s) that cannot be read":
@@ -271,8 +306,16 @@ def list_folder(path: str) -> dict[str, list[tuple[str, int, int]]]:
                 break
         else:
             status = entry.stat()
-            file = "/".join((*folders, entry.name))
-            listing.setdefault(folders[0], []).append((file, status.st_size, status.st_mtime_ns))
+            images[len(folders)].append(((*folders, entry.name), status.st_size, status.st_mtime_ns))
+    depth = max(images, default=2)
+    where = ("the folder itself", "<class>/", "<split>/<class>/")[depth]
+    for names, *_ in (image for other, found in images.items() if other != depth for image in found):
+        passed[f"{_suffix(names[-1])} (not in {where})"]["/".join(names[:-1]) or "the folder itself"] += 1
+        count += 1
+    of_splits = depth == 1 and {names[0] for names, *_ in images[1]} <= SPLITS
+    listing = {}
+    for names, *known in images[depth]:
+        listing.setdefault(names[0] if depth == 2 or of_splits else "train", []).append(("/".join(names), *known))
     kinds = sorted(passed.items(), key=lambda each: (-each[1].total(), each[0]))
     told = [
         f"{places.total():,} {why} in {readable(max(places, key=places.get))}"
@@ -283,8 +326,8 @@ def list_folder(path: str) -> dict[str, list[tuple[str, int, int]]]:
     passed = "; ".join(told + [f"{rest:,} of other kinds"] * (rest > 0))
     if not listing:
         raise ValueError(
-            f"no images in {readable(path)}: expected <split>/<class>/image in it, such as train/cat/001.jpg "
-            f"(one folder per class, even if there is only one){passed and f'; passed over: {passed}'}"
+            f"no images in {readable(path)}: expected some in it, in <class>/ or in <split>/<class>/, such as train/cat/001.jpg"
+            f"{passed and f'; passed over: {passed}'}"
         )
     if passed:
         number = f"{'at least ' * (count >= _COUNTED)}{count:,} file{'s' * (count > 1)}"
@@ -321,8 +364,7 @@ def _hidden(names: tuple[str, ...]) -> bool:
 
 def _passed_over(folders: tuple[str, ...], entry: os.DirEntry) -> str:
     """Why a file is not read as an image, with its suffix, such as "hidden .jpg"; "" if it is read."""
-    suffix = os.path.splitext(entry.name)[1].lower()
-    named = readable(shortened(suffix, 20)) or "without suffix"
+    named = _suffix(entry.name)
     try:
         mode = entry.stat().st_mode
     except OSError:
@@ -334,12 +376,23 @@ def _passed_over(folders: tuple[str, ...], entry: os.DirEntry) -> str:
         return f"{named} (a device)"
     if _hidden((*folders, entry.name)):
         return f"hidden {named}"
-    if suffix not in _formats()[1]:
+    if os.path.splitext(entry.name)[1].lower() not in _formats()[1]:
         return named
-    if len(folders) != 2:
+    if len(folders) > 2:
         return f"{named} (not in <split>/<class>/)"
-    usable = re.fullmatch(r"\w[\w-]*", folders[0]) and folders[0] != "all"
+    usable = len(folders) < 2 or re.fullmatch(r"\w[\w-]*", folders[0]) and folders[0] != "all"
     return "" if usable else f"{named} (the folder's name cannot be that of a split)"
+
+
+def _suffix(name: str) -> str:
+    return readable(shortened(os.path.splitext(name)[1].lower(), 20)) or "without suffix"
+
+
+def _classes(listing: dict) -> dict[str, str]:
+    """{file: its class} of a `list_folder`: the folder it is in, or "images" where that is a split, or there is none."""
+    placed = [(split, file.split("/")) for split, files in listing.items() for file, *_ in files]
+    unsorted = all(names[:-1] in ([], [split]) for split, names in placed)
+    return {"/".join(names): "images" if unsorted else names[-2] for _, names in placed}
 
 
 def readable(path: str | os.PathLike) -> str:
@@ -361,6 +414,34 @@ def digits(data_dir: str = ""):
 def brightness(data_dir: str = ""):
     """The builder of the digits from black to white, prepared under `data_dir` (default: the user's cache) on first use."""
     return _prepared_once(_local(data_dir), "brightness", _Brightness)
+
+
+def cifar10_binary(path: str, data_dir: str = ""):
+    """The builder of CIFAR-10, prepared under `data_dir` (default: the user's cache) from its binary version at `path`:
+    cifar-10-binary.tar.gz, or the folder that it unpacks to. No TensorFlow is needed. ValueError if that is not what it holds.
+    """
+    return _prepared_once(_local(data_dir), _Cifar10.name, lambda data_dir: _Cifar10(_cifar10_files(path), data_dir=data_dir))
+
+
+def _cifar10_files(path: str) -> dict[str, bytes]:
+    """{name: content} of the files of CIFAR-10's binary version; ValueError that names the fault."""
+    get = "get cifar-10-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html"
+    if not path:
+        raise ValueError(f"'cifar10_binary' needs a path: {get}, and give its path, or that of the folder that it unpacks to")
+    size = CIFAR10_RECORD * CIFAR10_IMAGES
+    try:
+        if os.path.isdir(path):
+            found = {name: read_file(os.path.join(path, name), size) for name in CIFAR10}
+        else:
+            with tarfile.open(fileobj=io.BytesIO(read_file(path, 2**28))) as archive:
+                members = {os.path.basename(member.name): member for member in archive if member.isfile()}
+                found = {name: archive.extractfile(members[name]).read(size + 1) for name in CIFAR10}
+    except (OSError, KeyError, ValueError, tarfile.TarError, EOFError, zlib.error) as error:
+        raise ValueError(f"{readable(path)} is not the binary version of CIFAR-10 ({reason(error)}): {get}") from error
+    for name, content in found.items():
+        if len(content) != size or np.frombuffer(content, np.uint8)[::CIFAR10_RECORD].max() > 9:
+            raise ValueError(f"{readable(path)}: {name} is not {CIFAR10_IMAGES:,} images of CIFAR-10 with their labels: {get}")
+    return found
 
 
 def image_folder(listing: dict, path: str, image_size: int, channels: int, data_dir: str = "", background: str = "white"):

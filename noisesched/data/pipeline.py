@@ -138,12 +138,13 @@ def open_split(
 ) -> Split:
     """Opens one split of a data set, which is prepared first if it is one of this package's own.
 
-    name        'digits' or 'brightness' (built in), 'image_folder' (at `path`), or any TFDS image data set in `data_dir`
+    name        'digits' or 'brightness' (built in), 'image_folder' or 'cifar10_binary' (at `path`), or any TFDS image data set in
+                `data_dir`
     split       TFDS syntax: 'train', 'test', 'train[:90%]', 'train[100:200]', 'train+test'
     image_size  images of another size are cropped to their centre square and resized, with antialiasing
     channels    1 or 3: an image folder is converted, any other data set must have this number
-    path        the image folder, laid out as split/class/image, in any format that Pillow decodes
-    data_dir    the folder of prepared data; '' is the user's cache for the first three, TFDS's default for others
+    path        the image folder (see `datasets.list_folder`), in any format that Pillow decodes; or CIFAR-10's archive
+    data_dir    the folder of prepared data; '' is the user's cache for the first four, TFDS's default for others
     background  the colour that shows where an image in a folder is transparent
 
     Raises ValueError or FileNotFoundError, in one line that says what to change.
@@ -155,6 +156,8 @@ def open_split(
     title = f"data set {name!r}"
     if name in ("digits", "brightness"):
         builder = getattr(datasets, name)(data_dir)
+    elif name == "cifar10_binary":
+        builder = datasets.cifar10_binary(path, data_dir)
     elif name == "image_folder":
         title = f"image folder {datasets.readable(path)}"
         listing = datasets.list_folder(path)
