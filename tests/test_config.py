@@ -322,7 +322,10 @@ def test_overrides():
         ("from configs import digts", ", line 1: ImportError: cannot import name 'digts' from 'configs' (unknown location)"),
         ("def get_config():\n    return 1 / 0", ", line 2: ZeroDivisionError: division by zero"),
         ("def get_config():\n    raise ValueError('a\\nb')", ", line 2: ValueError: a b"),
-        ("def get_config(size): pass", ": TypeError: get_config() missing 1 required positional argument: 'size'"),
+        (
+            "def get_config(size): raise ValueError(size)",
+            ": TypeError: get_config() missing 1 required positional argument: 'size'",
+        ),
     ],
 )
 def test_bad_files(tmp_path, text, says):
@@ -331,6 +334,24 @@ def test_bad_files(tmp_path, text, says):
     path.write_text(text)
     message = refusal(config.load, str(path))
     assert message.startswith(f"config {path}") and message.endswith(says)
+
+
+@pytest.mark.parametrize("name", ["page.py", "a:b.py"])
+def test_a_page_may_take_an_argument(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text(
+        "from configs import digits\ndef get_config(width='8'):\n    config = digits.get_config()\n"
+        "    config.model.width = int(width.partition(':')[0])\n    return config\n"
+    )
+    widths = {argument: config.load(name + argument).model.width for argument in ("", ":24", ":32:more")}
+    assert widths == {"": 8, ":24": 24, ":32:more": 32}
+    assert config.load(f"{name}:24", ["--config.model.width=16"]).model.width == 16
+    with pytest.raises(ConfigError, match="line 4: ValueError: invalid literal"):
+        config.load(f"{name}:wide")
+    with pytest.raises(ConfigError, match="TypeError: get_config.. takes 0 positional arguments but 1 was given"):
+        config.load("digits:24")
+    with pytest.raises(ConfigError, match="config file 'nowhere.py' not found"):
+        config.load("nowhere.py:24")
 
 
 def test_a_file_that_misspells_a_setting(tmp_path):

@@ -148,8 +148,11 @@ def load(path, overrides=()):
 
 
 def read(path, kind, overrides=()):
-    """The settings in a config file for a `kind` of settings (such as Config), with overrides, as nested dictionaries."""
-    path = find(path)
+    """The settings in a config file for a `kind` of settings (such as Config), with overrides, as nested dictionaries.
+
+    `path`: FILE, or FILE:ARGUMENT for a `get_config(argument)`, which is given the text after the colon.
+    """
+    path, argument = (find(path), None) if Path(path).is_file() or ":" not in path else _with_argument(path)
     last = {}  # the last of repeated settings counts; ml-collections would concatenate tuples
     for override in overrides:
         prefix = next((p for p in ("--config.", "--noconfig.") if override.startswith(p)), None)
@@ -157,7 +160,7 @@ def read(path, kind, overrides=()):
         name, equals, text = override.removeprefix(prefix).partition("=")
         expected = _check_override(kind, name)
         last[name] = f"{prefix}{name}={_read_as(expected, name, text)}" if equals else override
-    page = _run_file(path)
+    page = _run_file(path, argument)
     fields = {field.name for field in dataclasses.fields(kind)}
     for mark, what in (("runs", "a comparison: give it to noisesched compare"), ("model", "a run: give it to noisesched train")):
         require(mark in fields or mark not in page, f"config {path} describes {what}")
@@ -299,8 +302,15 @@ def find(path):
     return str(shipped[name])
 
 
-def _run_file(path):
-    """The ConfigDict that the config file's `get_config()` returns; ConfigError if there is none."""
+def _with_argument(text):
+    """(the path, the argument) of FILE:ARGUMENT, for the first colon before which there is a file."""
+    parts = text.split(":")
+    at = next((n for n in range(1, len(parts)) if Path(":".join(parts[:n])).is_file()), 1)
+    return find(":".join(parts[:at])), ":".join(parts[at:])
+
+
+def _run_file(path, argument=None):
+    """The ConfigDict that the config file's `get_config()`, or get_config(argument), returns; ConfigError if there is none."""
     folders = list(sys.path)
     # So that `from configs import digits` finds the file's own neighbours, those of the working directory, or the shipped ones.
     sys.path[:] = [str(Path(path).resolve().parent.parent), ".", *folders, str(SHIPPED.parent)]
@@ -308,7 +318,7 @@ def _run_file(path):
         # A module of its own. (ml-collections' loader runs every file in one and the same, where the last one's names stay.)
         names = {"__name__": "config", "__file__": path}
         exec(compile(Path(path).read_bytes(), path, "exec"), names)
-        result = names["get_config"]() if "get_config" in names else None
+        result = names["get_config"](*([] if argument is None else [argument])) if "get_config" in names else None
     except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         where = f", line {lines[-1]}" if lines else ""

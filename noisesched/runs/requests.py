@@ -63,7 +63,11 @@ def _data():
 
 
 def _config(of="", default=dataclasses.MISSING):
-    return setting(default, metavar="FILE", help=f"config file{of}; --config.NAME=value changes a setting, which it explains")
+    return setting(
+        default,
+        metavar="FILE",
+        help=f"config file{of}, or FILE:ARGUMENT of its get_config; --config.NAME=value changes a setting",
+    )
 
 
 def _seed(what):
