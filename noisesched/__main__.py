@@ -7,6 +7,7 @@ import contextlib
 import errno
 import importlib
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -72,7 +73,6 @@ def carry_out(command, request, program):
 
     if isinstance(request, Job):
         join(command, request)
-        backend.start()
         backend.check_threads()
     else:
         backend.start()
@@ -98,6 +98,8 @@ def told(error):
             wanted = "a file, where a folder is wanted" if isinstance(error, FileExistsError) else error.strerror
             text = f"{os.fsdecode(error.filename)}: {wanted}"
         return text or kind.__name__, 1 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 2
+    if "callback" in text and (own := re.findall(r"(\w+(?:Error|Exception): .*)", str(error))):
+        return f"a function of NumPy arrays failed: {own[-1]}", 2
     if isinstance(error, ValueError) or isinstance(error, RuntimeError) and kind is not RuntimeError:
         if text.startswith("RESOURCE_EXHAUSTED"):
             return f"out of memory: a smaller batch, or a smaller network, needs less ({text})", 1
@@ -166,10 +168,12 @@ def join(command, request):
 
 def lost(error):
     """The message for a computation that failed because another process of the job is gone; '' for other errors."""
+    if "noisesched.runtime.cluster" not in sys.modules:
+        return ""
     import jax
 
     told = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
-    if not told or "noisesched.runtime.cluster" not in sys.modules or jax.process_count() == 1:
+    if not told or jax.process_count() == 1:
         return ""
     return (
         f"another process of this job is gone or out of reach ({' '.join(str(error).split())[:100]}); start all of them "

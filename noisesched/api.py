@@ -29,6 +29,7 @@ from noisesched.runs import subject as subjects
 from noisesched.runs.config import Config
 from noisesched.runs.subject import Subject
 from noisesched.runtime import backend, pictures
+from noisesched.spec import shortened
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,7 +37,8 @@ class Run:
     """A trained network and what its workdir says of it, as `load` makes it.
 
     denoise   (z [B, H, W, C], log_snr [B] or a number, labels [B] or None) -> x_hat [B, H, W, C]: a pytree of `params`, and so
-              an argument of jax.jit, grad and `samplers.sample`, differentiable in z, log_snr and its parameters
+              an argument of jax.jit, grad and `samplers.sample`, differentiable in z, its parameters and log_snr where that is
+              finite
     """
 
     subject: Subject
@@ -103,11 +105,20 @@ class Run:
             num_images=num_images,
             seed=seed,
             guidance=(guidance,),
-            labels=tuple(labels),
+            labels=tuple(np.atleast_1d(np.asarray(labels, int)).tolist()),
         )
         sample.check(self.subject, request)
-        text = f"{len(schedule)} levels" if given else str(schedules.make(self.schedule if schedule is None else schedule))
-        log_snrs = np.asarray(schedule if given else schedules.levels(text, steps, spacing))
+        if given:
+            try:
+                log_snrs = np.asarray(schedule, np.float64)
+            except (TypeError, ValueError):
+                log_snrs = np.zeros(0)
+            if log_snrs.ndim != 1 or not log_snrs.size:
+                raise ValueError(f"schedule is a spec, a Schedule or log-SNRs [N]; got {shortened(repr(schedule))}")
+            text = f"{len(log_snrs)} levels"
+        else:
+            text = str(schedules.make(self.schedule if schedule is None else schedule))
+            log_snrs = np.asarray(schedules.levels(text, steps, spacing))
         samplers.check_levels(self.denoise, log_snrs)
         for line in sample.outside(self.subject, {(text, len(log_snrs)): log_snrs}):
             warnings.warn(line, stacklevel=2)
@@ -118,7 +129,7 @@ class Run:
             method,
             seed=seed,
             guide=guidances.parse(guidance),
-            labels=generate.cycled_labels(self.denoise.num_classes, num_images, tuple(labels)),
+            labels=generate.cycled_labels(self.denoise.num_classes, num_images, request.labels),
         )
 
     def evaluate(self, say=print, **options) -> dict:
@@ -127,6 +138,9 @@ class Run:
         `options`: the fields of `runs.requests.Evaluate`, which are the command's flags, such as num_images=100 or
         metrics=("frechet(classifier)",). An evaluation that exists already is read, not repeated. `say` is called with each line.
         """
+        known = [field.name for field in dataclasses.fields(requests.Evaluate)]
+        if unknown := [name for name in options if name not in known]:
+            raise ValueError(f"evaluate has no option {unknown[0]!r}; known: {', '.join(known)}")
         options = {"checkpoint": self.step, "parameters": self.parameters} | options
         return evaluate.run(requests.Evaluate(workdir=self.workdir, **options), say)
 
@@ -162,11 +176,15 @@ def results(folder: str) -> pd.DataFrame:
 
 def plot(*specs: str | schedules.Schedule):
     """Schedules side by side, as alpha-bar, log-SNR, beta and SNR: a matplotlib Figure. ValueError for a bad spec."""
+    if not specs:
+        raise ValueError("plot takes schedules, such as plot('cosine', 'linear')")
     return plots.figure([str(text) for text in specs])
 
 
 def show(images: np.ndarray, columns: int = 8):
-    """Images uint8 [N, H, W, C] side by side: a matplotlib Figure."""
+    """Images uint8 [N, H, W, C], C 1 or 3, side by side: a matplotlib Figure. ValueError for others."""
+    if np.shape(images)[3:] not in ((1,), (3,)):
+        raise ValueError(f"show takes images [N, H, W, 1] or [N, H, W, 3]; got shape {np.shape(images)}")
     picture = pictures.grid(images, columns)
     figure = pictures.new_figure(picture.shape[1] / 100, picture.shape[0] / 100)
     axis = figure.add_axes((0, 0, 1, 1))

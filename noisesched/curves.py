@@ -205,7 +205,8 @@ def _log_cosh(y):
 def _pchip(log_snrs):
     from scipy.interpolate import PchipInterpolator
 
-    values = np.array(log_snrs, np.float64) if isinstance(log_snrs, tuple) else np.zeros(0)
-    if len(values) < 2 or not np.isfinite(values).all():
+    listed = isinstance(log_snrs, tuple) and all(isinstance(value, int | float) and abs(value) < 1e9 for value in log_snrs)
+    if not listed or len(log_snrs) < 2:
         raise ValueError("piecewise takes a list of two or more finite log-SNRs, the cleanest first")
+    values = np.array(log_snrs, np.float64)
     return PchipInterpolator(np.arange(len(values)), values).c

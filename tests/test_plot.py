@@ -111,7 +111,7 @@ def test_beta_is_infinite_where_the_snr_is_zero():
     [
         (["cosin"], "a.png", "did you mean 'cosine'"),
         (["linear", "cosine(5"], "a.png", "cannot read the spec"),
-        (["flow(shift=-1)"], "a.png", "shift must be above 0; got -1"),
+        (["flow(shift=-1)"], "a.png", "shift is a number from 1e-06 to 1e+06; got -1"),
         (["sigmas([80, 1, 0.1], zero_terminal=3)"], "a.png", "zero_terminal must be True or False; got 3"),
         (["discrete(scaled_linear, zero_terminal=maybe)"], "a.png", "zero_terminal must be True or False; got maybe"),
         (["linear"], "a.bmpx", "ending must be one of"),

@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 
+from noisesched import __main__ as cli
 from noisesched.runs.settings import ConfigError
 from noisesched.runs.subject import asked, of_file
 
 FILE = '''"""The exact answer for Gaussian data of standard deviation 1/4, told timesteps of DDPM's table."""
 import jax.numpy as jnp
+import numpy as np
 
 from noisesched import schedules, wrap
 
@@ -30,11 +32,21 @@ labelled = wrap(lambda z, t, labels: labels[:, None, None, None] * z / 10, "v", 
 shapeless = wrap(eps, table=TABLE)
 latent = wrap(eps, table=TABLE, shape=(8, 8, 4))
 undrawn = wrap(lambda z, log_snr: z, "x", "log_snr", shape=(8, 8, 1))
-ends = wrap(lambda z, log_snr: z, "eps", "log_snr", shape=(8, 8, 1), drawn="cosine")
+edm = wrap(lambda y, c_noise: 0 * y, "edm", "c_noise", shape=(8, 8, 1), drawn="log_normal")
+complex_ = wrap(lambda z, log_snr: z * 1j, "x", "log_snr", shape=(8, 8, 1), drawn="cosine")
+numpy = wrap(lambda z, log_snr: np.asarray(z), "x", "log_snr", shape=(8, 8, 1), drawn="cosine")
+raises = wrap(lambda z, log_snr: 1 / 0, "x", "log_snr", shape=(8, 8, 1), drawn="cosine", numpy=True)
+late = wrap(lambda z, log_snr: choose(z), "x", "log_snr", shape=(8, 8, 1), drawn="cosine", numpy=True)
 broken = wrap(lambda z, t: z * jnp.nan, table=TABLE, shape=(8, 8, 1))
 raising = wrap(lambda z, t: z @ "x", table=TABLE, shape=(8, 8, 1))
 other = wrap(lambda z, t: z[:, :4], table=TABLE, shape=(8, 8, 1))
 plain = eps
+
+
+def choose(z):
+    if len(z) == 8:
+        raise KeyError("no batches of eight")
+    return z
 '''
 
 
@@ -78,6 +90,24 @@ def test_an_evaluation_is_not_repeated_unless_the_network_changes(main, file, tm
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["bits_per_dim"] != found["bits_per_dim"]
 
 
+def test_what_a_numpy_function_raises_is_told(main, file, tmp_path, monkeypatch):
+    words = ("sample", f"--denoiser={file}:late", "--steps=2", "--num_images=8", f"--out={tmp_path / 'out'}")
+    with pytest.warns(UserWarning, match="a function of NumPy arrays failed: KeyError: 'no batches of eight'"):
+        code, out, err = main(*words)  # on eight devices, which wait for each other
+    assert code == 2 and "8 of 8 images have values that are not finite" in err
+    error = RuntimeError(
+        "INTERNAL: callback failed: Traceback (most recent call last):\n  File ..\nKeyError: 'no batches of eight'"
+    )
+    assert cli.told(error) == ("a function of NumPy arrays failed: KeyError: 'no batches of eight'", 2)
+
+
+def test_a_density_without_an_end_is_measured_where_it_is_rare(main, file, tmp_path):
+    words = ("--data=digits", "--num_images=2", "--noises=2", "--profile_levels=5", f"--out={tmp_path / 'out'}")
+    assert main("evaluate", f"--denoiser={file}:edm", *words)[0] == 0
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert found["last_level"]["log_snr"] == pytest.approx(2.4 - 3.09 * 2.4, abs=0.01) and found["zero_snr"]["spread"] is None
+
+
 def test_eps_has_no_answer_at_zero_snr(main, file, tmp_path):
     words = ("--data=digits", "--num_images=2", "--noises=2", "--profile_levels=5", f"--out={tmp_path / 'out'}")
     assert main("evaluate", f"--denoiser={file}:denoise", *words)[0] == 0
@@ -89,15 +119,18 @@ def test_eps_has_no_answer_at_zero_snr(main, file, tmp_path):
     [
         ("my.py", "digits", "must be FILE.py:NAME"),
         ("other.py:denoise", "digits", "there is no file"),
-        ("my.py:nothing", "digits", "has no 'nothing'; made there by noisesched.wrap: broken, denoise"),
+        ("my.py:nothing", "digits", "has no 'nothing'; made there by noisesched.wrap: broken, complex_, denoise"),
         ("my.py:plain", "digits", "is a function: make it by noisesched.wrap"),
         ("my.py:shapeless", "digits", r"shape=\(\)\) must be the shape of an image"),
         ("my.py:latent", "digits", r"shape=\(8, 8, 4\)\) must be the shape of an image"),
         ("my.py:undrawn", "digits", "say which levels it was trained on"),
-        ("my.py:ends", "digits", "cannot have been trained on 'cosine', which ends at log-SNR -inf"),
+        ("my.py:numpy", "digits", r"function of NumPy arrays: wrap\(.., numpy=True\)"),
+        ("my.py:raises", "digits", "the network cannot be called: .*division by zero"),
+        ("my.py:complex_", "digits", r"answers images \(3, 8, 8, 1\) with complex64 \(3, 8, 8, 1\)"),
+        ("my.py:denoise", "no_such_folder", "there is no such folder, config file or prepared data set"),
         ("my.py:broken", "digits", "answers at log-SNR -3.0, 0.0, 3.0 are not finite"),
         ("my.py:raising", "digits", "the network cannot be called: TypeError"),
-        ("my.py:other", "digits", r"answers images \(3, 8, 8, 1\) with \(3, 4, 8, 1\)$"),
+        ("my.py:other", "digits", r"answers images \(3, 8, 8, 1\) with float32 \(3, 4, 8, 1\)$"),
         ("my.py:denoise", "", "name the images that it was trained on"),
         ("my.py:denoise", "cifar10.py", r"has images \(32, 32, 3\), but the network's have the shape \(8, 8, 1\)"),
         ("my.py:denoise", "no_config.py", "config file 'no_config.py' not found"),

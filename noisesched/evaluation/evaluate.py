@@ -319,8 +319,11 @@ def zero_snr_of(subject, images, labels, seed, average):
     errors = squared_errors(subject.network, images, labels, seed, lambda count: None)
     ask = lambda log_snrs, first_draw=0, out=None: errors(log_snrs, ZERO_SNR_DRAWS + first_draw, out)
     classes = np.zeros(len(images), int) if labels is None else labels
-    last = zero_snr.last_level(ask, float(subject.schedule(1.0)), images, classes, average)
-    zero = zero_snr.zero_snr(ask, images, classes, average, answers=subjects.network_answers(subject.network, -math.inf))
+    end, answers = float(subject.schedule(1.0)), subjects.network_answers(subject.network, -math.inf)
+    if math.isinf(end) and not answers:  # as of EDM's, whose density of levels has no end: one in a thousand is noisier
+        end = float(subject.schedule(0.999))
+    last = zero_snr.last_level(ask, end, images, classes, average)
+    zero = zero_snr.zero_snr(ask, images, classes, average, answers=answers)
     return {"last_level": dataclasses.asdict(last), "zero_snr": dataclasses.asdict(zero)}
 
 

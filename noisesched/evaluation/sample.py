@@ -45,7 +45,7 @@ def run(request, say=tqdm.write):
     Raises ValueError or FileNotFoundError, in one line and before any computation, if the request is invalid.
     """
     # ---- The run and the requested combinations.
-    asked = subjects.asked(request)
+    asked = subjects.asked(request, needs_data=False)
     made_from = [schedules.make(text) for text in request.schedule or (asked.schedule,)]
     chosen = {str(schedule): schedule for schedule in made_from}
     levels = {
@@ -138,7 +138,7 @@ def outside(subject, levels):
     (low, high), table = subject.trained_range, subject.table
     for (text, n), log_snrs in levels.items():
         name, drawn = spec.shortened(text), spec.shortened(str(subject.schedule))
-        for beyond, word, edge in ((log_snrs < low, "noisier", low), (log_snrs > high, "cleaner", high)):
+        for beyond, word, edge in ((log_snrs < low - 5e-3, "noisier", low), (log_snrs > high + 5e-3, "cleaner", high)):
             if beyond.any():
                 by = np.abs(log_snrs[beyond] - edge).max()
                 yield (

@@ -295,7 +295,10 @@ def _grid(fields, log_snr):
         ends = {"sigma_min": float(sigmas[0]), "sigma_max": float(sigmas[-1])}
     if grid.sigmas not in fields.known.own_ends:
         ends |= {end: value for end in ("sigma_min", "sigma_max") if (value := fields.number(end))}
-    return dataclasses.replace(grid, **ends)
+    grid = dataclasses.replace(grid, **ends)
+    if grid.sigma_min and grid.sigma_max and not grid.sigma_min < grid.sigma_max:
+        raise ValueError(f"sigma_min={grid.sigma_min:g} must be below sigma_max={grid.sigma_max:g}")
+    return grid
 
 
 def _sigmas(fields):
@@ -359,6 +362,8 @@ def _flow(fields, notes, image_size):
     elif not shift > 0:
         raise ValueError(f"{size}={shift:g} must be above 0")
     terminal = fields.number("shift_terminal") if fields["shift_terminal"] else None
+    if terminal is not None and not 0 < terminal < 1:
+        raise ValueError(f"shift_terminal={terminal:g} must be a time between 0 and 1")
     grid = schedulers.Grid("flow", sigmas=sigmas, shift=shift, dynamic=bool(dynamic), terminal=terminal)
     if not solver and sigmas != "table":
         grid = dataclasses.replace(grid, sigma_min=fields.number("sigma_min"), sigma_max=fields.number("sigma_max"))

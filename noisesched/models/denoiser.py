@@ -23,7 +23,7 @@ class Uncertainty(nnx.Module):
     TERMS = 16
 
     def __init__(self):
-        self.coefficients = nnx.Param(jnp.zeros(self.TERMS))
+        self.coefficients = nnx.Param(jnp.zeros(self.TERMS, jnp.float32))
 
     def __call__(self, log_snr):
         order = jnp.arange(self.TERMS, dtype=jnp.float32)
@@ -55,7 +55,7 @@ class Denoiser(nnx.Module):
         return diffusion.x_from(self.prediction, output, z, log_snr)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # so that it may be jitted itself
 class Network:
     """A denoiser with its parameters: a pytree of them, which may be an argument of jit, grad and `samplers.sample`."""
 
@@ -68,6 +68,7 @@ class Network:
 
     def check(self, log_snrs):
         """Raises ValueError, in one line, for levels at which there is no estimate; `samplers.sample` asks first."""
+        check_numbers(log_snrs)
         if self.prediction == "eps" and np.isneginf(log_snrs).any():
             raise ValueError(
                 f"this network cannot be called at log-SNR -inf: {NO_IMAGE}; begin at a finite level, for example under "
@@ -77,19 +78,29 @@ class Network:
     def __call__(self, z, log_snr, labels=None, told=None):
         """z [B, H, W, C], log_snr [B] or one number -> x_hat like z. labels int [B]; None for no label.
 
-        `told`: see `Denoiser`. Raises ValueError for other shapes.
+        `told`: see `Denoiser`. Raises ValueError for other shapes, and levels for which `check` does, if they are known.
         """
-        z = jnp.asarray(z)
+        z, log_snr = jnp.asarray(z), jnp.asarray(log_snr, jnp.float32)
+        if not isinstance(log_snr, jax.core.Tracer):
+            self.check(log_snr)
         if z.shape[-3:] != self.shape or z.ndim != 4:
             raise ValueError(f"z has shape {z.shape}; this network takes [B, {', '.join(map(str, self.shape))}]")
+        if log_snr.shape not in ((), z.shape[:1]):
+            raise ValueError(f"log_snr has shape {log_snr.shape}; give one number, or one for each of the {len(z)} images")
         if labels is None and self.num_classes:
             labels = jnp.full(len(z), self.num_classes)
-        return _estimate(self, z, jnp.broadcast_to(jnp.asarray(log_snr, jnp.float32), len(z)), labels, told)
+        return _estimate(self, z, jnp.broadcast_to(log_snr, len(z)), labels, told)
 
 
 jax.tree_util.register_dataclass(
     Network, ["params"], [field.name for field in dataclasses.fields(Network) if field.name != "params"]
 )
+
+
+def check_numbers(log_snrs):
+    """Raises ValueError for a level that is not a number."""
+    if np.isnan(log_snrs).any():
+        raise ValueError("log_snr is nan: give the level of the noise in the image, from -inf (all noise) up")
 
 
 @jax.jit

@@ -52,8 +52,8 @@ class GroupNorm(nnx.Module):
 
     def __init__(self, channels: int, groups: int | None = None, eps: float = 1e-5, *, rngs: nnx.Rngs):
         self.groups, self.eps = groups or num_groups(channels), eps
-        self.scale = nnx.Param(jnp.ones(channels))
-        self.bias = nnx.Param(jnp.zeros(channels))
+        self.scale = nnx.Param(jnp.ones(channels, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(channels, jnp.float32))
 
     def __call__(self, x, scale=None, shift=None):
         """x [B, H, W, C]; scale, shift [B, C] -> normalised x * (1 + scale) + shift, in x's dtype."""

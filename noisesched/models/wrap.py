@@ -12,6 +12,8 @@ variance-exploding image) is refused by name, wherever the levels are known.
 """
 
 import dataclasses
+import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +24,7 @@ from flax import nnx
 
 from noisesched import diffusion, schedules
 from noisesched.models import conditioning
-from noisesched.models.denoiser import NO_IMAGE
+from noisesched.models.denoiser import NO_IMAGE, check_numbers
 
 PREDICTIONS = (*diffusion.PREDICTIONS, "velocity", "edm")
 COORDINATES = {  # what z is divided by
@@ -43,7 +45,7 @@ UNBOUNDED = ("sigma", "c_noise")  # told this, a network cannot be called at log
 OUTSIDE = ("refuse", "clamp")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # so that it may be jitted itself
 class Wrapped:
     """A denoiser (z [B, ...], log_snr [B], labels [B] or None) -> x_hat [B, ...] made by `wrap`: a pytree of its parameters."""
 
@@ -68,6 +70,7 @@ class Wrapped:
     def check(self, log_snrs):
         """Raises ValueError, in one line, for levels at which this network has no estimate; `samplers.sample` asks first."""
         log_snrs = np.asarray(log_snrs, np.float64)
+        check_numbers(log_snrs)
         if np.isneginf(log_snrs).any():
             word = {self.prediction == "eps": NO_IMAGE}
             word |= {self.coordinates == "ve": "its image is variance-exploding, infinite there"}
@@ -90,14 +93,22 @@ class Wrapped:
         if not isinstance(log_snr, jax.core.Tracer):
             self.check(log_snr)
         z, log_snr = jnp.asarray(z), jnp.asarray(log_snr)
+        shaped = z.ndim and log_snr.shape in ((), z.shape[:1])
+        _require(shaped, f"z {z.shape} with log_snr {log_snr.shape}: give one number, or one for each image")
+        log_snr = jnp.broadcast_to(log_snr, len(z))
         level = diffusion.like(log_snr, z)
         alpha, sigma = diffusion.alpha(level), diffusion.sigma(level)
         told = self.scale * TOLD[self.told](self, log_snr)
         given = () if labels is None else (labels,)
 
         def network(y):
-            output = jnp.asarray(self.apply(self.params, y.astype(z.dtype), told, *given))
-            _require(output.shape == y.shape, f"this network answers images {y.shape} with {output.shape}")
+            try:
+                output = self.apply(self.params, y.astype(z.dtype), told, *given)
+            except jax.errors.TracerArrayConversionError:
+                raise ValueError("this network is a function of NumPy arrays: wrap(.., numpy=True)") from None
+            fits = isinstance(output, jax.Array | np.ndarray) and output.shape == y.shape and jnp.isrealobj(output)
+            said = f"{output.dtype} {output.shape}" if hasattr(output, "shape") else f"a {type(output).__name__}"
+            _require(fits, f"this network answers images {y.shape} with {said}")
             return output
 
         if self.prediction == "edm":  # table 1 of Karras et al. 2022, with s and y = z / alpha multiplied out
@@ -178,6 +189,14 @@ def wrap(
         ("first_timestep", first_timestep, (0, 1)),
     ):
         _require(value in known, f"unknown {name} {value!r}; known: {', '.join(map(str, known))}")
+    _require(isinstance(shape, tuple) and all(isinstance(n, int) and n > 0 for n in shape), f"shape={shape!r}: give (H, W, C)")
+    whole = isinstance(num_classes, int) and num_classes >= 0
+    _require(whole, f"num_classes={num_classes!r} must be a whole number from 0 up")
+    _require(math.isfinite(scale) and scale, f"scale={scale!r} must be a number other than 0")
+    _require(0 < sigma_data < math.inf, f"sigma_data={sigma_data!r} must be a number above 0")
+    _require(
+        isinstance(table, str | schedules.Schedule), f"table={table!r} is a spec such as 'discrete(linear)' or \"betas('FILE')\""
+    )
     _require(bool(table) == (told == "timestep"), f"told={told!r} with table={table!r}: a network told timesteps needs a table")
     _require(bool(schedule) == (told == "u"), f"told={told!r} with schedule={schedule!r}: a network told u needs a schedule")
     _require(prediction != "edm" or coordinates == "vp", "prediction='edm' scales its image itself: leave out coordinates")
@@ -230,7 +249,18 @@ class _NumPy:
     function: Callable
 
     def __call__(self, params, y, *others):
-        made = lambda *arrays: np.asarray(self.function(*map(np.asarray, arrays)), y.dtype)
+        def made(*arrays):
+            try:
+                answer = np.asarray(self.function(*map(np.asarray, arrays)))
+                _require(answer.shape == y.shape, f"this network answers images {y.shape} with {answer.dtype} {answer.shape}")
+            except Exception as error:
+                if jax.device_count() == 1:
+                    raise
+                # Where several devices wait for each other, XLA would abort the process: what follows is not finite instead.
+                warnings.warn(f"a function of NumPy arrays failed: {type(error).__name__}: {error}", stacklevel=2)
+                answer = np.full(y.shape, np.nan)
+            return answer.astype(y.dtype)
+
         return jax.pure_callback(made, jax.ShapeDtypeStruct(y.shape, y.dtype), y, *others, vmap_method="sequential")
 
 

@@ -6,6 +6,7 @@ choices that it repeats against the mathematics.
 """
 
 import dataclasses
+import numbers
 import typing
 
 from noisesched.runs.settings import check_value, require, setting
@@ -34,17 +35,24 @@ def _share(text):
 _schedule_and_count.__name__, _share.__name__ = "SPEC:N, such as cosine:100", "share K/N, such as 1/2"
 
 
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}  # for the types of values
+KINDS = {int: numbers.Integral, float: numbers.Real}
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """Checks the ranges and choices of its fields: raises ConfigError, in one line."""
+    """Checks the types, ranges and choices of its fields: raises ConfigError, in one line."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if typing.get_origin(field.type) is tuple:
                 require(isinstance(value, tuple), f"{field.name}={value!r} must be a tuple")
-            if value != field.default and not field.metadata.get("read"):
+            if value is not field.default and not field.metadata.get("read"):
                 for each in value if isinstance(value, tuple) else (value,):
+                    kind = next((kind for kind in WORDS if kind in (field.type, *typing.get_args(field.type))), object)
+                    fits = isinstance(each, KINDS.get(kind, kind)) and (kind is bool or not isinstance(each, bool))
+                    require(fits, f"{field.name}={each!r} must be {WORDS.get(kind, 'given')}")
                     check_value(field.name, each, field.metadata)
 
 

@@ -7,12 +7,14 @@ because the user named it; nothing in a workdir ever is.
 import dataclasses
 import importlib.util
 import math
+import re
 import sys
 import traceback
 import zlib
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from noisesched import guidance, loss, schedules
@@ -44,7 +46,7 @@ class Subject:
 
     name: str
     network: Network | Wrapped | None
-    data: Data
+    data: Data | None  # of an own network that is only sampled
     schedule: schedules.Schedule
     num_draws: int
     told: str
@@ -91,7 +93,7 @@ class Subject:
             require(fits, f"translation {translation!r} is for networks told a timestep; this one is told {told}")
 
 
-def asked(request):
+def asked(request, needs_data=True):
     """The Subject that a request names by `workdir`, or by `denoiser` and `data`; its parameters are not read yet.
 
     Raises ConfigError, FileNotFoundError or ValueError, in one line.
@@ -103,7 +105,7 @@ def asked(request):
         return of_workdir(request.workdir)
     given = [name for name in ("checkpoint", "translation") if getattr(request, name) is not None]
     require(not given, f"{', '.join(given)}: this is for a run; --denoiser={own} is one network as it is")
-    return of_file(own, request.data)
+    return of_file(own, request.data, needs_data)
 
 
 def of_workdir(workdir):
@@ -167,7 +169,7 @@ def network_answers(network, level):
 # -- somebody's own network
 
 
-def of_file(text, data):
+def of_file(text, data, needs_data=True):
     """The Subject of FILE.py:NAME, for the images that `data` names: see `images`. ConfigError, in one line, for any fault."""
     path, colon, name = text.rpartition(":")
     require(colon and path.endswith(".py") and name.isidentifier(), f"denoiser={text!r} must be FILE.py:NAME")
@@ -179,8 +181,6 @@ def of_file(text, data):
     require(square, f"{where}: wrap(.., shape={shape}) must be the shape of an image, (size, size, 1 or 3)")
     drawn = network.drawn
     require(drawn, f"{where}: say which levels it was trained on: wrap(.., drawn='cosine') or another schedule")
-    ends = math.isinf(float(drawn(1.0))) and not network_answers(network, -math.inf)
-    require(not ends, f"{where}: it cannot have been trained on '{drawn}', which ends at log-SNR -inf, where it has no estimate")
     settings = {
         field.name: str(getattr(network, field.name))
         for field in dataclasses.fields(network)
@@ -189,7 +189,7 @@ def of_file(text, data):
     return Subject(
         name=text,
         network=network,
-        data=images(data, shape),
+        data=images(data, shape) if data or needs_data else None,
         schedule=drawn,
         num_draws=0,
         told=network.told,
@@ -217,9 +217,20 @@ def images(data, shape):
         return found
     base = configuration.load(configuration.find("digits")).data
     folder = Path(data).expanduser().is_dir()
+    if not folder and data not in ("digits", "brightness"):
+        named(f"data={data!r}", _prepared, data)
     return dataclasses.replace(
         base, name="image_folder" if folder else data, path=data if folder else "", image_size=size, channels=channels
     )
+
+
+def _prepared(name):
+    from noisesched.data import datasets  # here, as it loads tensorflow-datasets
+
+    try:
+        datasets.find_prepared(name, "")
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no such folder, config file or prepared data set ({error})") from None
 
 
 def _value(path, name):
@@ -250,9 +261,10 @@ def _answers(network):
     z = np.random.default_rng(0).standard_normal((len(levels), *network.shape)).astype(np.float32)
     labels = np.zeros(len(levels), np.int32) if network.num_classes else None
     try:
-        made = np.asarray(network(z, levels, labels))
+        made = np.asarray(jax.jit(network)(z, levels, labels))  # as the commands call it
     except Exception as error:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ConfigError(f"the network cannot be called: {kind}{' '.join(str(error).split())}") from error
+        said = [*re.findall(r"\w+(?:Error|Exception): .*", str(error)), kind + " ".join(str(error).split())]  # within a callback
+        raise ConfigError(f"the network cannot be called: {said[-2 if 'callback' in said[-1] else -1]}") from error
     require(np.isfinite(made).all(), f"the network's answers at log-SNR {', '.join(map(str, levels))} are not finite")
     return zlib.crc32(np.round(made.astype(np.float64), 2).tobytes())

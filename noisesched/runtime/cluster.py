@@ -51,6 +51,7 @@ def start(coordinator=None, num_processes=None, process_id=None, wait=None):
     if not missing and not coordinator.rpartition(":")[2].isdecimal():
         raise ValueError(f"--coordinator={coordinator!r} is not a HOST:PORT such as node1:9876")
     if num_processes == 1 or (missing and not _in_cluster()):
+        backend.start()
         return
     # Our own signal handlers agree on the step to stop at, and our own watch says who is gone. JAX's would take SIGTERM for
     # themselves and abort the process with a page of C++ log.
