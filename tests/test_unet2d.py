@@ -14,8 +14,9 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from noisesched import samplers, schedules
-from noisesched.interchange import pipelines
+from noisesched.interchange import export, pipelines
 from noisesched.models import build, denoiser
+from noisesched.models.conditioning import KINDS
 from noisesched.models.unet2d import Architecture, UNet2D
 from noisesched.runs import config as configuration
 from noisesched.runs.checkpoints import Checkpoints
@@ -131,12 +132,8 @@ def write_folder(folder, fields, scheduler=None):
     network = pipelines.read_network(where / "config.json")
     make = lambda: UNet2D(network.architecture, network.channels, network.channels, dtype="float32", rngs=build.Keys(0))
     template = denoiser.split(nnx.eval_shape(make))[1]
-    leaves = dict(jax.tree_util.tree_flatten_with_path(template)[0])
-    there = {
-        name: weights(name, tuple(leaves[path].shape[axis] for axis in axes))
-        for name, (path, axes) in pipelines.tensors(template).items()
-    }
-    save_file(there, where / pipelines.WEIGHTS)
+    shapes = {name: tuple(leaf.shape[axis] for axis in axes) for name, (leaf, axes) in pipelines.tensors(template).items()}
+    save_file({name: weights(name, shape) for name, shape in shapes.items()}, where / pipelines.WEIGHTS)
     if scheduler:
         (folder / "scheduler").mkdir()
         (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
@@ -397,12 +394,18 @@ def test_tensors_of_another_network_are_named(pipeline, tmp_path):
     assert refusal(without | {"more": bias}) == f"{lacks}; has 1 that are not the network's: more"
     assert refusal(tensors | {"conv_in.bias": bias[1:]}) == "has 1 of another shape: conv_in.bias [31], not [32]"
     assert refusal(tensors | {"conv_in.bias": bias.astype(np.int32)}) == "tensors of type F32, I32 are no weights"
+    assert refusal(tensors | {"conv_in.bias": np.full_like(bias, np.nan)}) == "tensor conv_in.bias has values that are not finite"
     (tmp_path / pipelines.WEIGHTS).write_bytes(b"not safetensors")
     with pytest.raises(ValueError, match="not a .safetensors file, or damaged, or cut short"):
         read_folder(tmp_path)
 
 
 # -- a run becomes a folder
+
+
+def test_every_kind_of_conditioning_is_told_in_words():
+    assert {*export.POSITIONS, "timestep"} == set(KINDS)
+
 
 OURS = {
     "model.width": 32,

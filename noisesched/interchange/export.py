@@ -14,6 +14,7 @@ the library's sinusoids are ours: noisesched.json says which.
 import jax
 import numpy as np
 from etils import epath
+from safetensors.numpy import save
 
 from noisesched.interchange import pipelines, scheduler_config
 from noisesched.models import build, unet
@@ -56,7 +57,8 @@ def run(request):
         if from_zero and config.model.kind == "unet":
             params = counted_from_zero(params, config.model.width)
             said.append("time_embedding.linear_1 is turned, so that timesteps count from 0")
-        write_tensors(out / pipelines.WEIGHTS, pipelines.to_tensors(params))
+        tensors = pipelines.tensors(params)
+        write_tensors(out / pipelines.WEIGHTS, {name: leaf.transpose(axes) for name, (leaf, axes) in tensors.items()})
         write_json(out / "config.json", pipelines.network_fields(architecture, config.data.image_size, config.data.channels))
         if from_zero and not config.model.num_classes:
             try:
@@ -92,8 +94,6 @@ def told(config):
 
 
 def write_tensors(path, tensors):
-    from safetensors.numpy import save
-
     with replacing(path) as file:
         file.write(save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, {"format": "pt"}))
 
