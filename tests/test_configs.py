@@ -43,7 +43,7 @@ def parent(path):
 
 def fields(kind):
     known = dataclasses.fields(kind)
-    group = lambda field: settings.is_group(field) and field.type is not dict
+    group = lambda field: dataclasses.is_dataclass(field.type) and settings.is_group(field)
     return {field.name: fields(field.type) if group(field) else None for field in known}
 
 
