@@ -331,6 +331,9 @@ def test_a_workdir_from_before_the_package_had_folders_is_still_read(main, tmp_p
     code, out, err = main("train", f"--workdir={workdir}", *longer)
     assert code == 0 and "resuming at step 4" in out, err
     assert [line["step"] for line in read_metrics(workdir / "metrics.jsonl")] == [2, 4, 6]
+    # Its config now states settings that there were not when it began.
+    code, out, err = main("sample", f"--workdir={workdir}", "--steps=2", "--num_images=3", f"--out={tmp_path / 'samples'}")
+    assert code == 0 and "of step 6" in out, err
 
 
 # -- the one place where exceptions become words
