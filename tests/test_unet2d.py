@@ -446,6 +446,8 @@ def test_our_unet_is_the_librarys(main, small, tmp_path):
     assert (code, err) == (0, "")
     assert "UNet2DModel of step 7, which predicts v and is told 1000 * (2 / pi) * atan(sigma / alpha)" in out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", pipelines.WEIGHTS, "noisesched.json"]
+    code, _, err = main("export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}")
+    assert code == 2 and err.endswith("out is not empty, and its files would mix: take another --out\n")
     z, log_snr, labels = np.float32(np.random.default_rng(0).normal(size=(2, 8, 8, 1))), jnp.array([-2.0, 3.0]), np.array([1, 3])
     expected = jax.jit(lambda z: denoise.output(z, log_snr, labels))(z)
     angle = 1000 * 2 / np.pi * np.arctan(np.exp(-np.float64(log_snr) / 2))

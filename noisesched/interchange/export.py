@@ -21,6 +21,7 @@ from noisesched.models import build, unet
 from noisesched.models.unet2d import Architecture
 from noisesched.runs import config as configuration
 from noisesched.runs.checkpoints import Checkpoints
+from noisesched.runs.settings import require
 from noisesched.runs.workdir import Workdir
 from noisesched.runtime.files import replacing, write_json
 
@@ -40,12 +41,13 @@ def main(request):
 
 def run(request):
     """Carries out a `requests.Export`; returns lines to say. Raises ValueError or FileNotFoundError, in one line."""
-    workdir = Workdir(request.workdir)
+    workdir, out = Workdir(request.workdir), epath.Path(request.out)
     config = configuration.from_dict(workdir.read_config())
+    require(not out.exists() or not any(out.iterdir()), f"{out} is not empty, and its files would mix: take another --out")
     _, template = build.abstract_denoiser(config)
     with Checkpoints(workdir, max_to_keep=None) as checkpoints:
         step, items = checkpoints.restore({request.parameters: template}, request.checkpoint)
-    params, out, said = items[request.parameters], epath.Path(request.out), []
+    params, said = items[request.parameters], []
     try:
         architecture, params = as_unet2d(config, params["unet"])
     except ValueError as error:
