@@ -59,6 +59,7 @@ def get_config():
     config.model.heads = 4
     config.model.patch = 2  # of dit: pixels per side of a token, 1 | 2 | 4
     config.model.dropout = 0.0
+    config.model.architecture = None  # of kind unet2d, which has it instead of those from width on: the fields of its config.json
     config.model.num_classes = 0  # 0: no labels; K: it is told one of K classes
     config.model.label_dropout = 0.1  # with classes: the fraction of images trained without their label
     config.model.dtype = "float32"  # of the computation, float32 | bfloat16; parameters stay float32

@@ -98,6 +98,14 @@ def test_sinusoids_are_ddpms_at_its_timesteps():
     np.testing.assert_allclose(told, expected, atol=2e-4)  # a step of 1000, in float32, is known to 6e-5
 
 
+def test_a_network_that_makes_its_own_features_is_told_a_number():
+    levels = np.linspace(-8, 8, 33, dtype=np.float32)
+    np.testing.assert_allclose(make("log_snr", width=None)(levels), 1000 * angle64(levels), rtol=1e-5)
+    table = np.float32(table_of("discrete(linear)"))
+    told = Conditioning("timestep", None, table_of("discrete(linear)"))(table)
+    np.testing.assert_array_equal(told, np.arange(1000))  # from 0, as diffusers counts
+
+
 def test_jit_and_gradient():
     told = make("log_snr")
     np.testing.assert_allclose(jax.jit(told)(ENDS), told(ENDS), atol=1e-4)

@@ -43,8 +43,7 @@ def parent(path):
 
 def fields(kind):
     known = dataclasses.fields(kind)
-    group = lambda field: settings.is_group(field) and field.type is not dict
-    known = [field for field in known if field.name != "architecture"]  # of somebody else's network: no page of ours states it
+    group = lambda field: dataclasses.is_dataclass(field.type) and settings.is_group(field)
     return {field.name: fields(field.type) if group(field) else None for field in known}
 
 

@@ -14,8 +14,9 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from noisesched import samplers, schedules
-from noisesched.interchange import pipelines
+from noisesched.interchange import export, pipelines
 from noisesched.models import build, denoiser
+from noisesched.models.conditioning import KINDS
 from noisesched.models.unet2d import Architecture, UNet2D
 from noisesched.runs import config as configuration
 from noisesched.runs import subject
@@ -132,12 +133,8 @@ def write_folder(folder, fields, scheduler=None):
     network = pipelines.read_network(where / "config.json")
     make = lambda: UNet2D(network.architecture, network.channels, network.channels, dtype="float32", rngs=build.Keys(0))
     template = denoiser.split(nnx.eval_shape(make))[1]
-    leaves = dict(jax.tree_util.tree_flatten_with_path(template)[0])
-    there = {
-        name: weights(name, tuple(leaves[path].shape[axis] for axis in axes))
-        for name, (path, axes) in pipelines.tensors(template).items()
-    }
-    save_file(there, where / pipelines.WEIGHTS)
+    shapes = {name: tuple(leaf.shape[axis] for axis in axes) for name, (leaf, axes) in pipelines.tensors(template).items()}
+    save_file({name: weights(name, shape) for name, shape in shapes.items()}, where / pipelines.WEIGHTS)
     if scheduler:
         (folder / "scheduler").mkdir()
         (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
@@ -398,12 +395,18 @@ def test_tensors_of_another_network_are_named(pipeline, tmp_path):
     assert refusal(without | {"more": bias}) == f"{lacks}; has 1 that are not the network's: more"
     assert refusal(tensors | {"conv_in.bias": bias[1:]}) == "has 1 of another shape: conv_in.bias [31], not [32]"
     assert refusal(tensors | {"conv_in.bias": bias.astype(np.int32)}) == "tensors of type F32, I32 are no weights"
+    assert refusal(tensors | {"conv_in.bias": np.full_like(bias, np.nan)}) == "tensor conv_in.bias has values that are not finite"
     (tmp_path / pipelines.WEIGHTS).write_bytes(b"not safetensors")
     with pytest.raises(ValueError, match="not a .safetensors file, or damaged, or cut short"):
         read_folder(tmp_path)
 
 
 # -- a run becomes a folder
+
+
+def test_every_kind_of_conditioning_is_told_in_words():
+    assert {*export.POSITIONS, "timestep"} == set(KINDS)
+
 
 OURS = {
     "model.width": 32,
@@ -444,6 +447,8 @@ def test_our_unet_is_the_librarys(main, small, tmp_path):
     assert (code, err) == (0, "")
     assert "UNet2DModel of step 7, which predicts v and is told 1000 * (2 / pi) * atan(sigma / alpha)" in out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", pipelines.WEIGHTS, "noisesched.json"]
+    code, _, err = main("export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}")
+    assert code == 2 and err.endswith("out is not empty, and its files would mix: take another --out\n")
     z, log_snr, labels = np.float32(np.random.default_rng(0).normal(size=(2, 8, 8, 1))), jnp.array([-2.0, 3.0]), np.array([1, 3])
     expected = jax.jit(lambda z: denoise.output(z, log_snr, labels))(z)
     angle = 1000 * 2 / np.pi * np.arctan(np.exp(-np.float64(log_snr) / 2))

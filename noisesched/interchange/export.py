@@ -14,12 +14,14 @@ the library's sinusoids are ours: noisesched.json says which.
 import jax
 import numpy as np
 from etils import epath
+from safetensors.numpy import save
 
 from noisesched.interchange import pipelines, scheduler_config
 from noisesched.models import build, unet
 from noisesched.models.unet2d import Architecture
 from noisesched.runs import config as configuration
 from noisesched.runs.checkpoints import Checkpoints
+from noisesched.runs.settings import require
 from noisesched.runs.workdir import Workdir
 from noisesched.runtime.files import replacing, write_json
 
@@ -39,12 +41,13 @@ def main(request):
 
 def run(request):
     """Carries out a `requests.Export`; returns lines to say. Raises ValueError or FileNotFoundError, in one line."""
-    workdir = Workdir(request.workdir)
+    workdir, out = Workdir(request.workdir), epath.Path(request.out)
     config = configuration.from_dict(workdir.read_config())
+    require(not out.exists() or not any(out.iterdir()), f"{out} is not empty, and its files would mix: take another --out")
     _, template = build.abstract_denoiser(config)
     with Checkpoints(workdir, max_to_keep=None) as checkpoints:
         step, items = checkpoints.restore({request.parameters: template}, request.checkpoint)
-    params, out, said = items[request.parameters], epath.Path(request.out), []
+    params, said = items[request.parameters], []
     try:
         architecture, params = as_unet2d(config, params["unet"])
     except ValueError as error:
@@ -56,7 +59,8 @@ def run(request):
         if from_zero and config.model.kind == "unet":
             params = counted_from_zero(params, config.model.width)
             said.append("time_embedding.linear_1 is turned, so that timesteps count from 0")
-        write_tensors(out / pipelines.WEIGHTS, pipelines.to_tensors(params))
+        tensors = pipelines.tensors(params)
+        write_tensors(out / pipelines.WEIGHTS, {name: leaf.transpose(axes) for name, (leaf, axes) in tensors.items()})
         write_json(out / "config.json", pipelines.network_fields(architecture, config.data.image_size, config.data.channels))
         if from_zero and not config.model.num_classes:
             try:
@@ -92,8 +96,6 @@ def told(config):
 
 
 def write_tensors(path, tensors):
-    from safetensors.numpy import save
-
     with replacing(path) as file:
         file.write(save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, {"format": "pt"}))
 

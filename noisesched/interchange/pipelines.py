@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from noisesched import schedules, spec
 from noisesched.interchange import scheduler_config
@@ -83,50 +84,44 @@ def network_fields(architecture, image_size, channels):
 
 
 def tensors(params):
-    """{the library's name of a tensor: (path of the parameter, how to transpose that into the tensor)} of a UNet2D's parameters,
-    given as nested dictionaries. Kernels of convolutions are [H, W, in, out] here, [out, in, H, W] there."""
+    """{the library's name of a tensor: (the parameter, the order of its axes there)} of a UNet2D's parameters, in tree order.
+
+    Kernels of convolutions are [H, W, in, out] here, [out, in, H, W] there.
+    """
     found = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         *parents, last = (str(key.key) for key in path)
-        name = ".".join([*parents, "bias" if last == "bias" else "weight"])
         axes = {2: (1, 0), 4: (3, 2, 0, 1)}[leaf.ndim] if last == "kernel" else tuple(range(leaf.ndim))
-        found[name] = path, axes
+        found[".".join([*parents, "bias" if last == "bias" else "weight"])] = leaf, axes
     return found
-
-
-def to_tensors(params):
-    """{the library's name: numpy array} of a UNet2D's parameters."""
-    leaves = dict(jax.tree_util.tree_flatten_with_path(params)[0])
-    return {name: np.asarray(leaves[path]).transpose(axes) for name, (path, axes) in tensors(params).items()}
 
 
 def read_weights(path, template):
     """The parameters of a UNet2D, as numpy arrays in the nested dictionaries of `template`, from a .safetensors file.
 
-    Names and shapes are compared before any tensor is read. Raises ValueError, in one line, for another network's file, a damaged
-    one, and values that are no floating-point numbers.
+    Names, shapes and types are compared before any tensor is read. Raises ValueError, in one line, for another network's file and
+    a damaged one.
     """
-    from safetensors import SafetensorError, safe_open
-
+    wanted = {name: (axes, tuple(leaf.shape[axis] for axis in axes)) for name, (leaf, axes) in tensors(template).items()}
+    arrays = []
     try:
-        with safe_open(path, framework="flax") as file:
-            held = {_new_name(name): (name, file.get_slice(name)) for name in file.keys()}
-            wanted = tensors(template)
-            shapes = {name: tuple(part.get_shape()) for name, (_, part) in held.items()}
-            leaves = dict(jax.tree_util.tree_flatten_with_path(template)[0])
-            _check(path, shapes, {name: tuple(leaves[at].shape[axis] for axis in axes) for name, (at, axes) in wanted.items()})
-            kinds = {part.get_dtype() for _, part in held.values()}
+        with safe_open(path, framework="numpy") as file:
+            held = {_new_name(name): name for name in file.keys()}
+            parts = {name: file.get_slice(old) for name, old in held.items()}
+            _check(
+                path,
+                {name: tuple(part.get_shape()) for name, part in parts.items()},
+                {n: shape for n, (_, shape) in wanted.items()},
+            )
+            kinds = {part.get_dtype() for part in parts.values()}
             require(kinds <= {"F64", "F32", "F16", "BF16"}, f"{path}: tensors of type {', '.join(sorted(kinds))} are no weights")
-
-            def read(at, leaf):
-                name, axes = names[jax.tree_util.keystr(at)]
-                array = np.asarray(file.get_tensor(held[name][0]), np.float32)
-                return np.ascontiguousarray(array.transpose(np.argsort(axes)))
-
-            names = {jax.tree_util.keystr(at): (name, axes) for name, (at, axes) in wanted.items()}
-            return jax.tree_util.tree_map_with_path(read, template)
+            for name, (axes, _) in wanted.items():
+                array = file.get_tensor(held[name]).astype(np.float32)
+                require(np.isfinite(array).all(), f"{path}: tensor {name} has values that are not finite")
+                arrays.append(np.ascontiguousarray(array.transpose(np.argsort(axes))))
     except SafetensorError as error:
         raise ValueError(f"{path}: not a .safetensors file, or damaged, or cut short: {' '.join(str(error).split())}") from None
+    return jax.tree.unflatten(jax.tree.structure(template), arrays)
 
 
 def _new_name(name):
@@ -134,14 +129,15 @@ def _new_name(name):
 
 
 def _check(path, held, wanted):
-    """Raises ValueError unless the file's tensors {name: shape} are those wanted."""
-    faults = [
-        (f"lacks {len(names)} of {len(wanted)} tensors", names)
-        for names in [[f"{name} {list(shape)}" for name, shape in wanted.items() if name not in held]]
-    ]
-    faults.append((f"has {len(names := [name for name in held if name not in wanted])} that are not the network's", names))
+    """Raises ValueError unless the tensors in a file, {name: shape}, are those wanted."""
+    lacking = [f"{name} {list(shape)}" for name, shape in wanted.items() if name not in held]
+    unknown = [name for name in held if name not in wanted]
     wrong = [f"{name} {list(held[name])}, not {list(shape)}" for name, shape in wanted.items() if held.get(name, shape) != shape]
-    faults.append((f"has {len(wrong)} of another shape", wrong))
+    faults = (
+        (f"lacks {len(lacking)} of {len(wanted)} tensors", lacking),
+        (f"has {len(unknown)} that are not the network's", unknown),
+        (f"has {len(wrong)} of another shape", wrong),
+    )
     said = [f"{what}: {', '.join(names[:SHOWN])}{', ..' * (len(names) > SHOWN)}" for what, names in faults if names]
     require(not said, f"{path}: {'; '.join(said)}")
 
@@ -175,7 +171,7 @@ def components(folder):
     """The parts of a pipeline, by the names in its model_index.json, that are neither its network nor its scheduler."""
     path = Path(folder) / "model_index.json"
     index = _read_json(path) if path.is_file() else {}
-    return [name for name, part in index.items() if isinstance(part, list) and part[0] and name not in ("unet", "scheduler")]
+    return [name for name, part in index.items() if isinstance(part, list) and any(part) and name not in ("unet", "scheduler")]
 
 
 def _read_json(path):
@@ -214,7 +210,7 @@ def run_config(network, schedule, prediction, page, overrides=(), num_classes=No
         "prediction": prediction,
         "architecture": dataclasses.asdict(network.architecture),
         "num_classes": rows if num_classes is None else num_classes,
-        "label_dropout": 0.0 if num_classes in (None, rows) else 0.1,
+        "label_dropout": 0.1 if num_classes == rows - 1 else 0.0,
         "dtype": values["model"]["dtype"] if computed else "float32",
     }
     return configuration.from_dict(values)
@@ -247,6 +243,8 @@ def read(folder, directory, page="image_folder", overrides=(), schedule=None, pr
     require(network.image_size, f"{config_path} states no sample_size: give --image_size=PIXELS, of a side")
     made = schedules.make(schedule)
     require(made.table, f"schedule={schedule!r} has no timesteps: use one such as {DDPM[0]!r}")
+    if network.architecture.time_embedding_type == "fourier":
+        said.append("told timestep 0, the table's first, this network answers nothing, there and here: it takes its logarithm")
     said += [f"{part} of this pipeline is not read: a run's images are what its network sees" for part in components(folder)]
     config = run_config(network, schedule, prediction, page, overrides, num_classes)
 

@@ -71,13 +71,14 @@ class Architecture:
     num_class_embeds: int | None = None
     num_train_timesteps: int | None = None
 
-    def level(self, known, index):
-        """(whether it has attention, how it resamples) of a level down or up; `known`: DOWN or UP."""
-        types, chosen = (
-            (self.down_block_types, self.downsample_type) if known is DOWN else (self.up_block_types, self.upsample_type)
-        )
-        attention, resampling = known[types[index].removeprefix("UNetRes")]
-        return attention, resampling or chosen or "conv"
+    def down(self, index):
+        """(whether it has attention, how it resamples) of a level on the way down."""
+        attention, resampling = DOWN[self.down_block_types[index].removeprefix("UNetRes")]
+        return attention, resampling or self.downsample_type or "conv"
+
+    def up(self, index):
+        attention, resampling = UP[self.up_block_types[index].removeprefix("UNetRes")]
+        return attention, resampling or self.upsample_type or "conv"
 
     def check(self):
         """Raises ValueError, in one line, for an architecture that the library does not build, or builds and cannot run."""
@@ -117,8 +118,8 @@ class Architecture:
             _require(shift is not None and 0 <= shift < half, f"freq_shift={shift} must be from 0 to {half - 1}")
         if self.time_embedding_type == "learned":
             _require(self.num_train_timesteps, "time_embedding_type='learned' needs num_train_timesteps")
-        down = [self.level(DOWN, i)[1] == "skip" for i in range(levels - 1)]
-        up = [self.level(UP, i)[1] == "skip" for i in range(levels)]
+        down = [self.down(i)[1] == "skip" for i in range(levels - 1)]
+        up = [self.up(i)[1] == "skip" for i in range(levels)]
         _require(down == sorted(down, reverse=True), "down_block_types: a level of Skip blocks follows one of others")
         _require(up == sorted(up), "up_block_types: a level of other blocks follows one of Skip blocks")
 
@@ -254,7 +255,7 @@ class Down(nnx.Module):
 
     def __init__(self, given: Given, index, inputs, outputs, image):
         architecture = given.architecture
-        attention, kind = architecture.level(DOWN, index)
+        attention, kind = architecture.down(index)
         skip = kind == "skip"
         scale = SKIP_SCALE if skip else 1.0
         groups = skip_groups if skip else lambda channels: architecture.norm_num_groups
@@ -313,7 +314,7 @@ class Up(nnx.Module):
 
     def __init__(self, given: Given, index, inputs, skipped, outputs, image):
         architecture = given.architecture
-        attention, kind = architecture.level(UP, index)
+        attention, kind = architecture.up(index)
         self.skip = skip = kind == "skip"
         scale = SKIP_SCALE if skip else 1.0
         groups = skip_groups if skip else lambda channels: architecture.norm_num_groups

@@ -7,7 +7,6 @@ orbax itself silently restores array data with changed bits, and silently casts 
 """
 
 import contextlib
-import dataclasses
 import json
 import logging
 import math
@@ -26,7 +25,7 @@ import numpy as np
 
 from noisesched.runs import untrusted
 from noisesched.runs.config import Config
-from noisesched.runs.settings import absent, stated
+from noisesched.runs.settings import brief, stated
 from noisesched.runs.workdir import Workdir, differences
 from noisesched.runtime import cluster, sharding
 from noisesched.runtime.files import WriteError, is_local
@@ -311,7 +310,7 @@ class Checkpoints:
         """Reads one step. Raises CheckpointError if it is sound but does not fit, any other exception if it is damaged."""
         args = self._ocp.args
         content = self._record(step)
-        if edits := differences(_complete(content["network"]), _complete(self._network)):
+        if edits := differences(brief(Config, content["network"]), self._network):
             raise CheckpointError(
                 f"config.json was edited since ({'; '.join(edits)}), and now describes another network: "
                 "put that back, or train in another workdir"
@@ -416,14 +415,7 @@ class _Best:
 def _network(workdir: Workdir) -> dict[str, Any]:
     """The settings in a workdir's config.json that describe its network; {} if it has no config."""
     config = workdir.read_config() if workdir.config.exists() else {}
-    return {name: config[name] for name in stated("network", Config) if name in config}
-
-
-def _complete(network: dict[str, Any]) -> dict[str, Any]:
-    """The same settings, with those that were not stated before they existed."""
-    kinds = {field.name: field.type for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type)}
-    known = lambda name, value: name in kinds and isinstance(value, dict)
-    return {name: absent(kinds[name]) | value if known(name, value) else value for name, value in network.items()}
+    return brief(Config, {name: config[name] for name in stated("network", Config) if name in config})
 
 
 def _flatten(item: str, tree: Any) -> tuple[dict[str, Any], Any]:

@@ -22,7 +22,7 @@ from noisesched import diffusion, loss, samplers, schedules
 from noisesched.loss import Weighting
 from noisesched.models import build, conditioning, dit
 from noisesched.models.unet2d import Architecture
-from noisesched.runs.settings import ConfigError, absent, check_path, is_group, named, require, setting, shown, stated_type, typed
+from noisesched.runs.settings import ConfigError, brief, check_path, is_group, named, require, setting, shown, stated_type, typed
 from noisesched.runtime import sharding
 from noisesched.samplers import Sampler
 from noisesched.schedules import Schedule
@@ -202,14 +202,14 @@ def to_dict(config, short=False):
     `short`: without the settings that have the value which they have where they are not stated. So what was written before there
     were such settings equals what is written now.
     """
-    plain, unstated = {}, absent(type(config)) if short else {}
+    plain = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.metadata.get("parse"):
             plain[field.name] = "" if value is None else str(value)
         else:
-            plain[field.name] = to_dict(value, short) if is_group(field) and value is not None else value
-    return {name: value for name, value in plain.items() if name not in unstated or value != unstated[name]}
+            plain[field.name] = to_dict(value) if is_group(field) and value is not None else value
+    return brief(type(config), plain) if short else plain
 
 
 def check(config):

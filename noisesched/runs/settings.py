@@ -67,6 +67,16 @@ def absent(kind):
     return {name: value for name, value in known.items() if value is not dataclasses.MISSING}
 
 
+def brief(kind, values):
+    """Settings of a group, as nested dictionaries, without those that have the value that they have where they are not stated."""
+    unstated = absent(kind)
+    groups = {field.name: stated_type(field.type) for field in dataclasses.fields(kind) if is_group(field)}
+    inner = lambda name, value: (
+        brief(groups[name], value) if isinstance(value, dict) and groups.get(name, dict) is not dict else value
+    )
+    return {name: inner(name, value) for name, value in values.items() if name not in unstated or value != unstated[name]}
+
+
 def stated(key, kind, prefix=""):
     """{dotted name: value} of the settings and groups at which `setting` states `key`, such as "network" or "fixed"."""
     found = {}
