@@ -48,9 +48,7 @@ def get_config():
 
     # The network. Level i of the UNet works at image_size / 2^i with width * multipliers[i] channels.
     config.model = ConfigDict()
-    config.model.kind = (
-        "unet"  # unet | dit (`digits_dit.py`) | unet2d: of PyTorch's diffusers, which `noisesched interchange` reads
-    )
+    config.model.kind = "unet"  # unet | dit, a transformer | unet2d, of PyTorch's diffusers, which `interchange` reads
     config.model.prediction = "v"  # what it outputs: v | x | eps (not eps if the schedule ends at zero SNR)
     config.model.width = 16
     config.model.multipliers = (1, 2, 2)
