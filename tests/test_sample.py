@@ -135,6 +135,18 @@ def test_files_of_one_combination(runs, sampled, tmp_path):
     assert lines[-1] == f"1 x 5 images of step 20 in {out}"
 
 
+def test_images_for_other_tools(sampled, tmp_path):
+    images, _ = sampled(formats=("npz", "png"))
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {"samples.npz", "images", "grid.png", "settings.json"}
+    with np.load(out / "samples.npz", allow_pickle=False) as file:
+        np.testing.assert_array_equal(file["arr_0"], images)
+    assert [path.name for path in sorted((out / "images").iterdir())] == [f"0000{number}.png" for number in range(5)]
+    for number, image in enumerate(images):
+        with Image.open(out / "images" / f"0000{number}.png") as read:
+            np.testing.assert_array_equal(np.asarray(read), image[..., 0])
+
+
 def test_a_picture_that_cannot_be_made_costs_no_sample(sampled, tmp_path, monkeypatch):
     def fails(*given):
         raise RuntimeError("latex could not be found\nand more")

@@ -1,6 +1,6 @@
 """Sampling from one network under any inference schedule, number of steps, spacing and sampler.
 
-Each requested combination writes `samples.npy` (uint8 [N, H, W, C]), `grid.png` and `settings.json`; several combinations also
+Each requested combination writes its images (`samples.npy`, uint8 [N, H, W, C]), `grid.png` and `settings.json`; several also
 write `overview.png`, with a row per schedule and sampler and a column per number of network calls, all from the same noise.
 """
 
@@ -110,7 +110,7 @@ def run(request, say=tqdm.write):
                 "labels": None if labels is None else labels.tolist(),
                 "seconds": round(time.perf_counter() - begin, 3),
             }
-            write(out / slug(text, way, n) if several else out, made, settings, say)
+            write(out / slug(text, way, n) if several else out, made, settings, say, request.formats)
     bar.close()
     if several:
         with beside_results(say):
@@ -168,8 +168,11 @@ def slug(*parts):
     return "-".join(short(str(part)) for part in parts)
 
 
-def write(folder, images, settings, say):
-    """Writes samples.npy, settings.json and grid.png (strict JSON: an infinite level is the string "-inf")."""
+def write(folder, images, settings, say, formats=("npy",)):
+    """Writes the images in those formats, settings.json and grid.png (strict JSON: an infinite level is the string "-inf").
+
+    npy: samples.npy, uint8 [N, H, W, C]; npz: samples.npz, the same array as arr_0; png: images/00000.png and so on.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError, ValueError):  # none there, or damaged
         before = read_json(folder / "settings.json")
@@ -178,9 +181,15 @@ def write(folder, images, settings, say):
         ]
         if others:
             say(f"note: {folder} held samples of another {' and '.join(others[:2])}; they are replaced")
-    np.save(array := io.BytesIO(), images)
-    with replacing(folder / "samples.npy") as file:
-        file.write(array.getbuffer())
+    for name, save in (("npy", np.save), ("npz", np.savez)):
+        if name in formats:
+            save(array := io.BytesIO(), images)
+            with replacing(folder / f"samples.{name}") as file:
+                file.write(array.getbuffer())
+    if "png" in formats:
+        (folder / "images").mkdir(exist_ok=True)
+        for number, image in enumerate(images):
+            write_png(folder / "images" / f"{number:05d}.png", image)
     write_json(folder / "settings.json", settings)
     with beside_results(say):
         write_png(folder / "grid.png", grid(images, columns=math.ceil(math.sqrt(len(images)))))

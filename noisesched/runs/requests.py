@@ -163,6 +163,11 @@ class Sample(Job):
         ("none",), metavar="SPEC", help='for a network with classes, e.g. none "cfg(3)" "cfg(3, rescaled(0.7))"'
     )
     labels: tuple[int, ...] = setting((), at_least=0, metavar="K", help="classes, cycled through (all)")
+    formats: tuple[str, ...] = setting(
+        ("npy",),
+        choices=("npy", "npz", "png"),
+        help="samples.npy; samples.npz, whose arr_0 other tools read; png: a file for each",
+    )
     out: str = setting(metavar="DIR", help="folder to write to")
 
 
