@@ -64,6 +64,10 @@ def prepare(words):
     from noisesched.runtime import backend
 
     backend.prepare()
+    if request.plugin:
+        from noisesched.runs import plugins
+
+        plugins.load(request.plugin)
     return command, request, importlib.import_module(f"noisesched.{flags.COMMANDS[command].module}")
 
 

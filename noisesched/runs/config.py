@@ -11,7 +11,6 @@ import difflib
 import math
 import re
 import sys
-import traceback
 from pathlib import Path
 
 from absl import flags
@@ -22,6 +21,7 @@ from noisesched import diffusion, loss, samplers, schedules
 from noisesched.loss import Weighting
 from noisesched.models import build, conditioning, dit
 from noisesched.models.unet2d import Architecture
+from noisesched.runs import plugins
 from noisesched.runs.settings import ConfigError, brief, check_path, is_group, named, require, setting, shown, stated_type, typed
 from noisesched.runtime import sharding
 from noisesched.samplers import Sampler
@@ -311,20 +311,11 @@ def _with_argument(text):
 
 def _run_file(path, argument=None):
     """The ConfigDict that the config file's `get_config()`, or get_config(argument), returns; ConfigError if there is none."""
-    folders = list(sys.path)
     # So that `from configs import digits` finds the file's own neighbours, those of the working directory, or the shipped ones.
-    sys.path[:] = [str(Path(path).resolve().parent.parent), ".", *folders, str(SHIPPED.parent)]
-    try:
-        # A module of its own. (ml-collections' loader runs every file in one and the same, where the last one's names stay.)
-        names = {"__name__": "config", "__file__": path}
-        exec(compile(Path(path).read_bytes(), path, "exec"), names)
-        result = names["get_config"](*([] if argument is None else [argument])) if "get_config" in names else None
-    except (Exception, SystemExit) as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-        where = f", line {lines[-1]}" if lines else ""
-        raise ConfigError(f"config {path}{where}: {type(error).__name__}: {' '.join(str(error).split())}") from error
-    finally:
-        sys.path[:] = folders
+    folders = [str(Path(path).resolve().parent.parent), ".", *sys.path, str(SHIPPED.parent)]
+    given = [] if argument is None else [argument]
+    made = lambda names: names["get_config"](*given) if "get_config" in names else None
+    result = plugins.run(path, folders, made, "config ")
     require(isinstance(result, ConfigDict), f"config {path} must have a function get_config() that returns a ConfigDict")
     return result
 

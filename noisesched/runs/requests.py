@@ -43,6 +43,10 @@ KINDS = {int: numbers.Integral, float: numbers.Real}
 class Request:
     """Checks the types, ranges and choices of its fields: raises ConfigError, in one line."""
 
+    plugin: tuple[str, ...] = setting(
+        (), metavar="FILE", help="Python files, run first, that add a schedule, sampler, weighting, metric, .. of your own (none)"
+    )
+
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -126,6 +130,7 @@ class Train(Job):
         "configs/digits.py explains them all",
     )
     overrides: tuple[str, ...] = ()
+    tracker: str = setting("", metavar="NAME", help="also send numbers and pictures to a service: wandb (none)")
     accept_changes: bool = setting(
         False, help="continue a run although the config differs from its own (the network and the data cannot differ)"
     )

@@ -5,11 +5,9 @@ because the user named it; nothing in a workdir ever is.
 """
 
 import dataclasses
-import importlib.util
 import math
 import re
 import sys
-import traceback
 import zlib
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from noisesched.models import build, conditioning, denoiser
 from noisesched.models.denoiser import Network
 from noisesched.models.wrap import Wrapped
 from noisesched.runs import config as configuration
+from noisesched.runs import plugins
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.config import Config, Data
 from noisesched.runs.settings import ConfigError, named, require
@@ -112,7 +111,8 @@ def of_workdir(workdir):
     """The Subject of the run in a workdir, its parameters unread. Raises FileNotFoundError, ConfigError or ValueError."""
     opened = Workdir(workdir)
     stored = opened.read_config()
-    return of_config(configuration.from_dict(stored), str(opened.path), stored)
+    with plugins.of(opened):
+        return of_config(configuration.from_dict(stored), str(opened.path), stored)
 
 
 def of_config(config, name="", stored=None, params=None, step=None):
@@ -236,23 +236,10 @@ def _prepared(name):
 def _value(path, name):
     """What a Python file calls `name`; ConfigError that names the line for an exception, and the names there are."""
     require(Path(path).is_file(), f"there is no file {path!r}")
-    folders, module = list(sys.path), Path(path).stem
-    sys.path.insert(0, str(Path(path).resolve().parent))  # so that it finds its neighbours, as if it were run
-    try:
-        described = importlib.util.spec_from_file_location(module, Path(path).resolve())
-        made = importlib.util.module_from_spec(described)
-        described.loader.exec_module(made)
-    except (Exception, SystemExit) as error:
-        lines = [
-            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == Path(path).resolve()
-        ]
-        where = f", line {lines[-1]}" if lines else ""
-        raise ConfigError(f"{path}{where}: {type(error).__name__}: {' '.join(str(error).split())}") from error
-    finally:
-        sys.path[:] = folders
-    known = sorted(key for key, value in vars(made).items() if isinstance(value, Wrapped))
-    require(hasattr(made, name), f"{path} has no {name!r}; made there by noisesched.wrap: {', '.join(known) or 'nothing'}")
-    return getattr(made, name)
+    made = plugins.run(path, [str(Path(path).resolve().parent), *sys.path], dict)  # where it finds its neighbours
+    known = sorted(key for key, value in made.items() if isinstance(value, Wrapped))
+    require(name in made, f"{path} has no {name!r}; made there by noisesched.wrap: {', '.join(known) or 'nothing'}")
+    return made[name]
 
 
 def _answers(network):

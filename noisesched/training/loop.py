@@ -16,6 +16,7 @@ from noisesched import schedules
 from noisesched.data import pipeline
 from noisesched.models import build, denoiser, generate
 from noisesched.runs import config as configuration
+from noisesched.runs import plugins, trackers
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.metrics_log import Metrics, Unwritten
 from noisesched.runs.workdir import Workdir
@@ -40,16 +41,17 @@ def main(request):
     elif not (workdir := Workdir(request.workdir)).config.exists():
         raise configuration.ConfigError(f"{workdir.path} holds no run to continue: give --config=FILE to begin one there")
     else:
-        config = configuration.from_dict(workdir.read_config())
-    train(config, request.workdir, profile=request.profile, accept_changes=request.accept_changes)
+        with plugins.of(workdir):
+            config = configuration.from_dict(workdir.read_config())
+    train(config, request.workdir, profile=request.profile, accept_changes=request.accept_changes, tracker=request.tracker)
 
 
-def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
+def train(config, directory, say=tqdm.write, profile=0, accept_changes=False, tracker=""):
     """Trains the run in `directory` to config.training.num_steps, from its last checkpoint if it has one.
 
     All processes of a job call it alike; the first one logs and writes, except for the checkpoints, which all write.
     `profile`: how many steps the first traces, into `directory`/profile. `accept_changes`: continue a run whose configuration
-    differs, where it may (`settings.setting`, "fixed").
+    differs, where it may (`settings.setting`, "fixed"). `tracker`: the name of one of `trackers`, or "".
     Raises ValueError or OSError (one line each) before any long work; TrainingStopped for a non-finite loss, a fault of the
     input, or a signal; files.WriteError for a full disk.
     """
@@ -72,6 +74,9 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
         for warning in configuration.warnings(config):
             say(f"warning: {warning}")
         changes = cluster.by_first(lambda: begin(stack, workdir, config, accept_changes))
+        if first:
+            plugins.record(workdir)
+        service = trackers.start(tracker, workdir, configuration.to_dict(config)) if tracker and first else None
         if several:
             check_shared(workdir)
 
@@ -118,7 +123,8 @@ def train(config, directory, say=tqdm.write, profile=0, accept_changes=False):
         )
         draw_preview, judge = make_preview(config), make_judge(config, definition, judged)
         tracer = stack.enter_context(Profile(workdir.path / "profile", profile if first else 0, start, training.num_steps, say))
-        metrics = stack.enter_context(Metrics(workdir, start or None) if first else Unwritten())
+        metrics = Metrics(workdir, start or None) if first else Unwritten()
+        metrics = stack.enter_context(trackers.Tracked(metrics, service, say) if service else metrics)
         record = Recorder(config, learning_rate(config), metrics, start, progress)
         stop.stepping = True
 
