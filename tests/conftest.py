@@ -50,7 +50,7 @@ LONGEST = [
     for name in (
         "processes train faults schedules samplers compare cli sample sharding hostile interchange loss checkpoints evaluate "
         "report diagnose unet brightness features data likelihood zero_snr workers metrics inception guidance plot configs "
-        "launch wrap unet2d"
+        "launch wrap unet2d tour"
     ).split()
 ]
 # `launch/test quick` leaves out those that compile networks or start processes, and single tests marked slow.

@@ -486,6 +486,17 @@ def test_quality_of_samples(evaluated, features, sampler):
     assert evaluated(metrics=("brightness",), num_samples=5, steps=20, schedule="linear", method="heun")[0] == result
 
 
+def test_samples_against_all_real_images(evaluated, sampler, tmp_path):
+    asked = dict(metrics=("frechet(raw)",), num_samples=1600, real="all")
+    result, lines = evaluated(**asked)
+    (name,) = result["quality"]
+    assert name == "frechet(raw, n=1600, real=1500)" and result["floor"] == {} and result["reference"]["real"] == 1500
+    assert lines[-1].startswith(name) and "between" not in lines[-1]
+    assert evaluated(**asked)[1] == [f"{tmp_path / 'out'}: step 20 is evaluated already"]
+    with pytest.raises(ValueError, match="n=1600: .* two sets of n are needed"):  # another number, and so made anew
+        evaluated(**asked | {"real": "paired"})
+
+
 def test_the_likelihood_is_kept_when_sampling_fails(evaluated, features, monkeypatch):
     def fail(*args, **kwargs):
         raise ValueError("not finite")

@@ -141,6 +141,40 @@ def test_a_measure_asked_twice_is_one_number(home):
     assert list(floor) == ["brightness(n=30)"]
 
 
+def test_all_real_images_with_any_number_of_samples(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "PART", 500)
+    made = make(tmp_path, n=300, measures=["frechet(raw)"], split="train+test", real="all")
+    pixels = np.round(load_digits().images * (255 / 16)).reshape(1797, 64) / 127.5 - 1
+    samples = half(1, 300)
+    flat = samples.reshape(300, 64) / 127.5 - 1
+    root = np.sqrt(np.abs(np.linalg.eigvals(np.cov(pixels.T) @ np.cov(flat.T)))).sum()
+    expected = ((pixels.mean(0) - flat.mean(0)) ** 2).sum() + np.trace(np.cov(pixels.T) + np.cov(flat.T)) - 2 * root
+    assert made.measure(samples) == {"frechet(raw, n=300, real=1797)": pytest.approx(expected, rel=1e-4)}
+    assert made.floor == {} and made.about["real"] == made.about["split_size"] == 1797 and made.shape == (300, 8, 8, 1)
+    many = make(tmp_path, n=2000, measures=["frechet(raw)"], split="train+test", real="all")
+    truth = load_digits().target
+    counts = np.bincount(many.labels[:1797])
+    assert (counts == np.bincount(truth)).all() and (many.labels[1797:] == many.labels[:203]).all()
+
+
+def test_moments_of_all_real_images_are_kept(tmp_path, stub):
+    shown, weights = stub
+    asked = dict(measures=["frechet(inception)", "inception_score(inception)"], inception_weights=str(weights))
+    first = make(tmp_path, n=40, real="all", **asked).measure(half(0, 40))
+    assert list(first) == [f"{name}(inception, n=40, real=1797)" for name in ("frechet", "inception_score")]
+    shown.clear()
+    again, paired = make(tmp_path, n=898, real="all", **asked), make(tmp_path, n=898, **asked)
+    assert len(shown) == 2 * 15  # batches of 64: of the two halves
+    score, same = (list(made.measure(half(0, 898)).values())[1] for made in (again, paired))
+    assert score == same  # which real images do not matter to
+
+
+def test_what_cannot_be_measured_against_all_is_refused(home, quick, monkeypatch):
+    assert "kernel compares sets of one size; with all" in refused(home, measures=["kernel(raw)"], real="all")
+    monkeypatch.setattr(features, "WIDEST", 63)
+    assert "raw has 64 features; with all real images up to 63" in refused(home, measures=["frechet(raw)"], real="all")
+
+
 # -- what is kept
 
 

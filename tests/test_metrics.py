@@ -1,5 +1,8 @@
 """Metrics: laws that each obeys, and answers known from elsewhere."""
 
+import functools
+import operator
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -7,7 +10,7 @@ import scipy.special
 import scipy.stats
 
 from noisesched.evaluation import metrics
-from noisesched.evaluation.metrics import METRICS, Measure
+from noisesched.evaluation.metrics import METRICS, Measure, Moments
 
 TAKES = {name: metric.takes for name, metric in METRICS.items()}
 ON_FEATURES = [name for name, takes in TAKES.items() if takes == "features"]
@@ -154,6 +157,25 @@ def test_frechet_of_covariances_of_low_rank_and_at_either_side_of_n_equal_d(n):
     cross = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T)) - 2 * cross
     np.testing.assert_allclose(measure("frechet", a, b), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("many, few", [(900, 70), (900, 17), (20, 500)])  # 24 features: covariances of full rank, and of less
+def test_frechet_of_all_real_images_and_any_number_of_samples(many, few):
+    rng = np.random.default_rng(many + few)
+    real, fake = (rng.standard_normal((n, 24)) @ rng.standard_normal((24, 24)) + 3 for n in (many, few))
+    moments = functools.reduce(operator.add, [Moments.of(part) for part in np.array_split(real, [1, 4, 15])])
+    assert moments.count == many
+    np.testing.assert_allclose(moments.mean, real.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(moments.scatter / (many - 1), np.cov(real.T), rtol=1e-9, atol=1e-9)
+    expected = closed_form(real.mean(0), np.cov(real.T), fake.mean(0), np.cov(fake.T))
+    assert METRICS["frechet"].against(moments)(fake) == pytest.approx(expected, rel=1e-5)
+    assert METRICS["frechet"].against(moments)(real) == pytest.approx(0, abs=1e-9 * expected)
+
+
+def test_moments_far_from_zero_lose_nothing():
+    real = np.random.default_rng(0).standard_normal((300, 3)) + 1e6
+    parts = functools.reduce(operator.add, [Moments.of(part) for part in np.array_split(real, 7)])
+    np.testing.assert_allclose(parts.scatter / 299, np.cov(real.T), rtol=1e-7, atol=1e-9)
 
 
 def test_frechet_is_biased_upwards_less_so_for_larger_sets():
@@ -321,6 +343,19 @@ def test_a_measure_is_read_and_prints_as_its_text(text, measure):
 def test_a_number_is_named_with_its_extractor_and_count():
     assert metrics.name(metrics.parse("frechet(classifier)"), 256) == "frechet(classifier, n=256)"
     assert metrics.name(metrics.parse("brightness"), 256) == "brightness(n=256)"
+    assert metrics.name(metrics.parse("frechet(inception)"), 50000, 50000) == "frechet(inception, n=50000, real=50000)"
+
+
+def test_metrics_that_need_more_of_real_images_than_moments_say_which_do_not():
+    moments = Moments.of(some("features", 0))
+    for name, metric in METRICS.items():
+        if not metric.of_moments:
+            with pytest.raises(
+                ValueError, match=f"{name} compares sets of one size; with all real images: frechet, inception_sc"
+            ):
+                metric.against(moments)
+    with pytest.raises(ValueError, match="two sets of one shape"):
+        METRICS["frechet"].against(moments)(some("features", 0)[:, 1:])
 
 
 @pytest.mark.parametrize(

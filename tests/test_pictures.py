@@ -1,5 +1,8 @@
 """Grids keep every pixel of every image, apart from each other; PNG files hold exactly the pixels given; bands surround lines."""
 
+import io
+import pickle
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -81,6 +84,12 @@ def test_a_band_is_one_margin_wide_and_nothing_where_there_is_none():
     corners = {tuple(corner) for corner in band.get_paths()[0].vertices}
     assert corners == {(0, 0.5), (0, 1.5), (1, 2), (2, 2), (2, 4)}
     np.testing.assert_array_equal(axis.lines[0].get_ydata(), [1, 2, 3])
+
+
+def test_a_notebook_displays_a_figure():
+    figure = new_figure(1, 2)
+    assert Image.open(io.BytesIO(figure._repr_png_())).size == (100, 200)
+    assert pickle.loads(pickle.dumps(figure))._repr_png_() == figure._repr_png_()
 
 
 @pytest.mark.parametrize(("ending", "first"), [("png", b"\x89PNG"), ("PDF", b"%PDF"), ("svg", b"<?xml")])

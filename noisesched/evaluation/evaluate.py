@@ -46,7 +46,7 @@ WHERE = (
     "checkpoint",
     *(field.name for field in dataclasses.fields(Job)),
 )  # fields that affect no number
-OF_SAMPLES = ("schedule", "steps", "method", "guidance", "num_samples", "inception_weights")  # for samples alone
+OF_SAMPLES = ("schedule", "steps", "method", "guidance", "num_samples", "real", "inception_weights")  # for samples alone
 
 
 # -- the program
@@ -133,7 +133,8 @@ def _run(asked, request, out, say):
         )
     quality = reference.measure(made)
     for name, value in quality.items():
-        say(f"{name:34} {value:.4g}   (between real images: {reference.floor[name]:.4g})")
+        floor = f"   (between real images: {reference.floor[name]:.4g})" if name in reference.floor else ""
+        say(f"{name:34} {value:.4g}{floor}")
     result |= whole | {"quality": quality, "floor": reference.floor, "reference": reference.about}
     write_json(out / "evaluation.json", result)
     return result
@@ -261,6 +262,7 @@ def real_images(subject, request, say):
         request.metrics,
         split=subject.data.split,
         inception_weights=request.inception_weights,
+        real=request.real,
         say=say,
     )
 

@@ -1,4 +1,4 @@
-"""The real half of a comparison: as many real images as samples, and the features in which metrics compare both.
+"""The real half of a comparison: as many real images as samples, or all of a split, and the features that metrics compare.
 
 Three extractors turn images into features:
 
@@ -33,6 +33,8 @@ from noisesched.runtime.files import read_file, reason
 FOLDER = "noisesched_features"
 MOST = 2**34  # bytes of the largest file of kept features that is read
 SEED = 0  # of the choice of real images, and of the classifier
+PART = 1024  # images at a time, where all of a split are read
+WIDEST = 2**13  # features whose moments are taken: their scatter has 512 MiB
 
 
 # -- the two halves
@@ -40,12 +42,12 @@ SEED = 0  # of the choice of real images, and of the classifier
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """n real images, prepared for the metrics; `measure` compares n samples with them."""
+    """Real images, prepared for the metrics; `measure` compares n samples with them."""
 
-    shape: tuple[int, ...]  # of the images: (n, H, W, C)
-    labels: np.ndarray  # of the images, int32 [n]: compare with samples of the same classes
-    floor: dict[str, float]  # the same numbers for n other real images: what a perfect sampler would get
-    appearance: dict[str, dict]  # {"real", "floor"}: `image_stats.describe` of these and the other images
+    shape: tuple[int, ...]  # of the samples: (n, H, W, C)
+    labels: np.ndarray  # int32 [n], of as many real images: compare with samples of the same classes
+    floor: dict[str, float]  # the same numbers for n other real images: what a perfect sampler would get; {} where all are used
+    appearance: dict[str, dict]  # {"real", "floor"}: `image_stats.describe` of these and the other images; or {}
     about: dict  # a description for JSON
     extractors: dict
     distances: dict[str, tuple[metrics.Measure, Callable]]  # of each number's name
@@ -58,43 +60,58 @@ class Reference:
         return _compare(self.distances, _extracted(self.extractors, np.asarray(images)))
 
 
-def reference(config_data, n, measures, *, split, inception_weights="", say=tqdm.write):
-    """The Reference of n images of a data set.
+def reference(config_data, n, measures, *, split, inception_weights="", real="paired", say=tqdm.write):
+    """The Reference of images of a data set for n samples.
 
     config_data        a Config's `data`: which data set, at which image size
     measures           metrics.Measure or their texts, e.g. "frechet(classifier)"
     split              the real images to choose from, e.g. "train+test": the first n of a seeded random permutation are compared
                        with samples, the next n give the floor
     inception_weights  the file of weights that `inception` needs
+    real               "paired"; or "all": every image of the split, of which only the moments of the features are kept, for any
+                       n, without a floor, as published FIDs are computed
 
-    Raises ValueError or FileNotFoundError, in one line, if the split has fewer than 2 n images, n is too small for a metric, or
-    the data or files lack what an extractor needs. Trains the classifier if it is needed and not kept, which takes a while.
+    Raises ValueError or FileNotFoundError, in one line, if the split has fewer than 2 n images, n is too small for a metric, a
+    metric cannot take all images, or the data or files lack what an extractor needs. Trains the classifier if it is needed and
+    not kept, which takes a while.
     """
-    measures = _parsed(measures)
-    real = _real(config_data, n, measures, split)
+    measures, whole = _parsed(measures), real == "all"
+    real = _real(config_data, n, measures, split, whole)
     kept = Kept(real.folder, say)
     made = {
         name: ready(config_data, inception_weights, kept, say)
         for name, ready in EXTRACTORS.items()
         if any(each.extractor == name for each in measures)
     }
-    numbers = _chosen(real, 2 * n)
-    (images, labels), (others, _) = real.source.read(numbers[:n]), real.source.read(numbers[n:])
-    key = {"data": real.identity, "split": split, "image_size": config_data.image_size, "channels": config_data.channels, "n": n}
-    seen, distances = [_extracted(made, half, kept, key) for half in (images, others)], {}
+    key = {"data": real.identity, "split": split, "image_size": config_data.image_size, "channels": config_data.channels}
+    if whole:
+        for name, each in made.items():
+            if each.about["dimension"] > WIDEST:
+                raise ValueError(
+                    f"{name} has {each.about['dimension']} features; with all real images up to {WIDEST} can be used"
+                )
+        count, seen = len(real), {name: _moments(name, each, real, kept, key) for name, each in made.items()}
+        labels = np.resize(next(iter(seen.values()))["labels"][_chosen(real, count)], n)
+        shape, others, look = (n, *real.source.shape), None, {}
+    else:
+        numbers, count = _chosen(real, 2 * n), None
+        (images, labels), (rest, _) = real.source.read(numbers[:n]), real.source.read(numbers[n:])
+        seen, others = (_extracted(made, half, kept, key | {"n": n}) for half in (images, rest))
+        shape, look = images.shape, {"real": image_stats.describe(images), "floor": image_stats.describe(rest)}
+    distances = {}
     for each in measures:
         metric = metrics.METRICS[each.metric]
-        distances[metrics.name(each, n)] = each, metric.against(seen[0][each.extractor][metric.takes])
+        distances[metrics.name(each, n, count)] = each, metric.against(seen[each.extractor][metric.takes])
     about = {
         "data": real.identity,
         "split": split,
         "split_size": len(real),
         "n": n,
+        "real": count or n,
         "seed": SEED,
         "extractors": {name: each.about for name, each in made.items()},
     }
-    look = {"real": image_stats.describe(images), "floor": image_stats.describe(others)}
-    return Reference(images.shape, labels, _compare(distances, seen[1]), look, about, made, distances)
+    return Reference(shape, labels, _compare(distances, others) if others else {}, look, about, made, distances)
 
 
 def check(config_data, n, measures, *, split, inception_weights="", num_classes=0):
@@ -125,11 +142,11 @@ def _parsed(measures):
     return list(dict.fromkeys(metrics.parse(each) if isinstance(each, str) else each for each in measures))
 
 
-def _real(config_data, n, measures, split):
+def _real(config_data, n, measures, split, whole=False):
     for each in measures:
-        metrics.METRICS[each.metric].check(n)
+        metrics.METRICS[each.metric].check(n, whole)
     real = pipeline.open_config(config_data, split)
-    if not 0 < 2 * n <= len(real):
+    if not whole and not 0 < 2 * n <= len(real):
         raise ValueError(f"n={n}: {real.name} has {len(real)} images, and two sets of n are needed: choose 1 to {len(real) // 2}")
     return real
 
@@ -137,6 +154,32 @@ def _real(config_data, n, measures, split):
 def _chosen(real, count):
     """The numbers of the first `count` images of the seeded permutation."""
     return np.random.default_rng(SEED).permutation(len(real))[:count]
+
+
+def _moments(name, extractor, real, kept, key):
+    """{"features": Moments, .., "labels": int32 [N]} of all N images of a split, read in parts; through `kept`."""
+
+    def make():
+        found, labels = {}, []
+        with tqdm(total=len(real), desc="real images", unit="image", disable=None) as bar:
+            for start in range(0, len(real), PART):
+                images, part = real.source.read(np.arange(start, min(start + PART, len(real))))
+                for output, values in extractor.extract(images).items():
+                    moments = metrics.Moments.of(values)
+                    found[output] = found[output] + moments if output in found else moments
+                labels.append(part)
+                bar.update(len(part))
+        arrays = {(output, field): value for output, moments in found.items() for field, value in vars(moments).items()}
+        return {"labels": np.concatenate(labels)} | {" ".join(names): np.asarray(value) for names, value in arrays.items()}
+
+    if extractor.identity:
+        arrays = kept.get(f"{name} moments", key | {"extractor": name, **extractor.identity}, make)
+    else:
+        arrays = make()
+    outputs = [label.removesuffix(" mean") for label in arrays if label.endswith(" mean")]
+    fields = [field.name for field in dataclasses.fields(metrics.Moments)]
+    moments = {output: metrics.Moments(*(arrays[f"{output} {field}"] for field in fields)) for output in outputs}
+    return moments | {"labels": arrays["labels"]}
 
 
 def _extracted(extractors, images, kept=None, key=None):

@@ -4,11 +4,14 @@ A metric compares two sets of equal size. Most see the images only as an extract
 The value depends on the extractor and on n, so a number is always named with both, as in "frechet(classifier, n=256)". Compare a
 value with the floor, the same metric between two sets of n real images: only for `kernel` is that 0 on average.
 
+Published FIDs compare with all real images of a split instead, however many samples there are. Metrics that need no more of real
+images than their `Moments` can do that, too; the number's name then has both counts, "frechet(inception, n=50000, real=50000)".
+
 All use the whole sets, without subsets, in float64; where all pairs of 10,000 images of 3,072 numbers are needed, products of
 blocks are in float32, whose rounding is averaged (`kernel`) or decides nothing alone (`precision`, `recall`).
 
 To add a metric, write it below with `@metric(..)` above it: a function of (the real set, the fake set); or with `prepare`, of
-(prepare(the real set), the fake set).
+(prepare(the real set), the fake set). With `of_moments=True`, prepare takes the real set or its Moments.
 """
 
 import dataclasses
@@ -29,6 +32,30 @@ BLOCK = 1024  # rows at a time: 1024 x 10,000 float32 are 40 MB
 
 
 @dataclasses.dataclass(frozen=True)
+class Moments:
+    """Number, mean [d] and scatter [d, d], the covariance times count - 1, of features, in float64.
+
+    Moments of parts add up to those of the whole (Chan et al. 1979), so that no set has to be in memory at once.
+    """
+
+    count: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+    @classmethod
+    def of(cls, features):
+        """Of features [n, d]."""
+        mean = features.mean(0, dtype=np.float64)
+        centred = features - mean
+        return cls(len(features), mean, centred.T @ centred)
+
+    def __add__(self, other):
+        count, difference = self.count + other.count, other.mean - self.mean
+        between = np.outer(difference, difference) * (self.count * other.count / count)
+        return Moments(count, self.mean + difference * (other.count / count), self.scatter + other.scatter + between)
+
+
+@dataclasses.dataclass(frozen=True)
 class Metric:
     """How two sets are compared: distance(prepare(real), fake) -> float, both of n >= at_least."""
 
@@ -37,20 +64,32 @@ class Metric:
     takes: str  # of INPUTS
     better: str  # "lower" | "higher"
     at_least: int
+    of_moments: bool  # whether `prepare` takes Moments, too
 
     def against(self, real):
         """The distance from one real set as a function of the fake set; the part that depends on `real` alone is computed once.
 
-        Features are float [n, d], probabilities float [n, classes], images uint8 [n, H, W, C]. Raises ValueError for other
-        arrays, fewer than `at_least` rows, values that are not finite, and sets of different shapes.
+        Features are float [n, d], probabilities float [n, classes], images uint8 [n, H, W, C]. A metric `of_moments`
+        also takes a real set's Moments, and then fake sets of any size. Raises ValueError for other arrays, fewer than
+        `at_least` rows, values that are not finite, and sets of different shapes.
         """
-        real = self._checked(real)
-        statistics, shape = self.prepare(real), real.shape
+        whole, name = isinstance(real, Moments), self.distance.__name__
+        if whole:
+            self.check(real.count, whole=True)
+            if not np.isfinite(real.scatter).all():
+                raise ValueError(f"{name}: some of {real.count} rows of {self.takes} are not finite")
+            shape = real.mean.shape
+        else:
+            real = self._checked(real)
+            shape = real.shape
+        statistics = self.prepare(real)
 
         def distance(fake):
             fake = self._checked(fake)
-            if fake.shape != shape:
-                raise ValueError(f"{self.distance.__name__} compares two sets of one shape; got {shape} and {fake.shape}")
+            if fake.shape[whole:] != shape:
+                raise ValueError(
+                    f"{name} compares two sets of one shape; got {('any', *shape) if whole else shape} and {fake.shape}"
+                )
             return float(self.distance(statistics, fake))
 
         return distance
@@ -68,20 +107,23 @@ class Metric:
             raise ValueError(f"{name}: {rows} of {len(values)} rows of {self.takes} are not finite")
         return values
 
-    def check(self, n):
-        """Raises ValueError if sets of n are too small."""
+    def check(self, n, whole=False):
+        """Raises ValueError if sets of n are too small, or for `whole`, if Moments are not enough for this metric."""
         if n < self.at_least:
             raise ValueError(f"{self.distance.__name__} needs sets of at least {self.at_least}; got n={n}")
+        if whole and not self.of_moments:
+            able = ", ".join(name for name, known in METRICS.items() if known.of_moments)
+            raise ValueError(f"{self.distance.__name__} compares sets of one size; with all real images: {able}")
 
 
 METRICS = {}  # name -> Metric, in the order of this file
 
 
-def metric(takes="features", better="lower", at_least=1, prepare=lambda real: real):
+def metric(takes="features", better="lower", at_least=1, prepare=lambda real: real, of_moments=False):
     """Registers a metric under its function's name."""
 
     def enrol(distance):
-        METRICS[distance.__name__] = Metric(distance, prepare, takes, better, at_least)
+        METRICS[distance.__name__] = Metric(distance, prepare, takes, better, at_least, of_moments)
         return distance
 
     return enrol
@@ -113,22 +155,29 @@ def parse(text):
     raise ValueError(f"metric {text!r}: write {' or '.join(map(str, choices))}{hint}")
 
 
-def name(measure, n):
-    """A number's name: the measure with its sample count, such as "frechet(classifier, n=256)" or "brightness(n=256)"."""
-    return f"{measure.metric}({measure.extractor}, n={n})" if measure.extractor else f"{measure.metric}(n={n})"
+def name(measure, n, real=None):
+    """A number's name: the measure with its sample count, such as "frechet(classifier, n=256)" or "brightness(n=256)".
+
+    `real`: the number of real images, where that is another: "frechet(inception, n=50000, real=50000)".
+    """
+    counts = f"n={n}" if real is None else f"n={n}, real={real}"
+    return f"{measure.metric}({measure.extractor}, {counts})" if measure.extractor else f"{measure.metric}({counts})"
 
 
 # -- the metrics
 
 
 def _gaussian(real):
-    """(mean [d], trace of the covariance C, its factor [d, r] with C = factor factor^T)."""
-    mean, centred = _centred(real)
-    if len(real) <= real.shape[1]:
-        return mean, np.vdot(centred, centred), centred.T
-    values, vectors = np.linalg.eigh(centred.T @ centred)
-    kept = values > values[-1] * max(real.shape) * np.finfo(float).eps  # directions without variance only add rounding errors
-    return mean, values.sum(), vectors[:, kept] * np.sqrt(values[kept])
+    """(mean [d], trace of the covariance C, its factor [d, r] with C = factor factor^T), of features [n, d] or their Moments."""
+    if not isinstance(real, Moments):
+        if len(real) <= real.shape[1]:
+            mean, centred = _centred(real)
+            return mean, np.vdot(centred, centred), centred.T
+        real = Moments.of(real)
+    values, vectors = np.linalg.eigh(real.scatter / (real.count - 1))
+    size = max(real.count, len(values))
+    kept = values > values[-1] * size * np.finfo(float).eps  # directions without variance only add rounding errors
+    return real.mean, values.sum(), vectors[:, kept] * np.sqrt(values[kept])
 
 
 def _centred(features):
@@ -137,7 +186,7 @@ def _centred(features):
     return mean, (features - mean) / np.sqrt(len(features) - 1)
 
 
-@metric(at_least=2, prepare=_gaussian)
+@metric(at_least=2, prepare=_gaussian, of_moments=True)
 def frechet(real, fake):
     """Squared Frechet distance of two Gaussians, |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1^.5 C2 C1^.5)^.5; FID with `inception`.
 
@@ -264,7 +313,7 @@ def brightness(real, fake):
     return np.abs(real - _brightness(fake)).mean()
 
 
-@metric(takes="probabilities", better="higher", prepare=lambda real: None)
+@metric(takes="probabilities", better="higher", prepare=lambda real: None, of_moments=True)
 def inception_score(real, fake):
     """exp of the mean KL divergence of an image's class probabilities from their mean, for the fake set. In [1, classes].
 

@@ -221,6 +221,12 @@ class Evaluate(Job):
     method: str = setting("ddim", metavar="SPEC", help="sampler")
     guidance: str = setting("none", metavar="SPEC", help='of the samples, e.g. "cfg(3)"')
     num_samples: int = setting(256, at_least=1, metavar="N", help="samples to measure")
+    real: str = setting(
+        "paired",
+        choices=("paired", "all"),
+        help="images of the training split that samples are compared with: as many, and as many others for the floor; or all of "
+        'them, as published FIDs do: "frechet(inception, n=50000, real=50000)"',
+    )
     inception_weights: str = setting("", metavar="FILE", help="Inception-V3's, for metrics that need it")
     out: str = setting("", metavar="DIR", help="folder to write to (WORKDIR/evaluation)")
 

@@ -1,6 +1,8 @@
 """From bytes to x and back, sets of images as one picture, PNG files, and what all plots have in common."""
 
 import contextlib
+import functools
+import io
 import os
 
 import jax.numpy as jnp
@@ -81,10 +83,18 @@ def beside_results(say):
 
 
 def new_figure(width: float, height: float, **options):
-    """An empty matplotlib figure of that size in inches; `options` are matplotlib's."""
+    """An empty matplotlib figure of that size in inches, which a notebook displays; `options` are matplotlib's."""
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and looks for a display
 
-    return Figure(figsize=(width, height), **options)
+    figure = Figure(figsize=(width, height), **options)
+    figure._repr_png_ = functools.partial(_png, figure)  # IPython's protocol: it knows figures of pyplot alone
+    return figure
+
+
+def _png(figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def tidy_axes(axes) -> None:
