@@ -87,7 +87,7 @@ class Run:
         seed: int = 0,
         spacing: str = "trailing",
     ) -> np.ndarray:
-        """Images, uint8 [num_images, H, W, C]: those of `noisesched sample`, bit for bit.
+        """Images, uint8 (of latents float32) [num_images, H, W, C]: those of `noisesched sample`, bit for bit.
 
         schedule  the inference schedule, or its levels: log-SNRs [N], noisiest first (then `steps` and `spacing` have no
                   effect); None for the one trained with
@@ -182,10 +182,13 @@ def plot(*specs: str | schedules.Schedule):
 
 
 def show(images: np.ndarray, columns: int = 8):
-    """Images uint8 [N, H, W, C], C 1 or 3, side by side: a matplotlib Figure. ValueError for others."""
-    if np.shape(images)[3:] not in ((1,), (3,)):
-        raise ValueError(f"show takes images [N, H, W, 1] or [N, H, W, 3]; got shape {np.shape(images)}")
-    picture = pictures.grid(images, columns)
+    """Images [N, H, W, C] side by side, as `sample` returns them: a matplotlib Figure. ValueError for other arrays.
+
+    Of floats, or other numbers of channels than 1 and 3, those of `pictures.visible`.
+    """
+    if np.ndim(images) != 4 or not np.size(images):
+        raise ValueError(f"show takes images [N, H, W, C]; got shape {np.shape(images)}")
+    picture = pictures.grid(pictures.visible(images), columns)
     figure = pictures.new_figure(picture.shape[1] / 100, picture.shape[0] / 100)
     axis = figure.add_axes((0, 0, 1, 1))
     axis.imshow(picture[..., 0] if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")

@@ -76,7 +76,7 @@ def refusal(function, *arguments):
         ({"model__multipliers": []}, "model.multipliers=() must be one whole number for each level"),
         ({"model__multipliers": [1, 0]}, "model.multipliers=0 must be at least 1"),
         ({"model__width": 2**16}, "model.width=65536 must be below 65536"),
-        ({"data__channels": 2}, "data.channels=2: choose one of 1, 3"),
+        ({"data__channels": 2}, "data.channels=2: choose one of 1, 3; other numbers are for data.name='arrays'"),
         # batches and steps
         ({"training__accumulate": 3}, "training.batch_size=16 is not a multiple of training.accumulate=3"),
         (

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import fcntl
 import os
+import pickle
 import platform
 import re
 import resource
@@ -24,6 +25,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from noisesched.data import datasets, pipeline
+from noisesched.evaluation import features
 from noisesched.runs import config
 from noisesched.runtime import pictures
 from noisesched.runtime.files import WriteError
@@ -533,7 +535,7 @@ def test_folders_that_cannot_be_read(tmp_path, capsys, monkeypatch):
 def test_a_config_that_is_older_than_the_background(small):
     old = config.to_dict(small(), short=True)
     assert "background" not in old["data"] and config.from_dict(old) == small({"data.background": "white"})
-    assert config.to_dict(small())["data"] == old["data"] | {"background": "white"}
+    assert config.to_dict(small())["data"] == old["data"] | {"background": "white", "dtype": "uint8"}
     black = small({"data.background": "#000"})
     assert config.to_dict(black, short=True)["data"]["background"] == "#000"
     assert config.from_dict(config.to_dict(black, short=True)) == black
@@ -947,3 +949,234 @@ def test_examples(digits):
     np.testing.assert_array_equal(some["label"], load_digits().target[:7])
     with pytest.raises(ValueError, match="n=1501"):
         pipeline.examples(digits, 1501)
+
+
+# ---------------------------------------------------------------------------------------------------- arrays
+
+
+def open_arrays(path, split="train", image_size=4, channels=3, dtype="uint8"):
+    return pipeline.open_split("arrays", split=split, image_size=image_size, channels=channels, dtype=dtype, path=str(path))
+
+
+def random_images(n, *shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, *shape), np.uint8)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.dtype(">f8")])
+@pytest.mark.parametrize("shape", [(10, 4, 4), (10, 4, 4, 5)])
+def test_an_array_is_read_as_it_is(tmp_path, dtype, shape):
+    array = random_images(*shape).astype(dtype) * (
+        1 if dtype == np.uint8 else dtype.type(0.25) if dtype == ">f8" else dtype(0.25)
+    )
+    np.save(tmp_path / "a.npy", np.asfortranarray(array))
+    kind = "uint8" if dtype == np.uint8 else "float32"
+    opened = open_arrays(tmp_path / "a.npy", channels=(*shape, 1)[3], dtype=kind)
+    got = pipeline.examples(opened)
+    assert got["image"].dtype == kind and opened.num_classes == 0 and len(opened) == 10 and not got["label"].any()
+    np.testing.assert_array_equal(got["image"].reshape(shape), array)
+    assert opened[-1]["image"].shape == (4, 4, (*shape, 1)[3])
+
+
+def test_splits_and_labels_of_arrays(tmp_path):
+    train, test = random_images(10, 4, 4, 3), random_images(5, 4, 4, 3, seed=1)
+    labels = {"train_labels": np.arange(10) % 3, "test_labels": np.array([6, 0, 1, 2, 3], np.uint8)}
+    np.savez_compressed(tmp_path / "a.npz", train=train, test=test, extra=test, unrelated=np.arange(3), **labels)
+    both, classes = np.concatenate([train, test]), np.concatenate(list(labels.values()))
+    rows = {
+        "train": range(10),
+        "test": range(10, 15),
+        "train[:90%]": range(9),
+        "train[2:5]": range(2, 5),
+        "test+train[-1:]": [*range(10, 15), 9],
+    }
+    for split, numbers in rows.items():
+        opened = open_arrays(tmp_path / "a.npz", split)
+        got = pipeline.examples(opened)
+        np.testing.assert_array_equal(got["image"], both[numbers])
+        np.testing.assert_array_equal(got["label"], classes[numbers])
+        assert opened.num_classes == 7 and got["label"].dtype == np.int32  # of all splits
+    assert open_arrays(tmp_path / "a.npz", "extra").num_classes == 0 == open_arrays(tmp_path / "a.npz", "extra+train").num_classes
+    np.savez(tmp_path / "b.npz", images=train, labels=labels["train_labels"])
+    np.testing.assert_array_equal(pipeline.examples(open_arrays(tmp_path / "b.npz"))["label"], labels["train_labels"])
+
+
+def test_batches_of_arrays_are_memory_mapped_and_the_same_in_other_processes(tmp_path):
+    array = np.random.default_rng(0).standard_normal((24, 4, 4, 4), np.float32)
+    np.save(tmp_path / "a.npy", array)
+    opened = open_arrays(tmp_path / "a.npy", "train[4:]", channels=4, dtype="float32")
+    assert len(pickle.dumps(opened.source)) < 1000 and isinstance(opened.source._parts[0][0], np.memmap)
+    epoch = take(opened, 5, batch_size=4)
+    assert epoch[0]["image"].dtype == np.float32
+    np.testing.assert_array_equal(np.unique(np.concatenate([b["image"] for b in epoch])), np.unique(array[4:]))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(opened.source)).read(np.array([3, 0]))[0], array[[7, 4]])
+    flipped = take(opened, 5, batch_size=4, flip=True)
+    assert any((a["image"] != b["image"]).any() for a, b in zip(epoch, flipped, strict=True))
+    np.save(tmp_path / "a.npy", array[:20])
+    with pytest.raises(ValueError, match="has changed since it was opened"):
+        pickle.loads(pickle.dumps(opened.source))
+
+
+def test_the_identity_of_arrays_is_that_of_their_content(tmp_path):
+    array = np.zeros((4, 4, 4, 3), np.uint8)
+    np.save(tmp_path / "a.npy", array)
+    first = open_arrays(tmp_path / "a.npy").identity
+    (tmp_path / "copy").mkdir()
+    shutil.copy(tmp_path / "a.npy", tmp_path / "copy" / "a.npy")
+    assert open_arrays(tmp_path / "copy" / "a.npy", "train[:2]").identity == first == f"a.npy, crc32 {first[-8:]}"
+    array[3, 3, 3, 2] = 1
+    np.save(tmp_path / "a.npy", array)
+    assert open_arrays(tmp_path / "a.npy").identity != first
+
+
+@pytest.mark.parametrize(
+    "content, given, says",
+    [
+        (np.zeros((2, 4, 4, 3), np.int64), {}, "a.npy holds int64: images are uint8, from 0 to 255, or floats"),
+        (np.zeros((2, 4, 4, 3), bool), {}, "a.npy holds bool"),
+        (np.zeros((2, 4, 4, 3), np.float32), {}, "a.npy holds float32, not uint8: set data.dtype=float32"),
+        (np.zeros((2, 4, 4, 3), np.uint8), {"dtype": "float32"}, "a.npy holds uint8, not float32: set data.dtype=uint8"),
+        (np.zeros((2, 48), np.uint8), {}, r"a.npy has the shape \[2, 48\]: images are \[N, H, W, C\] or \[N, H, W\]"),
+        (np.zeros((2, 3, 8, 8), np.uint8), {}, r"a.npy has images \[3, 8, 8\], which are not square"),
+        (np.zeros((2, 8, 8), np.uint8), {}, r"images \[8, 8, 1\], not \[4, 4, 3\]: set image_size=8 and channels=1"),
+        (np.zeros((0, 4, 4, 3), np.uint8), {}, "split 'train' of array file .*a.npy is empty"),
+        (np.full((9, 4, 4, 3), 1e39), {"dtype": "float32"}, "a.npy has values that are not finite as float32, .* image 0"),
+        (np.array([[{}]], object), {}, "a.npy cannot be read: Array can't be memory-mapped: Python objects"),
+        (b"\x93NUMPY\x01\x00v\x00{'descr'", {}, "a.npy cannot be read"),
+        (b"", {}, "a.npy cannot be read"),
+        (pickle.dumps([1]), {}, "a.npy cannot be read"),
+        (np.zeros((9, 4, 4, 3), np.uint8), {"split": "test"}, "no split 'test' in array file .*a.npy: it has train"),
+        (np.zeros((9, 4, 4, 3), np.uint8), {"split": "train[:10]"}, r"'train\[:10\]' of array file .*9 examples; write 'train'"),
+        (np.zeros((9, 4, 4, 3), np.uint8), {"split": "train[:9x]"}, r"'train\[:9x\]'"),
+        ({"train": np.full((1, 4, 4, 3), np.nan)}, {"dtype": "float32"}, "a.npz: 'train' has values that are not finite"),
+        ({"train": np.array([None])}, {}, "a.npz: 'train' cannot be read: Object arrays cannot be loaded"),
+        ({"train": np.zeros((1, 4, 4, 3), np.uint8), "train_labels": np.array([1, 2])}, {}, "2 labels, and 'train' has 1 images"),
+        ({"train": np.zeros((1, 4, 4, 3), np.uint8), "train_labels": np.array([-1])}, {}, "'train_labels' goes from -1 to -1"),
+        ({"train": np.zeros((1, 4, 4, 3), np.uint8), "train_labels": np.array([0.5])}, {}, "'train_labels' is float64"),
+        (
+            {"train": np.zeros((1, 4, 4, 3), np.uint8), "test_labels": np.array([0])},
+            {},
+            "are labels of 'test', which is not there",
+        ),
+        ({"arr_0": np.zeros((1, 4, 4, 3), np.uint8)}, {}, "no split 'train' in array file .*a.npz: it has arr_0"),
+    ],
+)
+def test_faulty_arrays_are_told_in_one_line(tmp_path, content, given, says):
+    path = tmp_path / ("a.npz" if isinstance(content, dict) else "a.npy")
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, dict):
+        np.savez(path, **content)
+    else:
+        np.save(path, content)
+    with pytest.raises(ValueError, match=says) as error:
+        open_arrays(path, **given)
+    assert "\n" not in str(error.value) and path.name in str(error.value)
+
+
+def test_the_image_that_is_not_finite_is_named_however_far_it_is(tmp_path, monkeypatch):
+    from noisesched.data import arrays
+
+    monkeypatch.setattr(arrays, "_CHUNK", 100)
+    array = np.zeros((20, 4, 4, 3), np.float16)
+    array[17, 2, 1, 0] = np.inf
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(ValueError, match="the first in image 17$"):
+        open_arrays(tmp_path / "a.npy", dtype="float32")
+
+
+def test_array_files_that_are_none(tmp_path):
+    for name, says in {
+        "": "needs a path",
+        "gs://b/a.npy": "local files only",
+        "a.txt": "a .npy or a .npz",
+        "f.npy": "regular",
+    }.items():
+        (tmp_path / "a.txt").touch()
+        os.makedirs(tmp_path / "f.npy", exist_ok=True)
+        with pytest.raises(ValueError, match=says):
+            open_arrays(tmp_path / name if name and "://" not in name else name)
+    with pytest.raises(FileNotFoundError, match="no such array file: .*nothing.npy"):
+        open_arrays(tmp_path / "nothing.npy")
+    np.save(tmp_path / "a.npy", np.zeros((1, 4, 4, 3), np.uint8))
+    np.savez(tmp_path / "a.npz", train=np.zeros((1, 4, 4, 3), np.uint8))
+    whole = (tmp_path / "a.npz").read_bytes()
+    for content in ((tmp_path / "a.npy").read_bytes(), whole[:-30], whole.replace(b"\x93NUMPY", b"\x93NUMPX")):
+        (tmp_path / "bad.npz").write_bytes(content)
+        with pytest.raises(ValueError, match="bad.npz.* cannot be read|no split"):
+            open_arrays(tmp_path / "bad.npz")
+    os.mkfifo(tmp_path / "pipe.npy")
+    with pytest.raises(ValueError, match="pipe.npy is not a regular file"):
+        open_arrays(tmp_path / "pipe.npy")
+
+
+def latents(folder, **changes):
+    """A file of latents of five channels on a scale of their own, and the settings of a run on it."""
+    array = np.random.default_rng(0).standard_normal((40, 8, 8, 5)) * 3
+    np.savez(folder / "latents.npz", train=array, test=array)
+    return {
+        "data.name": "arrays",
+        "data.path": folder / "latents.npz",
+        "data.channels": 5,
+        "data.dtype": "float32",
+        "preview.every": 2,
+        "training.num_steps": 2,
+        "training.log_every": 2,
+        "training.checkpoint_every": 2,
+    } | changes
+
+
+def test_latents_are_trained_and_sampled(main, words, stand_in, tmp_path):
+    run, out = f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"
+    assert main("train", *words(latents(tmp_path)), run)[0] == 0
+    with Image.open(tmp_path / "run" / "samples" / "step_0000002.png") as picture:
+        assert picture.mode == "RGB"  # of the first three channels
+    assert (
+        main("sample", run, out, "--steps=1", "--num_images=64", "--schedule", "cosine", "linear", "--formats", "npy", "npz")[0]
+        == 0
+    )
+    folders = [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
+    made = [np.load(path / "samples.npy") for path in folders]
+    assert len(made) == 2 and all(each.dtype == np.float32 and each.shape == (64, 8, 8, 5) for each in made)
+    assert (tmp_path / "out" / "overview.png").exists() and (folders[0] / "grid.png").exists()
+    code, _, err = main("sample", run, out, "--steps=1", "--formats=png")
+    assert code == 2 and "are not 8-bit pictures" in err and err.count("\n") == 1
+    code, _, err = main("evaluate", run)
+    assert code == 2 and "bits per dimension are defined for 8-bit images, and these are float32" in err and err.count("\n") == 1
+    assert "measured on 40 training images" in main("diagnose", *words(latents(tmp_path)))[1]
+
+
+def test_distances_of_latents_are_raw(words, small, tmp_path):
+    given = small(latents(tmp_path)).data
+    reference = features.reference(given, 10, ("frechet(raw)", "precision(raw)"), split="train")
+    images = pipeline.examples(pipeline.open_config(given), 10)["image"]
+    assert images.std() == pytest.approx(3, rel=0.05) and reference.appearance is None
+    np.testing.assert_allclose(reference.extractors["raw"].extract(images)["features"], images.reshape(10, -1))
+    assert reference.measure(images)["frechet(raw, n=10)"] > 0
+    with pytest.raises(ValueError, match=r"compare float32 images \[10, 8, 8, 5\]; got uint8"):
+        reference.measure(images.astype(np.uint8))
+    for metric in ("frechet(classifier)", "frechet(inception)", "brightness"):
+        with pytest.raises(ValueError, match=re.escape(metric) + " is of 8-bit images"):
+            features.check(given, 10, (metric,), split="train")
+
+
+def test_settings_of_arrays(small):
+    for changes, says in (
+        ({"data.channels": 4}, "data.channels=4: choose one of 1, 3; other numbers are for data.name='arrays'"),
+        ({"data.dtype": "float32"}, "data.dtype='float32' is for data.name='arrays'; 'digits' has uint8 images"),
+    ):
+        with pytest.raises(config.ConfigError, match=re.escape(says)):
+            small(changes)
+
+
+def test_visible_pictures_of_latents():
+    floats = np.linspace(-5, 3, 2 * 4 * 4 * 5).reshape(2, 4, 4, 5).astype(np.float32)
+    seen = pictures.visible(floats)
+    shown = floats[..., :3]
+    assert seen.dtype == np.uint8 and seen.shape == (2, 4, 4, 3) and (seen.min(), seen.max()) == (0, 255)
+    np.testing.assert_allclose(seen / 255 * np.ptp(shown) + shown.min(), shown, atol=np.ptp(shown) / 500)
+    assert pictures.visible(floats[..., :2]).shape == (2, 4, 4, 1) and not pictures.visible(np.ones((1, 2, 2, 1))).any()
+    image = random_images(2, 4, 4, 4)
+    np.testing.assert_array_equal(pictures.visible(image), image[..., :3])
+    for kind in (np.float32, np.float64):
+        assert pictures.as_x(floats, kind).dtype == kind and pictures.as_x(image, kind).max() <= 1
+    np.testing.assert_array_equal(pictures.as_x(floats), floats)

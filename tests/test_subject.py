@@ -122,7 +122,11 @@ def test_eps_has_no_answer_at_zero_snr(main, file, tmp_path):
         ("my.py:nothing", "digits", "has no 'nothing'; made there by noisesched.wrap: broken, complex_, denoise"),
         ("my.py:plain", "digits", "is a function: make it by noisesched.wrap"),
         ("my.py:shapeless", "digits", r"shape=\(\)\) must be the shape of an image"),
-        ("my.py:latent", "digits", r"shape=\(8, 8, 4\)\) must be the shape of an image"),
+        (
+            "my.py:latent",
+            "digits",
+            r"data='digits': for latents of shape \(8, 8, 4\), give a config file with data.name='arrays'",
+        ),
         ("my.py:undrawn", "digits", "say which levels it was trained on"),
         ("my.py:numpy", "digits", r"function of NumPy arrays: wrap\(.., numpy=True\)"),
         ("my.py:raises", "digits", "are not finite"),  # on eight devices: see `late`
@@ -172,6 +176,17 @@ def test_a_config_of_its_images_is_taken_whole(file, tmp_path):
     )
     assert of_file(f"{file}:denoise", str(tmp_path / "mine.py")).data.split == "train[:90%]"
     assert of_file(f"{file}:denoise", str(tmp_path)).data.path == str(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "from configs import digits\n\ndef get_config():\n    config = digits.get_config()\n    config.data.name = 'arrays'\n"
+        "    config.data.channels, config.data.dtype = 4, 'float32'\n    return config\n"
+    )
+    assert of_file(f"{file}:latent", str(tmp_path / "mine.py")).data.dtype == "float32"
+
+
+def test_a_latent_network_makes_floats(main, file, tmp_path):
+    assert main("sample", f"--denoiser={file}:latent", "--steps=2", "--num_images=8", f"--out={tmp_path / 'out'}")[0] == 0
+    made = np.load(tmp_path / "out" / "samples.npy")
+    assert made.dtype == np.float32 and made.shape == (8, 8, 8, 4) and (tmp_path / "out" / "grid.png").exists()
 
 
 def test_nothing_of_a_workdir_is_run(tmp_path):

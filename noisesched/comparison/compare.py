@@ -20,7 +20,7 @@ from noisesched import guidance, schedules
 from noisesched.comparison.results import PREVIEW
 from noisesched.comparison.study import find_runs, load, rows_of, settings, shared
 from noisesched.data import pipeline
-from noisesched.evaluation import evaluate, features, image_stats
+from noisesched.evaluation import evaluate, features
 from noisesched.models import conditioning
 from noisesched.models.generate import generate, told_raw
 from noisesched.runs import config as configuration
@@ -32,7 +32,7 @@ from noisesched.runs.settings import ConfigError, require
 from noisesched.runs.workdir import Workdir, differences
 from noisesched.runtime import cluster
 from noisesched.runtime.files import json_line, read_file, read_json, read_lines, write_atomically, write_json
-from noisesched.runtime.pictures import beside_results, grid, write_png
+from noisesched.runtime.pictures import beside_results, grid, visible, write_png
 from noisesched.training import loop, monitor
 
 SHARES = "shares"  # the folder of what several processes make
@@ -222,12 +222,12 @@ def measure(rows, steps, study, reference, out, progress):
                 progress=lambda count, row=row: progress.made(count * row.network_calls),
             )
             line["metrics"] = {name: float(value) for name, value in reference.measure(images).items()}
-            line["appearance"] = image_stats.describe(images)
+            line["appearance"] = features.looks(images)
         except ValueError as error:  # this row cannot be made; the others may be
             line["refused"] = str(error)
         else:
             with beside_results(progress.say):
-                write_png(out / (preview := f"previews/{row.key}.png"), grid(images[:PREVIEW], columns=PREVIEW))
+                write_png(out / (preview := f"previews/{row.key}.png"), grid(visible(images[:PREVIEW]), columns=PREVIEW))
                 line["preview"] = preview
         yield row, line | {"seconds": round(time.perf_counter() - begin, 3)}
 

@@ -1,14 +1,18 @@
 """Images in, batches out: tensorflow-datasets stores them, Grain reads ahead.
 
-Images stay uint8 on the host and are scaled to [-1, 1] on the device (`runtime.pictures.scale`). The batch of a step is a
-function of (seed, step) alone, whatever the number of processes, worker processes and restarts: resuming needs no state.
+Images stay uint8 on the host and are scaled to [-1, 1] on the device (`runtime.pictures.as_x`); floats, which only arrays may
+hold, are x as they are. The batch of a step is a function of (seed, step) alone, whatever the number of processes, worker
+processes and restarts: resuming needs no state.
 """
 
 import collections.abc
+import contextlib
 import dataclasses
 import functools
 import logging
+import os
 import sys
+import typing
 import zlib
 
 import numpy as np
@@ -105,16 +109,17 @@ def _not_about_opencv(record: logging.LogRecord) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One split of a data set; `split[i]` is {"image": uint8 [H, W, C], "label": int32 scalar}.
+    """One split of a data set; `split[i]` is {"image": uint8 [H, W, C], "label": int32 scalar}; of floats the images are float32.
 
     If the data set has no class labels, `num_classes` and all labels are 0. `folder` is the folder of the prepared data set,
-    `.../name/version`, local or in a bucket; '' if it is not on disk.
+    `.../name/version`, local or in a bucket, or that of a file of arrays; '' if it is not on disk.
     """
 
-    source: _Images
+    source: typing.Any  # _Images, or arrays.Arrays
     num_classes: int
     name: str
     folder: str = ""
+    content: str = ""  # what identifies the data, where no data set was prepared
 
     def __len__(self) -> int:
         return len(self.source)
@@ -122,8 +127,8 @@ class Split:
     @property
     def identity(self) -> str:
         """Identifies a prepared data set, and changes if it is prepared again: "digits/1.0.0, info crc32 0123abcd"."""
-        if not self.folder:
-            return ""
+        if self.content or not self.folder:
+            return self.content
         # This file lists the shards, their lengths and sizes.
         info = zlib.crc32(read_file(epath.Path(self.folder) / "dataset_info.json", 2**26))
         return f"{'/'.join(epath.Path(self.folder).parts[-2:])}, info crc32 {info:08x}"
@@ -134,16 +139,26 @@ class Split:
 
 
 def open_split(
-    name: str, *, split: str, image_size: int, channels: int, path: str = "", data_dir: str = "", background: str = "white"
+    name: str,
+    *,
+    split: str,
+    image_size: int,
+    channels: int,
+    dtype: str = "uint8",
+    path: str = "",
+    data_dir: str = "",
+    background: str = "white",
 ) -> Split:
     """Opens one split of a data set, which is prepared first if it is one of this package's own.
 
-    name        'digits' or 'brightness' (built in), 'image_folder' or 'cifar10_binary' (at `path`), or any TFDS image data set in
-                `data_dir`
+    name        'digits' or 'brightness' (built in), 'image_folder', 'cifar10_binary' or 'arrays' (at `path`), or any TFDS image
+                data set in `data_dir`
     split       TFDS syntax: 'train', 'test', 'train[:90%]', 'train[100:200]', 'train+test'
-    image_size  images of another size are cropped to their centre square and resized, with antialiasing
-    channels    1 or 3: an image folder is converted, any other data set must have this number
-    path        the image folder (see `datasets.list_folder`), in any format that Pillow decodes; or CIFAR-10's archive
+    image_size  images of another size are cropped to their centre square and resized, with antialiasing; not those of arrays
+    channels    1 or 3: an image folder is converted, any other data set must have this number; of arrays any number
+    dtype       'uint8', or 'float32' for arrays of floats, which are x as they are
+    path        the image folder (see `datasets.list_folder`), in any format that Pillow decodes; CIFAR-10's archive; or a file of
+                arrays (see `arrays`)
     data_dir    the folder of prepared data; '' is the user's cache for the first four, TFDS's default for others
     background  the colour that shows where an image in a folder is transparent
 
@@ -153,7 +168,11 @@ def open_split(
 
     if image_size < 1:
         raise ValueError(f"{image_size=} must be at least 1")
+    if name == "arrays":
+        return _open_arrays(path, split, (image_size, image_size, channels), dtype)
     title = f"data set {name!r}"
+    if dtype != "uint8":
+        raise ValueError(f"data.dtype={dtype!r} is for 'arrays': {title} is uint8")
     if name in ("digits", "brightness"):
         builder = getattr(datasets, name)(data_dir)
     elif name == "cifar10_binary":
@@ -176,6 +195,7 @@ def open_config(given, split: str = "") -> Split:
         split=split or given.split,
         image_size=given.image_size,
         channels=given.channels,
+        dtype=given.dtype,
         path=given.path,
         data_dir=given.data_dir,
         background=given.background,
@@ -189,15 +209,35 @@ def _check_split(split: str, known: collections.abc.Iterable[str], title: str) -
             raise ValueError(f"no split {base!r} in {title}: it has {', '.join(sorted(known))}")
 
 
-def _open(builder, title: str, split: str, image_size: int, channels: int) -> Split:
-    import tensorflow_datasets as tfds
-
+@contextlib.contextmanager
+def _notation(split: str, title: str):
+    """Around reading a split's notation: what tfds raises becomes a ValueError in one line."""
     try:
-        num_examples = builder.info.splits[split].num_examples
+        yield
     except Exception as error:  # tfds raises ValueError, AssertionError and more, some over several lines
         # For a bad notation tfds only gives the address of its documentation.
         why = "no such notation" if "://" in reason(error) else reason(error).rstrip(".")
         raise ValueError(f"split {split!r} of {title}: {why}; write 'train', 'train[:90%]' or 'train[100:200]'") from error
+
+
+def _open_arrays(path: str, split: str, shape: tuple[int, int, int], dtype: str) -> Split:
+    from noisesched.data import arrays
+
+    file = arrays.ArrayFile(path)
+    _check_split(split, file.splits, file.title)
+    with _notation(split, file.title):
+        parts = file.parts(split)
+    if not sum(end - first for _, first, end in parts):
+        raise ValueError(f"split {split!r} of {file.title} is empty")
+    source = arrays.Arrays(file, split, shape, dtype)
+    return Split(source, source.num_classes, source.name, os.path.dirname(os.path.abspath(file.path)), file.identity)
+
+
+def _open(builder, title: str, split: str, image_size: int, channels: int) -> Split:
+    import tensorflow_datasets as tfds
+
+    with _notation(split, title):
+        num_examples = builder.info.splits[split].num_examples
     if num_examples < 1:
         raise ValueError(f"split {split!r} of {title} is empty")
     features = builder.info.features
@@ -302,8 +342,9 @@ def batches(
     """Endless shuffled batches of a split, from step `start_step` on (steps count from 0).
 
     `batch_size` is that of the global batch. With b = batch_size / process_count, process p gets rows p b to (p + 1) b - 1 of it:
-    {"image": uint8 [b, H, W, C], "label": int32 [b], "index": int32 [b]}, where `index` is the position in the global batch. The
-    global batch is a function of (seed, step) alone. Every epoch is a new permutation of the split; a batch may span epochs.
+    {"image": uint8 or float32 [b, H, W, C], "label": int32 [b], "index": int32 [b]}, where `index` is the position in the global
+    batch. The global batch is a function of (seed, step) alone. Every epoch is a new permutation of the split; a batch may span
+    epochs.
     `flip` mirrors an image left to right with probability 1/2.
 
     `num_threads` threads keep `prefetch` batches ready. With `num_workers` > 0 that many processes do this work, for images that
@@ -337,7 +378,7 @@ def _read_ahead(assemble: _Assemble, start_step: int, worker: int, count: int, n
 
 
 def examples(split: Split, n: int | None = None) -> dict[str, np.ndarray]:
-    """The first n examples (default: all), in order: {"image": uint8 [n, H, W, C], "label": int32 [n]}."""
+    """The first n examples (default: all), in order: {"image": uint8 or float32 [n, H, W, C], "label": int32 [n]}."""
     n = len(split) if n is None else n
     if not 0 < n <= len(split):
         raise ValueError(f"n={n}: {split.name} has {len(split)} examples")

@@ -136,10 +136,11 @@ def plan_of(config, variance):
 
 
 def training_images(given):
-    """(the first images of a Config's training split, uint8 [n, H, W, C], "", ""), or (None, why there are none, the repair)."""
-    repair = "--config.data.path=FOLDER" if given.name == "image_folder" else "--config.data.data_dir=DIR"
-    if given.name == "image_folder" and not given.path:
-        return None, "no folder of images is given", repair
+    """(the first images of a Config's training split, [n, H, W, C], "", ""), or (None, why there are none, the repair)."""
+    wanted = {"image_folder": "FOLDER", "arrays": "FILE"}.get(given.name)
+    repair = f"--config.data.path={wanted}" if wanted else "--config.data.data_dir=DIR"
+    if wanted and not given.path:
+        return None, f"no {wanted.lower()} of images is given", repair
     try:
         split = pipeline.open_config(given)
     except FileNotFoundError as error:

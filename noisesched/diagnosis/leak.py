@@ -35,12 +35,12 @@ def r2(log_snr, variance, dimensions, noise_offset=0.0):
 
 
 def mean_variance(images):
-    """Var(m) of uint8 images [n, H, W, C], scaled to [-1, 1]: the variance over images, averaged over channels."""
-    return float(pictures.scale(images).mean(axis=(1, 2), dtype=np.float64).var(axis=0).mean())
+    """Var(m) of images [n, H, W, C], uint8 (scaled to [-1, 1]) or floats: the variance over images, averaged over channels."""
+    return float(pictures.as_x(images).mean(axis=(1, 2), dtype=np.float64).var(axis=0).mean())
 
 
 def measured(images, log_snr, noises=1, seed=0, noise_offset=0.0):
-    """(R^2, its standard error) on uint8 images [n, H, W, C], n at least 4, noised `noises` times each at the level `log_snr`.
+    """(R^2, its standard error) on images [n, H, W, C], n at least 4, noised `noises` times each at the level `log_snr`.
 
     A line from the mean of a channel of z to that of x, with one slope for all channels, is fitted to every other image and
     tested on the rest, and vice versa: no image is predicted by a line fitted to it. Without a leak R^2 is 0 within its error,
@@ -49,7 +49,7 @@ def measured(images, log_snr, noises=1, seed=0, noise_offset=0.0):
     rng, size = np.random.default_rng(seed), max(BATCH // images[0].size, 1)
     truth, seen = [], []
     for first in range(0, len(images), size):
-        x = pictures.scale(images[first : first + size])
+        x = pictures.as_x(images[first : first + size])
         truth.append(x.mean(axis=(1, 2), dtype=np.float64))
         draws = []
         for _ in range(noises):

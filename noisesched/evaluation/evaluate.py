@@ -178,6 +178,11 @@ def sampled_schedule(subject, request):
 def check(subject, request):
     """Raises ConfigError if the request is invalid for this network."""
     require(request.split, "split='': name the images to measure, such as 'test'")
+    require(
+        subject.data.dtype == "uint8",
+        f"bits per dimension are defined for 8-bit images, and these are {subject.data.dtype}: `noisesched compare` measures "
+        "samples of them, with likelihood='' and metrics such as frechet(raw)",
+    )
     low, high = request.log_snr_min, request.log_snr_max
     require(-30 <= low < high <= 20, f"the ends of the bound, log-SNR {low:g} to {high:g}, must rise and lie in -30 to 20")
     require(

@@ -45,18 +45,19 @@ class Reference:
     """Real images, prepared for the metrics; `measure` compares n samples with them."""
 
     shape: tuple[int, ...]  # of the samples: (n, H, W, C)
+    dtype: np.dtype  # uint8 or float32
     labels: np.ndarray  # int32 [n], of as many real images: compare with samples of the same classes
     floor: dict[str, float]  # the same numbers for n other real images: what a perfect sampler would get; {} where all are used
-    appearance: dict[str, dict]  # {"real", "floor"}: `image_stats.describe` of these and the other images; or {}
+    appearance: dict[str, dict] | None  # {"real", "floor"}: the `looks` of these and the other images, if they have any
     about: dict  # a description for JSON
     extractors: dict
     distances: dict[str, tuple[metrics.Measure, Callable]]  # of each number's name
 
     def measure(self, images):
-        """{name: float} for samples, uint8 [n, H, W, C]. ValueError for another number, shape or type of images."""
-        if getattr(images, "dtype", None) != np.uint8 or np.shape(images) != self.shape:
+        """{name: float} for samples [n, H, W, C]. ValueError for another number, shape or type of images."""
+        if getattr(images, "dtype", None) != self.dtype or np.shape(images) != self.shape:
             got = f"{getattr(images, 'dtype', type(images).__name__)} {list(np.shape(images))}"
-            raise ValueError(f"these metrics compare uint8 images {list(self.shape)}; got {got}")
+            raise ValueError(f"these metrics compare {self.dtype} images {list(self.shape)}; got {got}")
         return _compare(self.distances, _extracted(self.extractors, np.asarray(images)))
 
 
@@ -92,12 +93,13 @@ def reference(config_data, n, measures, *, split, inception_weights="", real="pa
                 )
         count, seen = len(real), {name: _moments(name, each, real, kept, key) for name, each in made.items()}
         labels = np.resize(next(iter(seen.values()))["labels"][_chosen(real, count)], n)
-        shape, others, look = (n, *real.source.shape), None, {}
+        shape, others, look = (n, *real.source.shape), None, None
     else:
         numbers, count = _chosen(real, 2 * n), None
         (images, labels), (rest, _) = real.source.read(numbers[:n]), real.source.read(numbers[n:])
         seen, others = (_extracted(made, half, kept, key | {"n": n}) for half in (images, rest))
-        shape, look = images.shape, {"real": image_stats.describe(images), "floor": image_stats.describe(rest)}
+        shape = images.shape
+        look = {"real": looks(images), "floor": looks(rest)} if looks(images[:1]) else None
     distances = {}
     for each in measures:
         metric = metrics.METRICS[each.metric]
@@ -111,7 +113,13 @@ def reference(config_data, n, measures, *, split, inception_weights="", real="pa
         "seed": SEED,
         "extractors": {name: each.about for name, each in made.items()},
     }
-    return Reference(shape, labels, _compare(distances, others) if others else {}, look, about, made, distances)
+    floor = _compare(distances, others) if others else {}
+    return Reference(shape, np.dtype(config_data.dtype), labels, floor, look, about, made, distances)
+
+
+def looks(images):
+    """`image_stats.describe` of images [n, H, W, C]; None where it is not defined: floats, and neither gray nor RGB."""
+    return image_stats.describe(images) if images.dtype == np.uint8 and images.shape[3] in (1, 3) else None
 
 
 def check(config_data, n, measures, *, split, inception_weights="", num_classes=0):
@@ -145,6 +153,10 @@ def _parsed(measures):
 def _real(config_data, n, measures, split, whole=False):
     for each in measures:
         metrics.METRICS[each.metric].check(n, whole)
+        if config_data.dtype != "uint8" and each.extractor != "raw":
+            raise ValueError(f"{each} is of 8-bit images, and these are {config_data.dtype}: measure by raw, e.g. frechet(raw)")
+        if config_data.channels not in (1, 3) and each.extractor == "inception":
+            raise ValueError(f"{each} is of gray or RGB images, and these have {config_data.channels} channels: measure by raw")
     real = pipeline.open_config(config_data, split)
     if not whole and not 0 < 2 * n <= len(real):
         raise ValueError(f"n={n}: {real.name} has {len(real)} images, and two sets of n are needed: choose 1 to {len(real) // 2}")
@@ -261,7 +273,7 @@ class Kept:
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
-    """images uint8 [n, H, W, C] -> {"features": float32 [n, d]}, for some also "probabilities" [n, classes]."""
+    """images [n, H, W, C], uint8 (raw: or floats) -> {"features": float32 [n, d]}, for some also "probabilities" [n, classes]."""
 
     extract: Callable
     about: dict  # a description for JSON
@@ -278,9 +290,9 @@ def extractor(name):
 
 @extractor("raw")
 def _raw(config_data, inception_weights, kept, say):
-    """Pixels in [-1, 1], flattened."""
+    """x: pixels in [-1, 1], or floats as they are, flattened."""
     about = {"dimension": config_data.image_size**2 * config_data.channels}
-    return Extractor(lambda images: {"features": pictures.scale(images).reshape(len(images), -1)}, about, None)
+    return Extractor(lambda images: {"features": pictures.as_x(images).reshape(len(images), -1)}, about, None)
 
 
 @extractor("inception")  # before the classifier, so that faulty weights are found before it is trained

@@ -1,7 +1,8 @@
 """Sampling from one network under any inference schedule, number of steps, spacing and sampler.
 
-Each requested combination writes its images (`samples.npy`, uint8 [N, H, W, C]), `grid.png` and `settings.json`; several also
-write `overview.png`, with a row per schedule and sampler and a column per number of network calls, all from the same noise.
+Each requested combination writes its images (`samples.npy`, [N, H, W, C], uint8 or for latents float32), `grid.png` and
+`settings.json`; several also write `overview.png`, with a row per schedule and sampler and a column per number of network calls,
+all from the same noise.
 """
 
 import contextlib
@@ -21,10 +22,10 @@ from tqdm import tqdm
 from noisesched import diffusion, guidance, samplers, schedules, spec
 from noisesched.models import conditioning, generate
 from noisesched.runs import subject as subjects
-from noisesched.runs.settings import ConfigError
+from noisesched.runs.settings import ConfigError, require
 from noisesched.runtime import cluster
 from noisesched.runtime.files import read_json, replacing, to_json, write_json
-from noisesched.runtime.pictures import beside_results, grid, new_figure, save_figure, write_png
+from noisesched.runtime.pictures import beside_results, grid, new_figure, save_figure, visible, write_png
 
 NEARLY_NOISE = -3.0  # log-SNR below which a schedule's first level counts as the noise that sampling starts from
 TRANSLATIONS = (*conditioning.TRANSLATIONS, "raw")  # "raw": the timesteps of the training table, whatever the levels are
@@ -40,7 +41,7 @@ def main(request):
 
 
 def run(request, say=tqdm.write):
-    """Carries out a `requests.Sample`; returns {(schedule, way, steps): uint8 images}, a way being a method and a guidance.
+    """Carries out a `requests.Sample`; returns {(schedule, way, steps): images}, a way being a method and a guidance.
 
     Raises ValueError or FileNotFoundError, in one line and before any computation, if the request is invalid.
     """
@@ -128,6 +129,10 @@ def check(subject, request):
         raise ConfigError(f"labels {list(request.labels)}: this network was trained without classes")
     if bad:
         raise ConfigError(f"label {bad[0]}: choose 0 to {classes - 1}, or {classes} for no label")
+    require(
+        "png" not in request.formats or subject.pictures,
+        "formats png: this network's images are not 8-bit pictures, gray or RGB; give npy or npz",
+    )
     subject.check_translation(request.translation, TRANSLATIONS)
     for text in request.guidance:
         subject.check_guidance(text)
@@ -171,7 +176,7 @@ def slug(*parts):
 def write(folder, images, settings, say, formats=("npy",)):
     """Writes the images in those formats, settings.json and grid.png (strict JSON: an infinite level is the string "-inf").
 
-    npy: samples.npy, uint8 [N, H, W, C]; npz: samples.npz, the same array as arr_0; png: images/00000.png and so on.
+    npy: samples.npy, uint8 or float32 [N, H, W, C]; npz: samples.npz, the same array as arr_0; png: images/00000.png and so on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError, ValueError):  # none there, or damaged
@@ -192,18 +197,19 @@ def write(folder, images, settings, say, formats=("npy",)):
             write_png(folder / "images" / f"{number:05d}.png", image)
     write_json(folder / "settings.json", settings)
     with beside_results(say):
-        write_png(folder / "grid.png", grid(images, columns=math.ceil(math.sqrt(len(images)))))
+        write_png(folder / "grid.png", grid(visible(images), columns=math.ceil(math.sqrt(len(images)))))
 
 
 def overview(path, images, nfe, columns=6):
     """Writes one picture: a row per schedule and way, a column per number of levels, the same noise throughout.
 
-    images: {(schedule, way, number of levels): uint8 [n, H, W, C]}; nfe: {(way, number of levels): network calls}.
+    images: {(schedule, way, number of levels): [n, H, W, C]}; nfe: {(way, number of levels): network calls}.
     """
     texts, steps = list(dict.fromkeys(k[0] for k in images)), sorted({k[2] for k in images})
     ways = list(dict.fromkeys(way for way, _ in nfe))
     rows = list(itertools.product(texts, ways))
-    cells = {key: grid(made[:columns], columns) for key, made in images.items()}
+    shown = visible(np.stack([made[:columns] for made in images.values()]))  # together, so that all have one range
+    cells = {key: grid(made, columns) for key, made in zip(images, shown, strict=True)}
     mixed = any(len({nfe[way, n] for way in ways}) > 1 for n in steps)  # then a column's cells differ
     height, width = next(iter(cells.values())).shape[:2]
     size = (0.012 * width * len(steps) + 2.4, (0.012 * height + 0.25 * mixed) * len(rows) + 0.9)

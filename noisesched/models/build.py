@@ -45,7 +45,8 @@ def network(config, params, translation=None):
     """The `denoiser.Network` of a config and its parameters."""
     definition, _ = abstract_denoiser(config, translation)
     shape = (config.data.image_size, config.data.image_size, config.data.channels)
-    return denoiser.Network(params, definition, config.model.prediction, shape, config.model.num_classes, config.noise_offset)
+    given, floats = config.model, config.data.dtype != "uint8"
+    return denoiser.Network(params, definition, given.prediction, shape, given.num_classes, config.noise_offset, floats)
 
 
 def _network(config, translation):

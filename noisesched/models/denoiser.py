@@ -65,6 +65,7 @@ class Network:
     shape: tuple[int, int, int]  # of an image, [H, W, C]
     num_classes: int
     noise_offset: float  # of the noise that sampling starts from
+    floats: bool = False  # whether its images are floats, latents for example, and not of 8 bits
 
     def check(self, log_snrs):
         """Raises ValueError, in one line, for levels at which there is no estimate; `samplers.sample` asks first."""

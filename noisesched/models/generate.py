@@ -15,7 +15,7 @@ BATCH = 256  # images per dispatch and device
 
 @functools.partial(jax.jit, static_argnames="method")
 def draw(network, log_snrs, told, guide, seed, index, labels, method):
-    """Images uint8 [B, ..], finite [B], of the positions `index` [B], with labels [B] or None; `method`: a samplers.Sampler.
+    """Images [B, ..], finite [B], of the positions `index` [B], with labels [B] or None; `method`: a samplers.Sampler.
 
     Image i is a function of (network, log_snrs, told, guide, seed, i, its label), not of the batch it is made in. One
     compilation serves all schedules of a length, and all numbers of one kind of guidance. `told`: the levels that the network
@@ -26,7 +26,7 @@ def draw(network, log_snrs, told, guide, seed, index, labels, method):
     z = jax.vmap(lambda key: loss.noise(key, network.shape, network.noise_offset))(noise_keys)
     denoise = guidance.guided(network, guide, labels, network.num_classes)
     x = samplers.sample(denoise, step_keys, z, log_snrs, method, told=told)
-    return pictures.unscale(x), jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
+    return x if network.floats else pictures.unscale(x), jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
 
 
 def told_raw(config, n, spacing="trailing"):
@@ -38,9 +38,10 @@ def told_raw(config, n, spacing="trailing"):
 
 
 def generate(network, log_snrs, num_images, method="ddim", *, seed, told=None, guide=None, labels=None, progress=None):
-    """Images uint8 [num_images, H, W, C], in equal batches over the devices of all processes, all of which must call this.
+    """Images [num_images, H, W, C], in equal batches over the devices of all processes, all of which must call this.
 
-    `network`: a `denoiser.Network`, or what `wrap` makes. `method`: a sampler, or its spec. `told`, `guide`: see `draw`.
+    They are uint8, or the float32 x of a network of `floats`. `network`: a `denoiser.Network`, or what `wrap` makes. `method`: a
+    sampler, or its spec. `told`, `guide`: see `draw`.
 
     Raises ValueError, and returns no image, if a value is not finite.
     """

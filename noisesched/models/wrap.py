@@ -67,6 +67,11 @@ class Wrapped:
 
     noise_offset = 0.0  # of the noise that sampling starts from, as of `denoiser.Network`
 
+    @property
+    def floats(self):
+        """Whether its images are no 8-bit pictures, gray or RGB, but latents."""
+        return self.shape[-1:] not in ((1,), (3,))
+
     def check(self, log_snrs):
         """Raises ValueError, in one line, for levels at which this network has no estimate; `samplers.sample` asks first."""
         log_snrs = np.asarray(log_snrs, np.float64)

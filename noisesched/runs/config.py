@@ -56,10 +56,11 @@ class Data:
     data_dir: str
     split: str = setting(fixed=OTHER_IMAGES)
     image_size: int = setting(at_least=1, below=2**14, fixed=OTHER_IMAGES)
-    channels: int = setting(choices=(1, 3), fixed=OTHER_IMAGES)
+    channels: int = setting(at_least=1, below=FAR, fixed=OTHER_IMAGES)
     flip: bool
     num_workers: int = setting(at_least=0, below=2**10, idle=True)
     background: str = setting(parse=_colour, absent="white", fixed=OTHER_IMAGES)
+    dtype: str = setting(choices=("uint8", "float32"), absent="uint8", fixed=OTHER_IMAGES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +218,10 @@ def check(config):
     training, preview = config.training, config.preview
     check_path("data.path", config.data.path)
     check_path("data.data_dir", config.data.data_dir)
+    if (name := config.data.name) != "arrays":
+        channels, dtype = config.data.channels, config.data.dtype
+        require(channels in (1, 3), f"data.channels={channels}: choose one of 1, 3; other numbers are for data.name='arrays'")
+        require(dtype == "uint8", f"data.dtype={dtype!r} is for data.name='arrays'; {name!r} has uint8 images")
     log_snrs = named("preview.steps", schedules.levels, preview.schedule, preview.steps)
     for name in build.NETWORKS[config.model.kind].takes:
         require(getattr(config.model, name) is not None, f"missing setting model.{name}")

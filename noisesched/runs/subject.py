@@ -64,6 +64,13 @@ class Subject:
         where it is not known how often it drew."""
         return loss.trained_range(self.schedule, self.num_draws or math.inf)
 
+    @property
+    def pictures(self):
+        """Whether its images are of 8 bits, gray or RGB."""
+        if self.config:
+            return self.data.dtype == "uint8" and self.data.channels in (1, 3)
+        return not self.network.floats
+
     def check_levels(self, schedule, log_snrs):
         """Raises ConfigError for sampling levels (of `schedule`, or its spec) at which this network estimates no image."""
         if self.config:
@@ -177,8 +184,8 @@ def of_file(text, data, needs_data=True):
     where = f"denoiser={text!r}"
     require(isinstance(network, Wrapped), f"{where} is a {type(network).__name__}: make it by noisesched.wrap(..)")
     shape = network.shape
-    square = len(shape) == 3 and shape[0] == shape[1] and shape[2] in (1, 3)
-    require(square, f"{where}: wrap(.., shape={shape}) must be the shape of an image, (size, size, 1 or 3)")
+    square = len(shape) == 3 and shape[0] == shape[1]
+    require(square, f"{where}: wrap(.., shape={shape}) must be the shape of an image, (size, size, channels)")
     drawn = network.drawn
     require(drawn, f"{where}: say which levels it was trained on: wrap(.., drawn='cosine') or another schedule")
     settings = {
@@ -214,7 +221,12 @@ def images(data, shape):
         found = configuration.load(configuration.find(data)).data
         theirs = (found.image_size, found.image_size, found.channels)
         require(theirs == shape, f"data={data!r} has images {theirs}, but the network's have the shape {shape}")
+        dtype = "uint8" if channels in (1, 3) else "float32"
+        require(
+            found.dtype == dtype, f"data={data!r} has {found.dtype} images, but a network of shape {shape} makes {dtype} ones"
+        )
         return found
+    require(channels in (1, 3), f"data={data!r}: for latents of shape {shape}, give a config file with data.name='arrays'")
     base = configuration.load(configuration.find("digits")).data
     folder = Path(data).expanduser().is_dir()
     if not folder and data not in ("digits", "brightness"):

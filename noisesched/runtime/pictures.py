@@ -27,6 +27,25 @@ def scale(image, dtype=np.float32):
     return (image.astype(dtype) - 127.5) / 127.5
 
 
+def as_x(image, dtype=np.float32):
+    """Images as x, of that dtype: uint8 is scaled to [-1, 1], floats are x already. Jittable; numpy in, numpy out."""
+    return scale(image, dtype) if image.dtype == np.uint8 else image.astype(dtype)
+
+
+def visible(images: np.ndarray) -> np.ndarray:
+    """Images [.., H, W, C], uint8 or floats, as uint8 pictures [.., H, W, 1 or 3].
+
+    Of three channels or more, the first three are red, green and blue; of fewer, the first is grey. The range of the floats that
+    are shown goes from black to white.
+    """
+    images = np.asarray(images)
+    images = images[..., : 3 if images.shape[-1] >= 3 else 1]
+    if images.dtype == np.uint8:
+        return images
+    low, high = images.min(), images.max()
+    return np.round((images - low) * (255 / max(high - low, 1e-30))).astype(np.uint8)
+
+
 def unscale(x):
     """x in [-1, 1] -> uint8 0..255, clipped and rounded: the inverse of `scale`. Jittable."""
     return jnp.clip(jnp.round((jnp.asarray(x, jnp.float32) + 1) * 127.5), 0, 255).astype(jnp.uint8)

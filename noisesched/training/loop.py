@@ -22,7 +22,7 @@ from noisesched.runs.metrics_log import Metrics, Unwritten
 from noisesched.runs.workdir import Workdir
 from noisesched.runtime import cluster, sharding, signals
 from noisesched.runtime.files import writing
-from noisesched.runtime.pictures import grid, write_png
+from noisesched.runtime.pictures import grid, visible, write_png
 from noisesched.training import resume
 from noisesched.training.monitor import BEFORE, Preempted, Profile, Progress, Recorder, Signals, TrainingStopped
 from noisesched.training.step import init, learning_rate, make_loss, make_step, with_stop
@@ -280,6 +280,6 @@ def make_preview(config):
     def picture(params):
         network = build.network(config, params)
         images = generate.generate(network, levels, preview.num_images, preview.method, seed=config.seed, labels=labels)
-        return grid(images, columns=int(np.ceil(np.sqrt(preview.num_images))))
+        return grid(visible(images), columns=int(np.ceil(np.sqrt(preview.num_images))))
 
     return picture

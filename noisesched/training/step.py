@@ -54,11 +54,11 @@ def init(config):
 
 
 def make_loss(config, definition):
-    """(params, batch, key of the step) -> mean loss, (losses [B], log_snr [B]). batch: image uint8, label, index: [B, ..]."""
+    """(params, batch, key of the step) -> mean loss, (losses [B], log_snr [B]). batch: image, label, index: [B, ..]."""
     model = config.model
 
     def loss(params, batch, key):
-        images = pictures.scale(batch["image"])
+        images = pictures.as_x(batch["image"])
         random = draw(key, batch["index"], config.training.batch_size, images.shape[1:], config.noise_offset)
         labels = None
         if model.num_classes:
