@@ -86,6 +86,7 @@ def test_timesteps_are_counted_as_the_network_counts(first, translation):
     )
     jax.block_until_ready(denoise(np.zeros((3, 1)), np.asarray(table.log_snr)[[0, 41, 99]]))
     np.testing.assert_allclose(told[0], np.array([0, 41, 99]) + first, atol=2e-3)
+    assert (told[0].dtype.kind == "i") == (translation == "nearest")  # then it may be an index
 
 
 def test_u_is_the_schedule_s_own():

@@ -104,6 +104,8 @@ class Wrapped:
         level = diffusion.like(log_snr, z)
         alpha, sigma = diffusion.alpha(level), diffusion.sigma(level)
         told = self.scale * TOLD[self.told](self, log_snr)
+        if self.told == "timestep" and self.translation == "nearest" and self.scale == 1:
+            told = told.astype(jnp.int32)  # so that it may be an index
         given = () if labels is None else (labels,)
 
         def network(y):
@@ -164,7 +166,7 @@ def wrap(
                 (sigma / alpha, as EDM) | c_noise (log(sigma) / 4, as EDM) | alpha_bar | flow_time (t in [0, 1], 1 is noise)
     table       for timestep: any schedule of steps, such as "discrete(linear, num_steps=1000)" or "betas('FILE')".
                 Timesteps are 1..T, or 0..T-1 with first_timestep=0. `translation`: a level between two steps becomes the
-                "nearest", or a fraction ("interpolated"). `outside`: levels beyond its ends are refused, or told as the
+                "nearest" (int32), or a fraction ("interpolated"). `outside`: levels beyond its ends are refused, or told as the
                 nearest end ("clamp")
     schedule    for u: "linear" is the continuous one that the score-SDE networks are told
     coordinates of the image that it is given: vp | ve | flow
