@@ -1040,7 +1040,7 @@ def test_the_identity_of_arrays_is_that_of_their_content(tmp_path):
         (np.zeros((2, 4, 4, 3), bool), {}, "a.npy holds bool"),
         (np.zeros((2, 4, 4, 3), np.float32), {}, "a.npy holds float32, not uint8: set data.dtype=float32"),
         (np.zeros((2, 4, 4, 3), np.uint8), {"dtype": "float32"}, "a.npy holds uint8, not float32: set data.dtype=uint8"),
-        (np.zeros((2, 48), np.uint8), {}, r"a.npy has the shape \[2, 48\]: images are \[N, H, W, C\] or \[N, H, W\]"),
+        (np.zeros((2, 48), np.uint8), {}, r"a.npy has the shape \[2, 48\]: images are \[N, H, W, C\] or \[N, H, W\]$"),
         (np.zeros((2, 3, 8, 8), np.uint8), {}, r"a.npy has images \[3, 8, 8\], which are not square"),
         (np.zeros((2, 8, 8), np.uint8), {}, r"images \[8, 8, 1\], not \[4, 4, 3\]: set image_size=8 and channels=1"),
         (np.zeros((0, 4, 4, 3), np.uint8), {}, "split 'train' of array file .*a.npy is empty"),
@@ -1052,6 +1052,7 @@ def test_the_identity_of_arrays_is_that_of_their_content(tmp_path):
         (np.zeros((9, 4, 4, 3), np.uint8), {"split": "test"}, "no split 'test' in array file .*a.npy: it has train"),
         (np.zeros((9, 4, 4, 3), np.uint8), {"split": "train[:10]"}, r"'train\[:10\]' of array file .*9 examples; write 'train'"),
         (np.zeros((9, 4, 4, 3), np.uint8), {"split": "train[:9x]"}, r"'train\[:9x\]'"),
+        (np.zeros((9, 4, 4, 3), np.uint8), {"split": "train[5:2]"}, r"split 'train\[5:2\]' of array file .*a.npy is empty"),
         ({"train": np.full((1, 4, 4, 3), np.nan)}, {"dtype": "float32"}, "a.npz: 'train' has values that are not finite"),
         ({"train": np.array([None])}, {}, "a.npz: 'train' cannot be read: Object arrays cannot be loaded"),
         ({"train": np.zeros((1, 4, 4, 3), np.uint8), "train_labels": np.array([1, 2])}, {}, "2 labels, and 'train' has 1 images"),
@@ -1289,6 +1290,10 @@ def test_faults_of_hugging_face_folders(saved, tmp_path):
         (folder / "dataset_info.json").write_text(json.dumps({"features": columns}))
         with pytest.raises(ValueError, match=says):
             open_saved(folder, tmp_path)
+    (folder / "dataset_info.json").write_text(json.dumps({"features": {"img": IMAGE}}))
+    os.mkfifo(folder / "data.arrow")
+    with pytest.raises(ValueError, match="data.arrow is neither a file nor a folder"):
+        open_saved(folder, tmp_path)
     (folder / "dataset_info.json").write_text("{")
     with pytest.raises(ValueError, match="dataset_info.json cannot be read: "):
         open_saved(folder, tmp_path)

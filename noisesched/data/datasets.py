@@ -238,11 +238,8 @@ def _why(file: pathlib.Path | bytes, error: Exception) -> str:
         most = 2 * Image.MAX_IMAGE_PIXELS
         return f"it has {pixels:,} pixels, and no more than {most:,} are decoded; save it smaller, or take it out of the folder"
     if isinstance(error, UnidentifiedImageError):
-        return (
-            "it is empty"
-            if not (len(file) if isinstance(file, bytes) else os.path.getsize(file))
-            else "it is damaged, or no image in a format that is known"
-        )
+        size = len(file) if isinstance(file, bytes) else os.path.getsize(file)
+        return "it is damaged, or no image in a format that is known" if size else "it is empty"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return reason(error)

@@ -53,12 +53,13 @@ class Folder:
         self.classes = features[0][self.columns[1]].get("names") if self.columns[1] else ["images"]
         if not isinstance(self.classes, list) or not all(isinstance(name, str) for name in self.classes):
             raise ValueError(f"{self.title}: the classes of {self.columns[1]!r} have no names")
-        self.listing = [
-            (f"{folder}/{entry.name}", entry.stat().st_size, entry.stat().st_mtime_ns)
-            for folder in sorted(self.splits.values())
-            for entry in sorted(os.scandir(os.path.join(self.path, folder)), key=lambda entry: entry.name)
-            if entry.is_file()
-        ]
+        self.listing = []
+        for folder in sorted(self.splits.values()):
+            for entry in sorted(os.scandir(os.path.join(self.path, folder)), key=lambda entry: entry.name):
+                if entry.is_file():
+                    self.listing.append((f"{folder}/{entry.name}", entry.stat().st_size, entry.stat().st_mtime_ns))
+                elif not entry.is_dir():  # a pipe, which the library would wait for
+                    raise ValueError(f"{readable(entry.path)} is neither a file nor a folder")
 
     def _json(self, *names):
         try:

@@ -94,7 +94,8 @@ def reference(config_data, n, measures, *, split, inception_weights="", say=tqdm
         "seed": SEED,
         "extractors": {name: each.about for name, each in made.items()},
     }
-    look = {"real": looks(images), "floor": looks(others)} if looks(images[:1]) else None
+    seen_as = {"real": looks(images), "floor": looks(others)}
+    look = seen_as if all(seen_as.values()) else None
     return Reference(images.shape, images.dtype, labels, _compare(distances, seen[1]), look, about, made, distances)
 
 
