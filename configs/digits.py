@@ -16,11 +16,12 @@ def get_config():
 
     # The images. Scaled to [-1, 1] on the device.
     config.data = ConfigDict()
-    # digits | brightness | image_folder | cifar10_binary | arrays | a prepared data set of tensorflow-datasets
+    # digits | brightness | image_folder | cifar10_binary | huggingface | arrays | a prepared data set of tensorflow-datasets
     config.data.name = "digits"
     # For image_folder: the folder that holds *.jpg, class/*.jpg or split/class/*.jpg (png, webp, ..: what Pillow reads); for
-    # cifar10_binary: cifar-10-binary.tar.gz; for arrays: a .npy of images [N, H, W, C] or [N, H, W], its split "train", or a .npz
-    # of the arrays train, test, .., with labels as train_labels, .. (or of images and labels, its split "train").
+    # cifar10_binary: cifar-10-binary.tar.gz; for huggingface: the folder that save_to_disk of its library `datasets` wrote; for
+    # arrays: a .npy of images [N, H, W, C] or [N, H, W], whose split is "train", or a .npz of the arrays train, test, .., with
+    # labels as train_labels, .. (or of images and labels, whose split is "train").
     config.data.path = ""
     config.data.data_dir = ""  # where prepared data sets are, a folder or gs:// bucket; "": a cache in the home folder
     config.data.split = "train"  # tensorflow-datasets' notation, e.g. "train[:90%]"
@@ -28,7 +29,7 @@ def get_config():
     config.data.channels = 1  # 1 gray | 3 colour | of arrays any number
     config.data.flip = False  # random left-right flips
     config.data.num_workers = 0  # processes that load images; 0: threads, enough for a few thousand images a second
-    config.data.background = "white"  # for image_folder: the colour that shows through what is transparent, e.g. "#ff8000"
+    config.data.background = "white"  # for image_folder and huggingface: the colour behind what is transparent, e.g. "#ff8000"
     config.data.dtype = "uint8"  # uint8 | float32, for arrays of floats (latents): x itself, best near mean 0 and deviation 0.5
 
     # The noise levels that training draws: any schedule, e.g. "zero_terminal(scaled_linear)", or a table of T steps,

@@ -3,6 +3,9 @@
 import collections
 import dataclasses
 import fcntl
+import importlib.util
+import io
+import json
 import os
 import pickle
 import platform
@@ -11,9 +14,11 @@ import resource
 import shutil
 import socket
 import struct
+import sys
 import tarfile
 import threading
 import time
+import types
 import zlib
 
 import jax
@@ -1035,7 +1040,7 @@ def test_the_identity_of_arrays_is_that_of_their_content(tmp_path):
         (np.zeros((2, 4, 4, 3), bool), {}, "a.npy holds bool"),
         (np.zeros((2, 4, 4, 3), np.float32), {}, "a.npy holds float32, not uint8: set data.dtype=float32"),
         (np.zeros((2, 4, 4, 3), np.uint8), {"dtype": "float32"}, "a.npy holds uint8, not float32: set data.dtype=uint8"),
-        (np.zeros((2, 48), np.uint8), {}, r"a.npy has the shape \[2, 48\]: images are \[N, H, W, C\] or \[N, H, W\]"),
+        (np.zeros((2, 48), np.uint8), {}, r"a.npy has the shape \[2, 48\]: images are \[N, H, W, C\] or \[N, H, W\]$"),
         (np.zeros((2, 3, 8, 8), np.uint8), {}, r"a.npy has images \[3, 8, 8\], which are not square"),
         (np.zeros((2, 8, 8), np.uint8), {}, r"images \[8, 8, 1\], not \[4, 4, 3\]: set image_size=8 and channels=1"),
         (np.zeros((0, 4, 4, 3), np.uint8), {}, "split 'train' of array file .*a.npy is empty"),
@@ -1047,6 +1052,7 @@ def test_the_identity_of_arrays_is_that_of_their_content(tmp_path):
         (np.zeros((9, 4, 4, 3), np.uint8), {"split": "test"}, "no split 'test' in array file .*a.npy: it has train"),
         (np.zeros((9, 4, 4, 3), np.uint8), {"split": "train[:10]"}, r"'train\[:10\]' of array file .*9 examples; write 'train'"),
         (np.zeros((9, 4, 4, 3), np.uint8), {"split": "train[:9x]"}, r"'train\[:9x\]'"),
+        (np.zeros((9, 4, 4, 3), np.uint8), {"split": "train[5:2]"}, r"split 'train\[5:2\]' of array file .*a.npy is empty"),
         ({"train": np.full((1, 4, 4, 3), np.nan)}, {"dtype": "float32"}, "a.npz: 'train' has values that are not finite"),
         ({"train": np.array([None])}, {}, "a.npz: 'train' cannot be read: Object arrays cannot be loaded"),
         ({"train": np.zeros((1, 4, 4, 3), np.uint8), "train_labels": np.array([1, 2])}, {}, "2 labels, and 'train' has 1 images"),
@@ -1180,3 +1186,143 @@ def test_visible_pictures_of_latents():
     for kind in (np.float32, np.float64):
         assert pictures.as_x(floats, kind).dtype == kind and pictures.as_x(image, kind).max() <= 1
     np.testing.assert_array_equal(pictures.as_x(floats), floats)
+
+
+# ---------------------------------------------------------------------------------------------------- Hugging Face
+
+
+class Rows(list):
+    """Stands in for the library's Dataset."""
+
+    def select_columns(self, names):
+        return Rows({name: row[name] for name in names} for row in self)
+
+    def cast_column(self, name, kind):
+        assert not kind["decode"]  # with it, the library itself would open what a path names
+        return self
+
+
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
+    """`saved({split: rows}, features)`: a folder as save_to_disk writes it, and the library, or a stand-in, to read it."""
+    if importlib.util.find_spec("datasets"):
+        library = pytest.importorskip("datasets")
+
+        def write(splits, features):
+            made = library.Features.from_dict(features)
+            rows = {split: library.Dataset.from_list(given, features=made) for split, given in splits.items()}
+            whole = library.DatasetDict(rows) if list(rows) != ["train"] else rows["train"]
+            whole.save_to_disk(tmp_path / "hf")
+            return tmp_path / "hf"
+
+        return write
+    stored = {}
+    load = lambda path: Rows(stored[os.path.normpath(path)])
+    stand_in = types.SimpleNamespace(Image=lambda decode: {"decode": decode}, load_from_disk=load)
+    monkeypatch.setitem(sys.modules, "datasets", stand_in)
+
+    def write(splits, features):
+        root = tmp_path / "hf"
+        for split, rows in splits.items():
+            folder = root / split if list(splits) != ["train"] else root
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
+            (folder / "state.json").write_text(repr(rows))
+            stored[os.path.normpath(folder)] = rows
+        if list(splits) != ["train"]:
+            (root / "dataset_dict.json").write_text(json.dumps({"splits": list(splits)}))
+        return root
+
+    return write
+
+
+IMAGE, CLASSES = {"_type": "Image"}, {"_type": "ClassLabel", "names": ["cat", "dog"]}
+
+
+def image_rows(n, **more):
+    rows = []
+    for number in range(n):
+        Image.fromarray(random_images(1, 8, 8, 3, seed=number)[0]).save(content := io.BytesIO(), format="PNG")
+        rows.append({"img": {"bytes": content.getvalue(), "path": None}, **{name: of(number) for name, of in more.items()}})
+    return rows
+
+
+def open_saved(folder, cache, split="train", **changes):
+    given = {"image_size": 8, "channels": 3, "path": str(folder), "data_dir": str(cache)} | changes
+    return pipeline.open_split("huggingface", split=split, **given)
+
+
+def test_hugging_face_folders_are_converted_once(saved, tmp_path, monkeypatch):
+    rows = image_rows(6, y=lambda number: number % 2, other=lambda number: number)
+    folder = saved(
+        {"train": rows[:4], "test": rows[4:]}, {"img": IMAGE, "y": CLASSES, "other": {"_type": "Value", "dtype": "int64"}}
+    )
+    opened = open_saved(folder, tmp_path / "cache")
+    got = pipeline.examples(opened)
+    assert len(opened) == 4 and opened.num_classes == 2 and open_saved(folder, tmp_path / "cache", "test[:50%]").num_classes == 2
+    expected = {random_images(1, 8, 8, 3, seed=number).tobytes(): number % 2 for number in range(4)}
+    assert {image.tobytes(): label for image, label in zip(got["image"], got["label"], strict=True)} == expected
+    monkeypatch.setitem(sys.modules, "datasets", None)  # it can no longer be imported
+    monkeypatch.chdir(tmp_path)
+    assert open_saved("hf", tmp_path / "cache").identity == opened.identity
+    with pytest.raises(ValueError, match=r"pip install noisesched\[huggingface\]$"):
+        open_saved(folder, tmp_path / "cache", image_size=4)
+    with pytest.raises(ValueError, match="no split 'valid' in Hugging Face folder .*hf: it has test, train"):
+        open_saved(folder, tmp_path / "cache", "valid")
+
+
+def test_one_split_of_hugging_face_without_labels(saved, tmp_path):
+    opened = open_saved(saved({"train": image_rows(3)}, {"img": IMAGE}), tmp_path / "cache", channels=1)
+    assert len(opened) == 3 and opened[0]["image"].shape == (8, 8, 1) and opened.num_classes == 1  # as an image folder
+
+
+def test_faults_of_hugging_face_folders(saved, tmp_path):
+    two = {"a": IMAGE, "b": IMAGE}
+    rows = [{"a": row["img"], "b": row["img"]} for row in image_rows(1)]
+    folder = saved({"train": rows}, two)
+    with pytest.raises(ValueError, match="several columns of type Image, a, b: call the one to take 'image'"):
+        open_saved(folder, tmp_path)
+    for columns, says in (
+        ({"x": {"_type": "Value"}}, "has no column of type Image; its columns are x"),
+        ({"img": IMAGE, "y": [{"_type": "generate_from_dict"}]}, "has a column of the unknown type 'generate_from_dict'"),
+        ([], "its splits have no columns"),
+    ):
+        (folder / "dataset_info.json").write_text(json.dumps({"features": columns}))
+        with pytest.raises(ValueError, match=says):
+            open_saved(folder, tmp_path)
+    (folder / "dataset_info.json").write_text(json.dumps({"features": {"img": IMAGE}}))
+    os.mkfifo(folder / "data.arrow")
+    with pytest.raises(ValueError, match="data.arrow is neither a file nor a folder"):
+        open_saved(folder, tmp_path)
+    (folder / "dataset_info.json").write_text("{")
+    with pytest.raises(ValueError, match="dataset_info.json cannot be read: "):
+        open_saved(folder, tmp_path)
+    for splits in (["../hf"], [], 3, ["all"]):
+        (folder / "dataset_dict.json").write_text(json.dumps({"splits": splits}))
+        with pytest.raises(ValueError, match="dataset_dict.json names no splits that can be used"):
+            open_saved(folder, tmp_path)
+    for path, kind, says in (
+        ("", ValueError, "needs a path"),
+        (tmp_path / "nowhere", FileNotFoundError, "no such folder"),
+        (tmp_path, ValueError, "neither dataset_dict.json nor dataset_info.json"),
+    ):
+        with pytest.raises(kind, match=says):
+            open_saved(path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        ({"bytes": None, "path": "/etc/passwd"}, r"image train\[1\] is not in the folder"),
+        (None, r"image train\[1\] is not in the folder"),
+        ({"bytes": b"", "path": None}, r"cannot read the image train\[1\]: it is empty"),
+        ({"bytes": b"no image", "path": None}, r"cannot read the image train\[1\]: it is damaged"),
+    ],
+)
+def test_an_image_that_hugging_face_lacks_is_named(saved, tmp_path, content, says):
+    if content and content["path"] and not isinstance(sys.modules["datasets"], types.SimpleNamespace):
+        pytest.skip("the library itself reads the file that a path names when it writes a folder")
+    folder = saved({"train": [*image_rows(1), {"img": content}]}, {"img": IMAGE})
+    with pytest.raises(ValueError, match=says):
+        open_saved(folder, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*/incomplete-*"))

@@ -1,7 +1,8 @@
 """Images, or latents, in a file of NumPy's: a .npy of one array, or a .npz with an array for each split.
 
 Values are uint8, which are scaled as everywhere, or floats, which are x itself, on whatever scale. A .npy is memory-mapped, so it
-may be larger than memory; the arrays of a .npz are read whole. Nothing is unpickled.
+may be larger than memory; the arrays of a .npz are read whole. Nothing is unpickled. A file that is opened is read through once,
+for its checksum and to find floats that are not finite.
 """
 
 import contextlib
@@ -50,14 +51,14 @@ class ArrayFile:
                 raise ValueError(f"{self.title}: {name!r} are labels of {name.removesuffix('_labels')!r}, which is not there")
         return {name: (name, f"{name}_labels" if f"{name}_labels" in names else None) for name in splits}
 
-    def length(self, split: str) -> int:
-        """How many images a split has."""
-        return len(self._images(self.splits[split][0]))
+    def lengths(self, split: str) -> dict[str, int]:
+        """{name: how many images it has} of the splits that are named in `split`."""
+        bases = {part.split("[")[0].strip() for part in split.split("+")}
+        return {name: len(self._images(array)) for name, (array, _) in self.splits.items() if bases & {name, "all"}}
 
     def parts(self, split: str) -> list[tuple[str, int, int]]:
         """[(name of a split, first, last + 1)] of the images that `split` names, in tensorflow-datasets' notation."""
-        bases = {part.split("[")[0].strip() for part in split.split("+")}
-        lengths = {name: self.length(name) for name in self.splits if name in bases or "all" in bases}
+        lengths = self.lengths(split)
         known = {name: tfds.core.SplitInfo(name=name, shard_lengths=[n], num_bytes=0) for name, n in lengths.items()}
         found = tfds.core.ReadInstruction.from_spec(split).to_absolute(known)
         return [(each.splitname, each.from_ or 0, lengths[each.splitname] if each.to is None else each.to) for each in found]
@@ -95,7 +96,7 @@ class ArrayFile:
         images, name = self.splits[split]
         if name is None:
             return None
-        labels, n = self._classes(name), self.length(split)
+        labels, n = self._classes(name), len(self._images(images))
         if len(labels) != n:
             raise ValueError(f"{self.title}: {name!r} has {len(labels)} labels, and {images!r} has {n} images")
         return labels

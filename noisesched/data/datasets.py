@@ -1,7 +1,7 @@
 """The data sets: prepared and read by tensorflow-datasets, without TensorFlow.
 
 `digits` is scikit-learn's handwritten digits, `brightness` the same digits at brightnesses from black to white, `image_folder`
-a converted folder of images: each is written once, to a cache folder, as array_record files of uint8 images.
+and `huggingface` convert folders of images: each is written once, to a cache folder, as array_record files of uint8 images.
 `find_prepared` opens a data set that was prepared elsewhere. All return the tfds builder that reads the data.
 """
 
@@ -13,6 +13,7 @@ import fcntl
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -43,7 +44,7 @@ _CONVERSION = 3
 # Pillow only recognises or writes these, or (EPS) has another program run them.
 _NOT_DECODED = {"BUFR", "EMF", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}
 # What `_prepare` works in, below the folder of prepared data, and the machine's name in it, which older ones lack.
-_OURS = r"digits|brightness|cifar10_binary|image_folder_\d+x[13]_[0-9a-f]{16}"
+_OURS = r"digits|brightness|cifar10_binary|(?:image_folder|huggingface)_\d+x[13]_[0-9a-f]{16}"
 _UNFINISHED = re.compile(rf"(?:{_OURS})/incomplete-(?:(.*)@)?[a-z0-9_]{{8}}")
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}  # folders of images that are no classes
 CIFAR10 = (*(f"data_batch_{n}.bin" for n in range(1, 6)), "test_batch.bin")  # the files of its binary version
@@ -131,51 +132,46 @@ class _Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield i, {"image": record[1:].reshape(3, 32, 32).transpose(1, 2, 0), "label": int(record[0])}
 
 
-class _ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Converts the images of a `list_folder` to square uint8 images of one size.
+class _Converted(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Converts images to square uint8 images of one size.
 
-    Notes in the data set's metadata how many of them repeat another or are enlarged.
+    `images`: {split: the (name, path or content of a file, label) of each image, of known length}; `convert`: `read_image` with
+    its settings. Notes in the data set's metadata how many of them repeat another or are enlarged.
     """
 
     VERSION = tfds.core.Version(_VERSION)
 
-    def __init__(self, root, listing, image_size, channels, background, name, **kwargs):
-        self.root, self.listing, self.name = root, listing, name
-        self.class_of = _classes(listing)
-        classes = sorted(set(self.class_of.values()))
-        self.labels = {name: label for label, name in enumerate(classes)}
-        self.convert = functools.partial(read_image, size=image_size, channels=channels, background=background)
-        self.features = _features(image_size, channels, tfds.features.ClassLabel(names=list(map(_class_name, classes))))
+    def __init__(self, images, features, convert, name, **kwargs):
+        self.images, self.features, self.convert, self.name = images, features, convert, name
         super().__init__(**kwargs)
 
     def _info(self):
-        # tfds orders examples by a hash of their file name: in a folder's own order, sorted by class, 'train[:90%]' would lack
-        # the last classes.
+        # tfds orders examples by a hash of their name: in a folder's own order, sorted by class, 'train[:90%]' would lack the
+        # last classes.
         return tfds.core.DatasetInfo(builder=self, features=self.features, metadata=tfds.core.MetadataDict())
 
     def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(split) for split in self.listing}
+        return {split: self._generate_examples(split) for split in self.images}
 
     def _generate_examples(self, split):
-        files = [file for file, *_ in self.listing[split]]
+        total, images = len(self.images[split]), iter(self.images[split])
         counts, firsts, enlarged = collections.Counter(), {}, []
-        bar = tqdm.tqdm(total=len(files), desc=f"preparing {split}", unit=" images", disable=None)
+        bar = tqdm.tqdm(total=total, desc=f"preparing {split}", unit=" images", disable=None)
         # Pillow releases the GIL while it decodes and resizes. Chunks bound the memory.
         with bar, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in range(0, len(files), 256):
-                chunk = files[start : start + 256]
-                converted = pool.map(self.convert, map(self.root.joinpath, chunk))
-                for file, (image, smaller) in zip(chunk, converted, strict=True):
+            while chunk := list(itertools.islice(images, 256)):
+                converted = pool.map(lambda each: self.convert(each[1], name=each[0]), chunk)
+                for (name, _, label), (image, smaller) in zip(chunk, converted, strict=True):
                     digest = hashlib.blake2b(image.tobytes(), digest_size=8).digest()
                     counts[digest] += 1
-                    firsts.setdefault(digest, file)
-                    enlarged += [file] * smaller
-                    yield os.fsencode(file), {"image": image, "label": self.labels[self.class_of[file]]}
+                    firsts.setdefault(digest, name)
+                    enlarged += [name] * smaller
+                    yield os.fsencode(name), {"image": image, "label": label}
                     bar.update()
         digest, most = counts.most_common(1)[0]
         self.info.metadata[split] = {
-            "images": len(files),
-            "repeats": len(files) - len(counts),
+            "images": total,
+            "repeats": total - len(counts),
             "most": [most, readable(firsts[digest])],
             "enlarged": [len(enlarged), readable(min(enlarged, default=""))],
         }
@@ -203,14 +199,19 @@ def square(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def read_image(file: pathlib.Path, size: int, channels: int, background: tuple = (255, 255, 255)) -> tuple[np.ndarray, bool]:
-    """Decodes an image file to uint8 [size, size, channels]: the first picture in it, upright, grey or RGB, the centre square.
+def read_image(
+    file: pathlib.Path | bytes, size: int, channels: int, background: tuple = (255, 255, 255), name: str = ""
+) -> tuple[np.ndarray, bool]:
+    """Decodes an image file, or the content of one called `name`, to uint8 [size, size, channels].
 
-    What is transparent shows `background`, an RGB colour. Returns also whether the square was smaller, and is enlarged. Raises
-    ValueError, naming the file, if it cannot be decoded, or what is white in it is not known.
+    It is the first picture in it, upright, grey or RGB, the centre square. What is transparent shows `background`, an RGB colour.
+    Returns also whether the square was smaller, and is enlarged. Raises ValueError, naming the file, if it cannot be decoded, or
+    what is white in it is not known.
     """
     try:
-        with open(file, "rb", opener=_open_regular) as content, Image.open(content, formats=_formats()[0]) as image:
+        held = isinstance(file, bytes)
+        opened = io.BytesIO(file) if held else open(file, "rb", opener=_open_regular)
+        with opened as content, Image.open(content, formats=_formats()[0]) as image:
             # A JPEG far larger than needed is decoded at 1/2, 1/4 or 1/8 of its size, still at least twice the final one.
             image.draft(None, (2 * size, 2 * size))
             kind, raw = image.format, _stored_as(image)  # which Pillow forgets once the pixels are read
@@ -220,7 +221,7 @@ def read_image(file: pathlib.Path, size: int, channels: int, background: tuple =
             pixels = np.asarray(square(image.convert("L" if channels == 1 else "RGB"), size))
             return pixels.reshape(size, size, channels), min(image.size) < size
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and more
-        raise ValueError(f"cannot read the image {readable(file)}: {_why(file, error)}") from error
+        raise ValueError(f"cannot read the image {readable(name if held else file)}: {_why(file, error)}") from error
 
 
 def _open_regular(path: str, flags: int) -> int:
@@ -231,13 +232,14 @@ def _open_regular(path: str, flags: int) -> int:
     return descriptor
 
 
-def _why(file: pathlib.Path, error: Exception) -> str:
+def _why(file: pathlib.Path | bytes, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         pixels = int(re.search(r"\d+", str(error)).group())
         most = 2 * Image.MAX_IMAGE_PIXELS
         return f"it has {pixels:,} pixels, and no more than {most:,} are decoded; save it smaller, or take it out of the folder"
     if isinstance(error, UnidentifiedImageError):
-        return "it is empty" if not os.path.getsize(file) else "it is damaged, or no image in a format that is known"
+        size = len(file) if isinstance(file, bytes) else os.path.getsize(file)
+        return "it is damaged, or no image in a format that is known" if size else "it is empty"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return reason(error)
@@ -445,21 +447,44 @@ def _cifar10_files(path: str) -> dict[str, bytes]:
 
 
 def image_folder(listing: dict, path: str, image_size: int, channels: int, data_dir: str = "", background: str = "white"):
-    """The builder of a folder of images, converted under `data_dir` (default: the user's cache) on first use.
+    """The builder of a folder of images, `converted`. The copy is keyed by the names, sizes and modification times in `listing`:
+    a folder that has changed is converted again.
+    """
+    class_of = _classes(listing)
+    classes = sorted(set(class_of.values()))
+    labels, root = {name: label for label, name in enumerate(classes)}, pathlib.Path(path)
+    images = lambda: {
+        split: [(file, root / file, labels[class_of[file]]) for file, *_ in files] for split, files in listing.items()
+    }
+    known = ("image_folder", f"image folder {readable(path)}", sorted(listing.items()))
+    return converted(*known, images, classes, image_size, channels, data_dir, background)
 
-    The converted copy is keyed by the names, sizes and modification times in `listing`, by `image_size`, `channels` and
-    `background`, a colour such as "white" or "#ff8000": a folder that has changed is converted again. If more than one image in
-    a hundred repeats another, or is smaller than `image_size`, that is said.
+
+def huggingface(folder, image_size: int, channels: int, data_dir: str = "", background: str = "white"):
+    """The builder of a `huggingface.Folder`, `converted`. It is converted again if it has changed."""
+    known = ("huggingface", folder.title, folder.listing)
+    return converted(*known, folder.images, folder.classes, image_size, channels, data_dir, background)
+
+
+def converted(kind, title, key, images, classes, image_size, channels, data_dir="", background="white"):
+    """The builder of images converted under `data_dir` (default: the user's cache) on first use.
+
+    `images()` are those of `_Converted`; `classes` the names of their labels. The copy is keyed by `key`, by `image_size`,
+    `channels` and `background`, a colour such as "white" or "#ff8000". If more than one image in a hundred repeats another, or is
+    smaller than `image_size`, that is said.
     """
     if channels not in (1, 3):
-        raise ValueError(f"channels={channels} for an image folder: choose 1 (gray) or 3 (RGB)")
+        raise ValueError(f"channels={channels} for {title}: choose 1 (gray) or 3 (RGB)")
     colour = ImageColor.getrgb(background)[:3]
-    fingerprint = hashlib.sha256(repr((_CONVERSION, colour, sorted(listing.items()))).encode()).hexdigest()[:16]
-    name = f"image_folder_{image_size}x{channels}_{fingerprint}"
+    fingerprint = hashlib.sha256(repr((_CONVERSION, colour, key)).encode()).hexdigest()[:16]
+    name = f"{kind}_{image_size}x{channels}_{fingerprint}"
+    convert = functools.partial(read_image, size=image_size, channels=channels, background=colour)
 
     def make_builder(data_dir):
-        logging.info("converting the images in %s, once, to %s", readable(path), data_dir)
-        return _ImageFolder(pathlib.Path(path), listing, image_size, channels, colour, name, data_dir=data_dir)
+        features = _features(image_size, channels, tfds.features.ClassLabel(names=list(map(_class_name, classes))))
+        found = images()
+        logging.info("converting the images of %s, once, to %s", title, data_dir)
+        return _Converted(found, features, convert, name, data_dir=data_dir)
 
     builder = _prepared_once(_local(data_dir), name, make_builder)
     for split, noted in (builder.info.metadata or {}).items():
@@ -467,15 +492,12 @@ def image_folder(listing: dict, path: str, image_size: int, channels: int, data_
         repeats, (most, file) = noted["repeats"], noted["most"]
         if repeats >= max(_TOLD * noted["images"], 2):
             _say(
-                f"image folder {readable(path)}: {repeats:,} {of_all} repeat another one, pixel for pixel, at "
+                f"{title}: {repeats:,} {of_all} repeat another one, pixel for pixel, at "
                 f"{image_size}x{image_size}x{channels} on {background}; {most:,} are {file}"
             )
         enlarged, file = noted["enlarged"]
         if enlarged > _TOLD * noted["images"]:
-            _say(
-                f"image folder {readable(path)}: {enlarged:,} {of_all} are smaller than {image_size}x{image_size} and are "
-                f"enlarged, such as {file}"
-            )
+            _say(f"{title}: {enlarged:,} {of_all} are smaller than {image_size}x{image_size} and are enlarged, such as {file}")
     return builder
 
 

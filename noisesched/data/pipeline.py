@@ -151,15 +151,15 @@ def open_split(
 ) -> Split:
     """Opens one split of a data set, which is prepared first if it is one of this package's own.
 
-    name        'digits' or 'brightness' (built in), 'image_folder', 'cifar10_binary' or 'arrays' (at `path`), or any TFDS image
-                data set in `data_dir`
+    name        'digits' or 'brightness' (built in), 'image_folder', 'cifar10_binary', 'huggingface' or 'arrays' (at `path`), or
+                any TFDS image data set in `data_dir`
     split       TFDS syntax: 'train', 'test', 'train[:90%]', 'train[100:200]', 'train+test'
     image_size  images of another size are cropped to their centre square and resized, with antialiasing; not those of arrays
     channels    1 or 3: an image folder is converted, any other data set must have this number; of arrays any number
     dtype       'uint8', or 'float32' for arrays of floats, which are x as they are
-    path        the image folder (see `datasets.list_folder`), in any format that Pillow decodes; CIFAR-10's archive; or a file of
-                arrays (see `arrays`)
-    data_dir    the folder of prepared data; '' is the user's cache for the first four, TFDS's default for others
+    path        the image folder (see `datasets.list_folder`), in any format that Pillow decodes; CIFAR-10's archive; a folder of
+                Hugging Face's (see `huggingface`); or a file of arrays (see `arrays`)
+    data_dir    the folder of prepared data; '' is the user's cache for those of this package, TFDS's default for others
     background  the colour that shows where an image in a folder is transparent
 
     Raises ValueError or FileNotFoundError, in one line that says what to change.
@@ -182,6 +182,13 @@ def open_split(
         listing = datasets.list_folder(path)
         _check_split(split, listing, title)  # before a conversion that may take long
         builder = datasets.image_folder(listing, path, image_size, channels, data_dir, background)
+    elif name == "huggingface":
+        from noisesched.data import huggingface
+
+        folder = huggingface.Folder(path)
+        title = folder.title
+        _check_split(split, folder.splits, title)
+        builder = datasets.huggingface(folder, image_size, channels, data_dir, background)
     else:
         builder = datasets.find_prepared(name, data_dir)
     _check_split(split, builder.info.splits, title)
@@ -225,9 +232,10 @@ def _open_arrays(path: str, split: str, shape: tuple[int, int, int], dtype: str)
 
     file = arrays.ArrayFile(path)
     _check_split(split, file.splits, file.title)
+    file.lengths(split)  # whatever is wrong with the arrays is no fault of the notation
     with _notation(split, file.title):
         parts = file.parts(split)
-    if not sum(end - first for _, first, end in parts):
+    if not any(first < end for _, first, end in parts):
         raise ValueError(f"split {split!r} of {file.title} is empty")
     source = arrays.Arrays(file, split, shape, dtype)
     return Split(source, source.num_classes, source.name, os.path.dirname(os.path.abspath(file.path)), file.identity)

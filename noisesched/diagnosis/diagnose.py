@@ -137,7 +137,7 @@ def plan_of(config, variance):
 
 def training_images(given):
     """(the first images of a Config's training split, [n, H, W, C], "", ""), or (None, why there are none, the repair)."""
-    wanted = {"image_folder": "FOLDER", "arrays": "FILE"}.get(given.name)
+    wanted = {"image_folder": "FOLDER", "huggingface": "FOLDER", "arrays": "FILE"}.get(given.name)
     repair = f"--config.data.path={wanted}" if wanted else "--config.data.data_dir=DIR"
     if wanted and not given.path:
         return None, f"no {wanted.lower()} of images is given", repair

@@ -99,7 +99,8 @@ def reference(config_data, n, measures, *, split, inception_weights="", real="pa
         (images, labels), (rest, _) = real.source.read(numbers[:n]), real.source.read(numbers[n:])
         seen, others = (_extracted(made, half, kept, key | {"n": n}) for half in (images, rest))
         shape = images.shape
-        look = {"real": looks(images), "floor": looks(rest)} if looks(images[:1]) else None
+        look = {"real": looks(images), "floor": looks(rest)}
+        look = look if all(look.values()) else None
     distances = {}
     for each in measures:
         metric = metrics.METRICS[each.metric]
