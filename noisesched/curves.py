@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
 
+from noisesched import spec
+
 DEFINITIONS = {}  # name -> function(u, **parameters)
 EXAMPLES = {}  # name -> a spec that uses it: what help texts show and tests run over
 
@@ -38,6 +40,7 @@ def definition(example):
     """Enrols a schedule under its function's name; `example` is a spec that uses it."""
 
     def enrol(function):
+        spec.check_new(DEFINITIONS, function)
         DEFINITIONS[function.__name__] = function
         EXAMPLES[function.__name__] = example
         return function

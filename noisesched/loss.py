@@ -26,6 +26,7 @@ RANGES = dict.fromkeys(("gamma", "k", "sigma_data"), (1e-9, 1e9))  # (lowest, hi
 
 def weighting(function):
     """Enrols a weighting under its function's name."""
+    spec.check_new(WEIGHTINGS, function)
     WEIGHTINGS[function.__name__] = function
     return function
 
@@ -131,7 +132,16 @@ def make_weighting(text):
                 raise ValueError(f"weighting {shown!r}: what is learned already cannot be learned again")
         else:
             spec.check_number(f"weighting {shown!r}", name, value, *RANGES.get(name, ()))
-    return Weighting(call)
+    made = Weighting(call)
+    try:
+        with jax.ensure_compile_time_eval():
+            weights = made(jnp.array([-30.0, 0.0, 30.0]), jnp.ones(3))
+            finite = weights.shape == (3,) and bool(jnp.isfinite(weights).all())
+    except Exception as error:  # of a function that is not ours
+        raise ValueError(f"weighting {shown!r} fails: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    if not finite:
+        raise ValueError(f"weighting {shown!r} must give the logarithm of a finite weight for each log-SNR")
+    return made
 
 
 def weight(weighting, prediction, log_snr, rate):

@@ -51,6 +51,7 @@ def sampler(calls, memory=lambda z, levels: ()):
     """Enrols a sampler under its function's name, with its network calls per interval between levels."""
 
     def enrol(move):
+        spec.check_new(METHODS, move)
         METHODS[move.__name__] = Method(move, calls, memory)
         return move
 

@@ -89,6 +89,15 @@ def bind(call, definitions, kind, skip=1):
     return function
 
 
+def check_new(known, function):
+    """Raises ValueError if a definition from elsewhere has the name of one of this package's, which it would replace."""
+    there = known.get(function.__name__)
+    there = getattr(there, "move", getattr(there, "distance", there))  # of a sampler, of a metric
+    ours = lambda made: getattr(made, "__module__", "").startswith("noisesched.")
+    if there is not None and ours(there) and not ours(function):
+        raise ValueError(f"{function.__name__!r} is already defined, in {there.__module__}: choose another name")
+
+
 def check_number(what, name, value, low=-1e9, high=1e9):
     """Raises ValueError, in one line, unless `value`, the parameter `name` of a spec, is a number from `low` to `high`.
 

@@ -350,6 +350,8 @@ def test_a_page_may_take_an_argument(tmp_path, monkeypatch, name):
         config.load(f"{name}:wide")
     with pytest.raises(ConfigError, match="TypeError: get_config.. takes 0 positional arguments but 1 was given"):
         config.load("digits:24")
+    (tmp_path / "compare").write_text("a file of another kind")
+    assert config.find("compare").endswith("compare.py")  # the name alone: the shipped one
     with pytest.raises(ConfigError, match="config file 'nowhere.py' not found"):
         config.load("nowhere.py:24")
 

@@ -121,6 +121,10 @@ def test_what_a_plugin_adds_is_used_from_end_to_end(main, stand_in, words, plugi
         (None, "plugin='my.py': there is no such file"),
         ("x = 1\nx.y\n", "plugin my.py, line 2: AttributeError"),
         ("(", "SyntaxError"),
+        (
+            "from noisesched.curves import definition\n@definition('linear')\ndef linear(u):\n    return -u\n",
+            "plugin my.py, line 2: ValueError: 'linear' is already defined, in noisesched.curves: choose another name",
+        ),
     ],
 )
 def test_a_plugin_that_fails_is_one_line(main, tmp_path, monkeypatch, content, says):
@@ -129,6 +133,20 @@ def test_a_plugin_that_fails_is_one_line(main, tmp_path, monkeypatch, content, s
         (tmp_path / "my.py").write_text(content)
     code, out, err = main("plot", "cosine", "--plugin=my.py")
     assert code == 2 and says in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (lambda log_snr: log_snr, "weighting 'own_weight' fails: TypeError"),
+        (lambda log_snr, rate: log_snr * np.nan, "must give the logarithm of a finite weight"),
+        (lambda log_snr, rate: log_snr[:2], "must give the logarithm of a finite weight"),
+    ],
+)
+def test_a_weighting_that_fails_is_named(monkeypatch, function, says):
+    monkeypatch.setitem(loss.WEIGHTINGS, "own_weight", function)
+    with pytest.raises(ValueError, match=says):
+        loss.make_weighting("own_weight")
 
 
 def test_the_tracker_of_a_service(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from noisesched import spec
 from noisesched.data import pipeline
 from noisesched.diagnosis import checks, leak, scheduler_file
 from noisesched.runs import config as configuration
-from noisesched.runs.workdir import Workdir
+from noisesched.runs import subject
 from noisesched.runtime.files import write_json
 from noisesched.runtime.pictures import COLOURS, NOISE_LEFT, beside_results, new_figure, save_figure, tidy_axes
 
@@ -56,7 +56,7 @@ def main(request):
     if request.config:
         config = configuration.load(request.config, request.overrides)
     else:
-        config = configuration.from_dict(Workdir(request.workdir).read_config())
+        config = subject.of_workdir(request.workdir).config
     found = run(
         config,
         request.config or request.workdir,

@@ -123,6 +123,7 @@ def metric(takes="features", better="lower", at_least=1, prepare=lambda real: re
     """Registers a metric under its function's name."""
 
     def enrol(distance):
+        spec.check_new(METRICS, distance)
         METRICS[distance.__name__] = Metric(distance, prepare, takes, better, at_least, of_moments)
         return distance
 

@@ -20,6 +20,7 @@ from noisesched.interchange import pipelines, scheduler_config
 from noisesched.models import build, unet
 from noisesched.models.unet2d import Architecture
 from noisesched.runs import config as configuration
+from noisesched.runs import subject
 from noisesched.runs.checkpoints import Checkpoints
 from noisesched.runs.settings import require
 from noisesched.runs.workdir import Workdir
@@ -42,7 +43,7 @@ def main(request):
 def run(request):
     """Carries out a `requests.Export`; returns lines to say. Raises ValueError or FileNotFoundError, in one line."""
     workdir, out = Workdir(request.workdir), epath.Path(request.out)
-    config = configuration.from_dict(workdir.read_config())
+    config = subject.of_workdir(workdir.path).config
     require(not out.exists() or not any(out.iterdir()), f"{out} is not empty, and its files would mix: take another --out")
     _, template = build.abstract_denoiser(config)
     with Checkpoints(workdir, max_to_keep=None) as checkpoints:

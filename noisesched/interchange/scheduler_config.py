@@ -24,8 +24,7 @@ import numpy as np
 
 from noisesched import diffusion, samplers, schedules, spec, tables
 from noisesched.interchange import schedulers
-from noisesched.runs import config as configuration
-from noisesched.runs.workdir import Workdir
+from noisesched.runs import subject
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}
 WRITTEN = {
@@ -637,7 +636,7 @@ def run_write(
 
 def of_run(directory):
     """The arguments of `run_write` for the run in a workdir; the schedule is the table that its network is told, if any."""
-    config = configuration.from_dict(Workdir(directory).read_config())
+    config = subject.of_workdir(directory).config
     told = config.conditioning
     return {
         "schedule": told.table or config.schedule,

@@ -295,14 +295,15 @@ SHIPPED = (_PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent) / "
 
 
 def find(path):
-    """The path of a config file: `path` if it exists, else the shipped config "configs/NAME.py", "NAME.py" or "NAME".
+    """The path of a config file: `path` if it exists, else the shipped config "configs/NAME.py", "NAME.py" or "NAME"; the name
+    alone always means that.
 
     Raises ConfigError, which lists the shipped ones, if there is neither.
     """
-    if Path(path).is_file():
-        return path
     shipped = {file.stem: file for file in sorted(SHIPPED.glob("*.py"))}
     name = path.removeprefix("configs/").removesuffix(".py")
+    if Path(path).is_file() and not (path == name and name in shipped):
+        return path
     require(name in shipped, f"config file {path!r} not found; shipped with noisesched: {', '.join(shipped) or 'none'}")
     return str(shipped[name])
 
