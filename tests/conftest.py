@@ -48,9 +48,9 @@ SMALL = {  # the base config, made small enough to compile in two seconds
 LONGEST = [
     f"test_{name}.py"
     for name in (
-        "processes train faults schedules samplers compare cli sample sharding hostile interchange loss checkpoints evaluate "
-        "report diagnose unet brightness features data likelihood zero_snr workers metrics inception guidance plot configs "
-        "launch wrap unet2d tour"
+        "processes train faults schedules samplers compare cli tour sample sharding hostile unet2d interchange loss checkpoints "
+        "evaluate report diagnose unet brightness features data likelihood zero_snr workers metrics inception guidance plot "
+        "configs launch wrap"
     ).split()
 ]
 # `launch/test quick` leaves out those that compile networks or start processes, and single tests marked slow.
