@@ -7,7 +7,6 @@ import contextlib
 import errno
 import importlib
 import os
-import re
 import signal
 import sys
 from pathlib import Path
@@ -102,8 +101,10 @@ def told(error):
             wanted = "a file, where a folder is wanted" if isinstance(error, FileExistsError) else error.strerror
             text = f"{os.fsdecode(error.filename)}: {wanted}"
         return text or kind.__name__, 1 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 2
-    if "callback" in text and (own := re.findall(r"(\w+(?:Error|Exception): .*)", str(error))):
-        return f"a function of NumPy arrays failed: {own[-1]}", 2
+    if "callback" in text:
+        from noisesched.runtime.files import reason
+
+        return f"a function of NumPy arrays failed: {reason(error)}", 2
     if isinstance(error, ValueError) or isinstance(error, RuntimeError) and kind is not RuntimeError:
         if text.startswith("RESOURCE_EXHAUSTED"):
             return f"out of memory: a smaller batch, or a smaller network, needs less ({text})", 1

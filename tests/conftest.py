@@ -1,5 +1,6 @@
 """A forgotten broadcast is an error, and programs find eight devices on the CPU. What the tests of programs share."""
 
+import dataclasses
 import importlib.metadata
 import os
 
@@ -106,7 +107,7 @@ def stand_in(small, monkeypatch):
         def __call__(self, z, features, labels=None, dropout_keys=None):
             return self.scale[...] * z
 
-    monkeypatch.setattr(build, "UNet", Scaled)
+    monkeypatch.setitem(build.NETWORKS, "unet", dataclasses.replace(build.NETWORKS["unet"], make=Scaled))
     monkeypatch.setattr(build, "_abstract_denoiser", build._abstract_denoiser.__wrapped__)  # it keeps networks
     return small
 

@@ -1,12 +1,14 @@
 """The denoiser: one contract, (z, log_snr) -> x_hat, whatever its network outputs."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from test_unet import HASTE
 
 from noisesched import diffusion, schedules
 from noisesched.models import build, denoiser
@@ -138,7 +140,7 @@ def test_parameters_are_those_of_the_seed_whatever_is_told_and_predicted(small):
     told = {"conditioning.kind": "timestep", "conditioning.table": "discrete(linear, num_steps=20)"}
     timestep = small(told)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=HASTE)
     def made():
         networks = (
             build.make_denoiser(timestep, "interpolated"),

@@ -52,7 +52,7 @@ class OneLayer(nnx.Module):
 @pytest.fixture(scope="module", autouse=True)
 def one_layer():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "UNet", OneLayer)
+        patch.setitem(build.NETWORKS, "unet", dataclasses.replace(build.NETWORKS["unet"], make=OneLayer))
         build._abstract_denoiser.cache_clear()  # which may hold a UNet of the same configuration
         yield
     build._abstract_denoiser.cache_clear()

@@ -1,5 +1,6 @@
 """What a denoiser knows at its noisiest levels: the best estimate of normal pixels, flawed ones of known flaws, trained ones."""
 
+import dataclasses
 import functools
 import math
 
@@ -193,7 +194,7 @@ def trained(small, monkeypatch):
     """`trained(schedule)` -> the `zero_snr_of` of a v-network trained on such images with v weighting, 2000 steps."""
     images, held_out = flat_and_textured(2000, 0), flat_and_textured(128, 1)
     average = zero_snr.average(images, np.zeros(len(images), int))
-    monkeypatch.setattr(build, "UNet", Small)
+    monkeypatch.setitem(build.NETWORKS, "unet", dataclasses.replace(build.NETWORKS["unet"], make=Small))
     monkeypatch.setattr(evaluate, "BATCH", 16)
     build._abstract_denoiser.cache_clear()  # which may hold a UNet of the same configuration
 

@@ -249,7 +249,7 @@ def outside(subject, log_snrs, translation, handling):
     if not table or translation == "raw":  # "raw" always tells it steps of the table
         return {"levels": 0, "by": 0.0, "handled": None}
     beyond = conditioning.outside(log_snrs, table)
-    count, by = int((np.abs(beyond) > 1e-3).sum()), float(np.abs(beyond).max())  # more than rounding
+    count, by = np.count_nonzero(beyond), float(np.abs(beyond).max())
     handled = {"refuse": "refused", "clamp": "clamped"}[handling] if count else None
     return {"levels": count, "by": round(by, 3), "handled": handled}
 

@@ -615,7 +615,7 @@ def find_prepared(name: str, data_dir: str):
             f"data set {name!r} is not prepared: no dataset_info.json in {root} or a version folder of it. "
             "Set data_dir; or prepare it once, where TensorFlow is installed, by "
             f"tfds.builder({name!r}, data_dir={str(base)!r}, file_format='array_record')"
-            ".download_and_prepare(); or use 'digits' or 'image_folder'"
+            ".download_and_prepare(); or use 'digits', 'image_folder', 'cifar10_binary', 'arrays' or 'huggingface'"
         )
     folder = max(found, key=_version)
     builder = _open(folder)

@@ -213,7 +213,9 @@ def _check_split(split: str, known: collections.abc.Iterable[str], title: str) -
     for part in split.split("+"):
         base = part.split("[")[0].strip()
         if base not in known and base != "all":
-            raise ValueError(f"no split {base!r} in {title}: it has {', '.join(sorted(known))}")
+            raise ValueError(
+                f"no split {base!r} in {title}: it has {', '.join(sorted(known))}, or a part of one, such as 'train[90%:]'"
+            )
 
 
 @contextlib.contextmanager

@@ -140,24 +140,24 @@ def check(subject, request):
 
 def outside(subject, levels):
     """Lines of text on levels that the network was never trained on, or cannot be told."""
-    (low, high), table = subject.trained_range, subject.table
+    low, high = subject.trained_range
     for (text, n), log_snrs in levels.items():
         name, drawn = spec.shortened(text), spec.shortened(str(subject.schedule))
-        for beyond, word, edge in ((log_snrs < low - 5e-3, "noisier", low), (log_snrs > high + 5e-3, "cleaner", high)):
-            if beyond.any():
-                by = np.abs(log_snrs[beyond] - edge).max()
+        beyond = conditioning.outside(log_snrs, (high, low))
+        for which, word, edge in ((beyond < 0, "noisier", low), (beyond > 0, "cleaner", high)):
+            if which.any():
                 yield (
-                    f"{name}, {n} steps: {beyond.sum()} of {n} levels are {word} than training with {drawn} went "
-                    f"(log-SNR {edge:.2f}), by up to {by:.2f}"
+                    f"{name}, {n} steps: {which.sum()} of {n} levels are {word} than training with {drawn} went "
+                    f"(log-SNR {edge:.2f}), by up to {np.abs(beyond[which]).max():.2f}"
                 )
         if log_snrs[0] > NEARLY_NOISE:
             yield (
                 f"{name}, {n} steps: sampling starts from pure noise, but at log-SNR {log_snrs[0]:.2f}, where z would hold "
                 f"{diffusion.alpha(log_snrs[0]):.0%} of the image: noisier levels are missing"
             )
-        if table and (beyond := conditioning.outside(log_snrs, table)).any():
+        if subject.table and (beyond := conditioning.outside(log_snrs, subject.table)).any():
             yield (
-                f"{name}, {n} steps: {(beyond != 0).sum()} of {n} levels lie outside the table of timesteps, by up to "
+                f"{name}, {n} steps: {np.count_nonzero(beyond)} of {n} levels lie outside the table of timesteps, by up to "
                 f"{np.abs(beyond).max():.2f} in log-SNR: there the network is told the nearest timestep"
             )
 

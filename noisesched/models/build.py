@@ -73,7 +73,10 @@ class Keys:
 
 
 def _denoiser(image_size, channels, model, told, uncertain, seed):
-    network = NETWORKS[model.kind].make(image_size, channels, model, Keys(seed))
+    kind = NETWORKS[model.kind]
+    given = {name: getattr(model, name) for name in ("num_classes", "dtype", *kind.takes)}
+    given |= {"features": model.width} if kind.features else {}
+    network = kind.make(image_size=image_size, channels=channels, rngs=Keys(seed), **given)
     return denoiser.Denoiser(network, told, model.prediction, denoiser.Uncertainty() if uncertain else None)
 
 
@@ -84,7 +87,8 @@ def _denoiser(image_size, channels, model, told, uncertain, seed):
 class Network:
     """A kind of network, model.kind.
 
-    make      (image_size, channels, model, rngs) -> (z [B, H, W, C], told, labels, dropout_keys) -> [B, H, W, C]
+    make      makes a network, (z [B, H, W, C], told, labels, dropout_keys) -> [B, H, W, C], of the keywords image_size, channels,
+              num_classes, dtype, rngs, what it `takes`, and `features`, how many it is told, if it is told any
     takes     the settings of `model` that it must have, beside those that all kinds have
     features  whether it is told model.width features of the noise level [B, width], or one number [B] (see `Conditioning`)
     """
@@ -94,57 +98,24 @@ class Network:
     features: bool
 
 
-def _unet(image_size, channels, model, rngs):
-    return UNet(
-        image_size=image_size,
-        channels=channels,
-        width=model.width,
-        multipliers=model.multipliers,
-        blocks=model.blocks,
-        attention=model.attention,
-        heads=model.heads,
-        dropout=model.dropout,
-        features=model.width,
-        num_classes=model.num_classes,
-        dtype=model.dtype,
-        rngs=rngs,
-    )
-
-
-def _unet2d(image_size, channels, model, rngs):
-    given, classes = model.architecture, model.num_classes
-    given.check()
-    check_size(image_size, len(given.block_out_channels))
-    if given.class_embed_type is None:  # the last embedding may stand for "no label"
-        rows = given.num_class_embeds or 0
+def _unet2d(image_size, channels, num_classes, dtype, rngs, architecture):
+    architecture.check()
+    check_size(image_size, len(architecture.block_out_channels))
+    if architecture.class_embed_type is None:  # the last embedding may stand for "no label"
+        rows = architecture.num_class_embeds or 0
         known = (rows, rows - 1) if rows > 1 else (rows,)
-        if classes not in known:
-            raise ValueError(f"num_classes={classes}, but architecture.num_class_embeds={rows}: choose {known[0]}")
-    elif given.class_embed_type != "timestep" or not classes:
+        if num_classes not in known:
+            raise ValueError(f"num_classes={num_classes}, but architecture.num_class_embeds={rows}: choose {known[0]}")
+    elif architecture.class_embed_type != "timestep" or not num_classes:
         raise ValueError(
-            f"architecture.class_embed_type={given.class_embed_type!r} with num_classes={classes}: classes are told as whole "
-            "numbers here, by an embedding of each or, with 'timestep', by the features of a timestep"
+            f"architecture.class_embed_type={architecture.class_embed_type!r} with num_classes={num_classes}: classes are told "
+            "as whole numbers here, by an embedding of each or, with 'timestep', by the features of a timestep"
         )
-    return UNet2D(given, channels, channels, dtype=model.dtype, rngs=rngs)
-
-
-def _dit(image_size, channels, model, rngs):
-    return DiT(
-        image_size=image_size,
-        channels=channels,
-        patch=model.patch,
-        width=model.width,
-        blocks=model.blocks,
-        heads=model.heads,
-        features=model.width,
-        num_classes=model.num_classes,
-        dtype=model.dtype,
-        rngs=rngs,
-    )
+    return UNet2D(architecture, channels, channels, dtype=dtype, rngs=rngs)
 
 
 NETWORKS = {
-    "unet": Network(_unet, ("width", "multipliers", "blocks", "attention", "heads", "dropout"), features=True),
-    "dit": Network(_dit, ("width", "blocks", "heads", "patch"), features=True),
+    "unet": Network(UNet, ("width", "multipliers", "blocks", "attention", "heads", "dropout"), features=True),
+    "dit": Network(DiT, ("width", "blocks", "heads", "patch"), features=True),
     "unet2d": Network(_unet2d, ("architecture",), features=False),
 }

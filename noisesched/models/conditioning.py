@@ -13,6 +13,7 @@ import numpy as np
 from noisesched import diffusion
 
 TRANSLATIONS = ("nearest", "interpolated")
+ROUNDING = 1e-3  # in log-SNR: a level beyond an end by no more is at it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +90,13 @@ def timestep(log_snr, table, translation):
 
 
 def outside(log_snrs, table):
-    """How far each level lies beyond a table's ends, in log-SNR: > 0 cleaner than its first step, < 0 noisier than its last."""
+    """How far each level lies beyond a table's ends, in log-SNR: > 0 cleaner than its first step, < 0 noisier than its last, 0 if
+    by no more than ROUNDING. Of the table only the ends matter, (cleanest, .., noisiest)."""
     log_snrs = np.asarray(log_snrs, np.float64)
     first, last = table[0], table[-1]
     with np.errstate(invalid="ignore"):
-        return np.where(log_snrs > first, log_snrs - first, np.where(log_snrs < last, log_snrs - last, 0.0))
+        beyond = np.where(log_snrs > first, log_snrs - first, np.where(log_snrs < last, log_snrs - last, 0.0))
+    return np.where(np.abs(beyond) > ROUNDING, beyond, 0.0)
 
 
 KINDS = {

@@ -87,7 +87,7 @@ class Wrapped:
                 )
         if self.table and self.outside == "refuse":
             beyond = conditioning.outside(log_snrs, self.table)
-            if count := int((np.abs(beyond) > 1e-3).sum()):  # more than rounding
+            if count := np.count_nonzero(beyond):
                 raise ValueError(
                     f"{count} of {log_snrs.size} levels lie outside the table of timesteps that this network knows, log-SNR "
                     f"{self.table[-1]:.4g} to {self.table[0]:.4g}, by up to {np.abs(beyond).max():.4g} (outside='clamp' tells "

@@ -6,7 +6,6 @@ because the user named it; nothing in a workdir ever is.
 
 import dataclasses
 import math
-import re
 import sys
 import zlib
 from pathlib import Path
@@ -26,6 +25,7 @@ from noisesched.runs.config import Config, Data
 from noisesched.runs.settings import ConfigError, named, require
 from noisesched.runs.workdir import Workdir
 from noisesched.runtime import sharding
+from noisesched.runtime.files import reason
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -262,9 +262,8 @@ def _answers(network):
     try:
         made = np.asarray(jax.jit(network)(z, levels, labels))  # as the commands call it
     except Exception as error:
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        said = [*re.findall(r"\w+(?:Error|Exception): .*", str(error)), kind + " ".join(str(error).split())]  # within a callback
-        raise ConfigError(f"the network cannot be called: {said[-2 if 'callback' in said[-1] else -1]}") from error
+        kind = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
+        raise ConfigError(f"the network cannot be called: {kind}{reason(error)}") from error
     said = ", ".join(f"{level:.3g}" for level in levels)
     require(np.isfinite(made).all(), f"the network's answers at log-SNR {said} are not finite")
     return zlib.crc32(np.round(made.astype(np.float64), 2).tobytes())

@@ -31,6 +31,8 @@ def reason(error: Exception) -> str:
     """What an exception says, as one line."""
     if isinstance(error, MemoryError):
         return "out of memory"
+    if "callback" in str(error) and (raised := re.findall(r"\w+(?:Error|Exception): .*", str(error))):
+        return raised[-1]  # what a function that JAX called back has raised: JAX tells it with a traceback
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
